@@ -1,0 +1,106 @@
+"""LotteryArguments: TrainingArguments plus how to find a ticket. The one place where methods have string names."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from ..prune import Scope, erk, global_, n_of_m, uniform
+from ..rewind import Rewind, parse_rewind
+from ..schedule import Schedule, cubic, geometric, one_shot
+from ..scores import Score, magnitude, movement, random, saliency, wanda
+
+SCORES: dict[str, Score] = {
+    "magnitude": magnitude,
+    "movement": movement,
+    "random": random,
+    "saliency": saliency,
+    "wanda": wanda,
+}
+SCHEDULES: dict[str, Schedule] = {
+    "cubic": cubic,
+    "geometric": geometric,
+    "one_shot": one_shot,
+}
+SCOPES: dict[str, Scope] = {"erk": erk, "global": global_, "uniform": uniform}
+
+
+@dataclass
+class LotteryArguments(TrainingArguments):
+    """TrainingArguments for :class:`~hf_lottery.LotteryTrainer`.
+
+    Raises:
+        ValueError: A setting is out of range or unknown.
+    """
+
+    sparsity: float | None = field(
+        default=None, metadata={"help": "Target sparsity in (0, 1), hit exactly by the last level. Or give levels."}
+    )
+    levels: int | None = field(default=None, metadata={"help": "Number of levels of pruning, instead of a sparsity."})
+    pruning_fraction: float = field(
+        default=0.2, metadata={"help": "Share removed at each level, of what remains, in (0, 1)."}
+    )
+    schedule: str = field(default="geometric", metadata={"help": f"Sparsity of each level: {', '.join(SCHEDULES)}."})
+    rewind: str = field(
+        default="init",
+        metadata={
+            "help": "Where a level starts: init, step:K or epoch:K (late rewinding), pretrained, learning_rate "
+            "(weights kept, schedule replayed) or none (fine-tuning)."
+        },
+    )
+    score: str = field(default="magnitude", metadata={"help": f"Importance of a weight: {', '.join(SCORES)}."})
+    score_batches: int = field(
+        default=8, metadata={"help": "Training batches that saliency and wanda are measured on, on each process."}
+    )
+    scope: str = field(
+        default="global",
+        metadata={"help": f"Which weights compete: {', '.join(SCOPES)}, or N:M (N kept of every M inputs)."},
+    )
+    min_density: float = field(default=0.0, metadata={"help": "Fraction of every parameter that must stay."})
+    include: list[str] | None = field(
+        default=None, metadata={"help": "Prune only parameters that match one of these regular expressions."}
+    )
+    exclude: list[str] | None = field(
+        default=None, metadata={"help": "Never prune parameters that match one of these regular expressions."}
+    )
+    fine_tuning_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Constant rate of the levels after the first with rewind=none. Default: learning_rate / 10."},
+    )
+    save_level_models: bool = field(
+        default=True, metadata={"help": "Keep the trained model of every level, not only of the last."}
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must be in [0, 1); received {self.sparsity}. It is no percentage.")
+        if self.score_batches < 1:
+            raise ValueError(f"score_batches must be at least 1; received {self.score_batches}.")
+        for name, table in (("score", SCORES), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in table:
+                raise ValueError(f"{name} must be one of {', '.join(table)}; received {getattr(self, name)!r}.")
+        self.get_rewind()
+        self.get_scope()
+        if self.sparsity is not None or self.levels is not None:
+            self.get_sparsities()
+
+    def get_rewind(self) -> Rewind:
+        """The rewind that the string names."""
+        return parse_rewind(self.rewind)
+
+    def get_scope(self) -> Scope:
+        """The scope that the string names."""
+        if self.scope in SCOPES:
+            return SCOPES[self.scope]
+        if groups := re.fullmatch(r"(\d+):(\d+)", self.scope):
+            return n_of_m(int(groups[1]), int(groups[2]))
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)} or N:M, such as 2:4; received {self.scope!r}.")
+
+    def get_sparsities(self) -> list[float]:
+        """The sparsity of every level, from ``schedule``, ``sparsity``, ``levels`` and ``pruning_fraction``."""
+        return SCHEDULES[self.schedule](
+            sparsity=self.sparsity, levels=self.levels, pruning_fraction=self.pruning_fraction
+        )

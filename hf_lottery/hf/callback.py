@@ -1,0 +1,56 @@
+"""SparsityCallback: hold a model at a mask inside any ``transformers.Trainer``."""
+
+from __future__ import annotations
+
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+from transformers import TrainerCallback
+
+from ..mask import Mask
+from ..sparse import SparseHandle, keep_sparse
+
+
+class SparsityCallback(TrainerCallback):
+    """Keep pruned weights at exactly zero while a Trainer trains, and prove it at the end.
+
+    Works in any Trainer: ``Trainer(..., callbacks=[SparsityCallback(mask)])``. The mask is bound when training
+    begins, after the model was prepared and a checkpoint loaded.
+
+    Args:
+        mask: Parameter name -> bool tensor, True keeps.
+        packed: Keep one bit a weight in memory instead of one number; see :func:`hf_lottery.keep_sparse`.
+
+    Raises:
+        MaskMismatchError: When training begins, if the mask is for another model.
+        SparsityLeakError: When training ends, if a pruned weight is not exactly zero or the mask prunes nothing.
+        NotImplementedError: When training begins under DeepSpeed or FSDP, which keep the weights elsewhere.
+    """
+
+    def __init__(self, mask: Mask, *, packed: bool = False):
+        self.mask = mask
+        self.packed = packed
+        self.handle: SparseHandle | None = None
+
+    def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+        """Bind the mask to the model and the optimizer."""
+        kind = AcceleratorState().distributed_type
+        if kind in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+            raise NotImplementedError(
+                f"a mask must be held on whole parameters; received {kind.value}, which shards them. "
+                "Launch with plain data parallelism instead."
+            )
+        self.release()  # an earlier training that was interrupted
+        assert model is not None
+        self.handle = keep_sparse(model, self.mask, optimizer, packed=self.packed)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        """Verify the mask and let go."""
+        assert self.handle is not None
+        self.handle.verify()
+        self.release()
+
+    def release(self) -> None:
+        """Let the model go, if it is bound."""
+        if self.handle is not None:
+            self.handle.remove()
+        self.handle = None

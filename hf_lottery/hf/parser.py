@@ -1,0 +1,89 @@
+"""RecipeParser: command line and YAML for a script. YAML gives defaults, the command line wins, typos are errors."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+
+class RecipeParser(HfArgumentParser):
+    """An HfArgumentParser that also takes ``--config file.yaml`` and names the nearest key of an unknown one.
+
+    Args:
+        dataclass_types: The dataclasses to fill, as for HfArgumentParser.
+
+    Example::
+
+        parser = RecipeParser([ModelArguments, LotteryArguments])
+        model_arguments, arguments = parser.parse()
+    """
+
+    def __init__(self, dataclass_types: Any, **kwargs):
+        # An abbreviated flag would be taken silently: --spars for --sparsity.
+        super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
+        self.add_argument("--config", help="A YAML file of defaults; the command line wins.")
+
+    def parse(self, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """Parse the command line (or ``arguments``) into the dataclasses, in their order.
+
+        Raises:
+            SystemExit: With a message on standard error, for an unknown key or a bad value.
+        """
+        arguments = list(sys.argv[1:] if arguments is None else arguments)
+        for path in self._take_configs(arguments):
+            self._set_defaults(path)
+        try:
+            *parsed, unknown = self.parse_args_into_dataclasses(
+                arguments, return_remaining_strings=True, look_for_args_file=False
+            )
+            if flags := [text.split("=")[0] for text in unknown if text.startswith("--")]:
+                self._unknown("the command line", [flag[2:] for flag in flags])
+            if unknown:
+                self.error(f"every value must belong to a flag; received {unknown[0]!r}.")
+        except (ValueError, NotImplementedError) as error:
+            self.error(str(error))
+        # The last one holds what belongs to no dataclass: --config.
+        return tuple(parsed[: len(list(self.dataclass_types))])
+
+    def _take_configs(self, arguments: list[str]) -> list[Path]:
+        paths = []
+        while "--config" in (flags := [text.split("=")[0] for text in arguments]):
+            i = flags.index("--config")
+            flag, _, value = arguments.pop(i).partition("=")
+            if not value and i >= len(arguments):
+                self.error(f"{flag} must name a YAML file; received nothing.")
+            paths.append(Path(value or arguments.pop(i)))
+        return paths
+
+    def _set_defaults(self, path: Path) -> None:
+        import yaml
+
+        if not path.is_file():
+            self.error(f"--config must name a YAML file; received {path}, which does not exist.")
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except yaml.YAMLError as error:
+            self.error(f"{path} must be YAML; received: {error}")
+        if not isinstance(values, dict):
+            self.error(f"{path} must hold keys and values; received {type(values).__name__}.")
+        actions = {action.dest: action for action in self._actions}
+        if unknown := [key for key in values if key not in actions or key in ("config", "help")]:
+            self._unknown(str(path), unknown)
+        for key, value in values.items():
+            # As text, argparse converts it to the field's type: YAML reads 1e-3 as a string, and yes as a bool.
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            actions[key].default = str(value) if is_number else value
+            actions[key].required = False
+
+    def _unknown(self, where: str, keys: Iterable[Any]) -> NoReturn:
+        known = [action.dest for action in self._actions]
+        hints = []
+        for key in keys:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hints.append(f"{key}" + (f" (nearest: {near[0]})" if near else ""))
+        self.error(f"{where} must hold known keys; received {', '.join(hints)}.")

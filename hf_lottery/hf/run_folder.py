@@ -1,0 +1,137 @@
+"""RunFolder: what a LotteryTrainer leaves on disk, and how it finds its way back.
+
+::
+
+    output_dir/
+      lottery_state.json        settings, finished levels and their metrics; rewritten when a level is finished
+      rewind.safetensors        the moment that levels rewind to, if it is later than the start
+      level-00/  level-01/ ...  mask and starting weights of the level (a ticket), checkpoints while it trains
+        trained/                its trained model
+      ticket/                   the last level as a ticket with a card
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_callback import TrainerState
+
+from ..mask import Mask
+from ..mask_file import CONFIG_NAME, stage_mask
+from ..rewind import Snapshot
+from ..staging import staged_folder, write_atomically
+
+REWIND_NAME = "rewind.safetensors"
+_STATE_NAME = "lottery_state.json"
+
+
+class RunFolder:
+    """The folder of one search for a ticket.
+
+    Args:
+        root: ``output_dir`` of the run.
+        settings: Whatever must be the same for a resumed run to go on with this one.
+        resume: Whether to go on where an earlier process stopped.
+
+    Raises:
+        FileExistsError: The folder holds a run and ``resume`` is false.
+        ValueError: The run in the folder had other settings.
+    """
+
+    def __init__(self, root: str | Path, settings: dict[str, Any], *, resume: bool):
+        self.root = Path(root)
+        self.finished: list[dict[str, Any]] = []
+        self._settings = json.loads(json.dumps(settings))  # as they will be read back
+        state = self.root / _STATE_NAME
+        if not state.exists():
+            return
+        if not resume:
+            raise FileExistsError(
+                f"output_dir must not hold a run already; received {self.root}. "
+                "Go on with it by resume_from_checkpoint=True, or choose another output_dir."
+            )
+        stored = json.loads(state.read_text())
+        for name in sorted(self._settings.keys() | stored["settings"].keys()):
+            old, new = stored["settings"].get(name), self._settings.get(name)
+            if old != new:
+                raise ValueError(
+                    f"a resumed run must have the settings it began with; received {name}={new!r} instead of {old!r}. "
+                    "Put it back, or choose another output_dir."
+                )
+        self.finished = stored["finished"]
+
+    def level(self, number: int) -> Path:
+        """The folder of a level."""
+        return self.root / f"level-{number:02d}"
+
+    def trained(self, number: int) -> Path:
+        """The folder of a level's trained model."""
+        return self.level(number) / "trained"
+
+    @property
+    def ticket(self) -> Path:
+        """The folder of the ticket."""
+        return self.root / "ticket"
+
+    @property
+    def moment(self) -> Path:
+        """The file of the moment that levels rewind to."""
+        return self.root / REWIND_NAME
+
+    def begin(self) -> None:
+        """Claim the folder: from now on it holds a run with these settings."""
+        self._write()
+
+    def write_start(self, number: int, mask: Mask, start: Snapshot | Path) -> None:
+        """Write what a level starts from: its mask, and weights or the file that holds them already."""
+        with staged_folder(self.level(number), last=CONFIG_NAME) as stage:
+            if isinstance(start, Snapshot):
+                start.save(stage / REWIND_NAME)
+            else:
+                link_or_copy(start, stage / REWIND_NAME)
+            stage_mask(stage, mask, {"level": number})
+
+    def has_start(self, number: int) -> bool:
+        """Whether :meth:`write_start` is done for a level."""
+        return (self.level(number) / CONFIG_NAME).exists()
+
+    def read_start(self, number: int) -> tuple[Mask, Snapshot]:
+        """What a level starts from."""
+        folder = self.level(number)
+        return Mask.from_pretrained(folder), Snapshot.load(folder / REWIND_NAME)
+
+    def last_checkpoint(self, number: int) -> str | None:
+        """The newest checkpoint of a level that was written to the end, if there is one."""
+        checkpoints = sorted(self.level(number).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        for checkpoint in reversed(checkpoints):
+            try:  # the Trainer writes its state last
+                TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+            except (OSError, ValueError, TypeError):
+                continue
+            return str(checkpoint)
+        return None
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Note that a level is finished."""
+        self.finished.append(record)
+        self._write()
+
+    def drop_trained(self, number: int) -> None:
+        """Delete the trained model of a level."""
+        shutil.rmtree(self.trained(number), ignore_errors=True)
+
+    def _write(self) -> None:
+        state = {"settings": self._settings, "finished": self.finished}
+        write_atomically(self.root / _STATE_NAME, (json.dumps(state, indent=2) + "\n").encode())
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file, so that a run of many levels keeps its rewind weights once; copy where links do not work."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

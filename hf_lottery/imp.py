@@ -1,0 +1,156 @@
+"""find_ticket: train, score, prune, rewind, level after level (iterative magnitude pruning and its relatives)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from .mask import Mask, plain_name
+from .prune import Scope, global_, prune
+from .rewind import Rewind, Snapshot, init
+from .schedule import Schedule, geometric
+from .scores import Evidence, Score, magnitude, score_weights
+from .sparse import keep_sparse
+
+
+class Start(NamedTuple):
+    """What a training function must know about the level it trains.
+
+    Attributes:
+        level: Number of the level; 0 is dense. Seed the data order with it for a run that can be repeated.
+        step: Optimizer steps that lie behind the weights: start the learning-rate schedule here, train the rest.
+        fine_tune: Whether to train at a small constant rate instead of the schedule (``rewind=none``).
+    """
+
+    level: int
+    step: int = 0
+    fine_tune: bool = False
+
+
+@dataclass(frozen=True)
+class Level:
+    """A trained level.
+
+    Attributes:
+        number: 0 is dense.
+        mask: What the level kept.
+        sparsity: Fraction of the covered weights removed, in [0, 1].
+        metrics: What the training function returned.
+        start: The weights the level was trained from; with ``mask`` they are the ticket.
+    """
+
+    number: int
+    mask: Mask
+    sparsity: float
+    metrics: Any
+    start: Snapshot
+
+
+def find_ticket(
+    model: nn.Module,
+    train: Callable[[nn.Module, Start], Any],
+    *,
+    within: Mapping[str, Tensor],
+    score: Score = magnitude,
+    sparsity: float | None = None,
+    levels: int | None = None,
+    pruning_fraction: float = 0.2,
+    schedule: Schedule = geometric,
+    rewind: Rewind = init,
+    scope: Scope = global_,
+    min_density: float = 0.0,
+    evidence: Callable[[nn.Module], Mapping[str, Evidence]] | None = None,
+) -> Iterator[Level]:
+    """Find a lottery ticket: train the model, prune its least important weights, rewind the rest, and again.
+
+    Args:
+        model: Trained in place; at each level that is yielded it holds that level's trained weights.
+        train: ``train(model, start)`` trains the model to the end with a fresh optimizer and returns metrics. The mask
+            is held for it.
+        within: Name -> parameter that may be pruned, ``prunable(model)`` as a rule.
+        score: ``score(weight, evidence)``, higher stays longer.
+        sparsity: Target sparsity in (0, 1), hit exactly by the last level. Or give ``levels``.
+        levels: Number of levels of pruning.
+        pruning_fraction: Share removed at each level, of what remains.
+        schedule: Sparsities of the levels from the three above.
+        rewind: Where each level starts from.
+        scope: Which weights compete with each other.
+        min_density: Fraction of every parameter that must stay.
+        evidence: ``evidence(model)`` gathers what the score needs from the trained model; ``start`` is filled in here.
+
+    Yields:
+        One :class:`Level` for each sparsity of the schedule, the dense level 0 first.
+
+    Raises:
+        ValueError: A setting is out of range, or training ended before the step to rewind to.
+
+    Reference:
+        Frankle and Carbin, 2019, arXiv:1803.03635; Frankle et al., 2020, arXiv:1912.05671.
+    """
+    sparsities = schedule(sparsity=sparsity, levels=levels, pruning_fraction=pruning_fraction)
+    weights = {plain_name(name): weight for name, weight in within.items()}
+    moment = rewind.in_steps()
+    Mask.dense(weights).check_fits(model)
+
+    def next_mask(mask: Mask, start: Snapshot, target: float) -> Mask:
+        known = evidence(model) if evidence else {}
+        scores = score_weights(weights, score, {name: known.get(name, Evidence())._replace(
+            start=start.tensors[name].to(weight.device)) for name, weight in weights.items()})  # fmt: skip
+        return prune(scores, target, scope=scope, min_density=min_density, within=mask)
+
+    def run() -> Iterator[Level]:
+        mask = Mask.dense(weights)
+        start = rewound = Snapshot.capture(model)
+        for number in range(len(sparsities)):
+            if number and rewind.keeps_weights:
+                start = Snapshot.capture(model)
+            elif number:
+                start = rewound
+                start.restore_(model)
+            with ExitStack() as stack:
+                if number:
+                    stack.enter_context(keep_sparse(model, mask))
+                captured = stack.enter_context(capture_at(model, moment))
+                metrics = train(model, Start(number, start.step, fine_tune=bool(number) and rewind.kind == "none"))
+            if not number:
+                rewound = captured()
+            level = Level(number, mask, mask.sparsity, metrics, start)
+            if number + 1 < len(sparsities):
+                mask = next_mask(mask, start, sparsities[number + 1])
+            yield level
+
+    return run()
+
+
+@contextmanager
+def capture_at(model: nn.Module, step: int) -> Iterator[Callable[[], Snapshot]]:
+    """Capture the model after ``step`` steps of its optimizer, whoever takes them.
+
+    Yields:
+        A function that returns the snapshot, to be called once the block is over; ValueError if it ended before.
+    """
+    taken, snapshot = 0, Snapshot.capture(model) if step == 0 else None
+    ours = {id(parameter) for parameter in model.parameters()}
+
+    def after_step(optimizer, args, kwargs) -> None:
+        nonlocal taken, snapshot
+        if any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
+            taken += 1
+            if taken == step:
+                snapshot = Snapshot.capture(model, step)
+
+    def result() -> Snapshot:
+        if snapshot is None:
+            raise ValueError(f"the rewind step must lie within training; received {step} of {taken}. Rewind earlier.")
+        return snapshot
+
+    handle = register_optimizer_step_post_hook(after_step)
+    try:
+        yield result
+    finally:
+        handle.remove()

@@ -1,0 +1,177 @@
+"""The mask file: named bool tensors <-> two files in a folder, and nothing else.
+
+``mask.safetensors`` holds one packed bit per weight, ``mask_config.json`` says what they mean and carries their
+checksum. docs/mask-format.md specifies both. Nothing here unpickles, imports or builds a path from what a file says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .staging import staged_folder
+from .version import __version__
+
+CONFIG_NAME = "mask_config.json"
+MASK_NAME = "mask.safetensors"
+FORMAT_VERSION = 1
+_MAX_CONFIG_BYTES = 16 * 2**20
+_SUFFIX = ".mask"
+
+
+class MaskFileError(ValueError):
+    """A mask file is malformed, damaged, or of a newer format."""
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Pack a bool tensor of any shape into uint8 ``[ceil(numel / 8)]``: row-major, least significant bit first."""
+    return torch.from_numpy(np.packbits(mask.reshape(-1).cpu().numpy(), bitorder="little"))
+
+
+def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Undo :func:`pack_bits`: the first ``prod(shape)`` bits of uint8 ``packed`` as a bool tensor of ``shape``."""
+    bits = np.unpackbits(packed.numpy(), count=math.prod(shape), bitorder="little")
+    return torch.from_numpy(bits.view(np.bool_)).reshape(shape)
+
+
+def write_mask(folder: str | Path, entries: Mapping[str, Tensor], extra: Mapping[str, Any] | None = None) -> None:
+    """Write ``entries`` (name -> bool tensor) and the config into ``folder``, in one step; see :func:`stage_mask`."""
+    with staged_folder(folder, last=CONFIG_NAME) as stage:
+        stage_mask(stage, entries, extra)
+
+
+def stage_mask(stage: Path, entries: Mapping[str, Tensor], extra: Mapping[str, Any] | None = None) -> None:
+    """Write the two mask files into ``stage``.
+
+    Args:
+        stage: An existing folder, normally one from :func:`hf_lottery.staging.staged_folder`.
+        entries: Parameter name -> bool tensor, True keeps.
+        extra: Further keys of the config (where the mask comes from); they may not shadow the format's own.
+    """
+    data = save(
+        {name + _SUFFIX: pack_bits(mask) for name, mask in entries.items()},
+        metadata={"format": "pt", "hf_lottery_format": str(FORMAT_VERSION)},
+    )
+    weights = sum(mask.numel() for mask in entries.values())
+    kept = {name: int(mask.sum()) for name, mask in entries.items()}
+    config = {
+        "format_version": FORMAT_VERSION,
+        "library_name": "hf_lottery",
+        "library_version": __version__,
+        "mask_type": "binary",
+        "bit_order": "little",
+        "sparsity": 1 - sum(kept.values()) / weights,
+        "tensors": {name: {"shape": list(mask.shape), "kept": kept[name]} for name, mask in entries.items()},
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    if shadowed := config.keys() & (extra or {}).keys():
+        raise ValueError(f"extra config keys must not shadow the format's own; received {sorted(shadowed)}.")
+    (stage / MASK_NAME).write_bytes(data)
+    (stage / CONFIG_NAME).write_text(json.dumps({**config, **(extra or {})}, indent=2) + "\n")
+
+
+def read_mask(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read and check a mask written by :func:`write_mask`.
+
+    Returns:
+        The entries (name -> bool tensor, in the order of the config) and the whole config.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        MaskFileError: A file is malformed, damaged, or newer than this library.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_NAME, MASK_NAME):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"a ticket folder must hold {name}; received {folder}. Check the path, or save the mask again."
+            )
+    config = _read_config(folder / CONFIG_NAME)
+    path = folder / MASK_NAME
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != config["sha256"]:
+        raise MaskFileError(
+            f"{path} must have the sha256 that {CONFIG_NAME} states; received {digest}. "
+            "The file is truncated, damaged or from another save: save or download it again."
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            _check_names(path, set(file.keys()), config["tensors"])
+            return {name: _read_entry(file, name, spec, path) for name, spec in config["tensors"].items()}, config
+    except SafetensorError as error:
+        raise MaskFileError(f"{path} must be a safetensors file; received: {error}.") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise MaskFileError(f"{path} must be at most {_MAX_CONFIG_BYTES} bytes; received {path.stat().st_size}.")
+    try:
+        config = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise MaskFileError(f"{path} must be JSON; received: {error}.") from error
+    if not isinstance(config, dict):
+        raise MaskFileError(f"{path} must hold a JSON object; received {type(config).__name__}.")
+    version = config.get("format_version")
+    if type(version) is not int or version < 1:
+        raise MaskFileError(f"{path}: format_version must be a positive integer; received {version!r}.")
+    if version > FORMAT_VERSION:
+        raise MaskFileError(
+            f"{path}: format_version must be at most {FORMAT_VERSION}; received {version}. Install a newer hf_lottery."
+        )
+    for key, wanted in (("mask_type", "binary"), ("bit_order", "little")):
+        if config.get(key) != wanted:
+            raise MaskFileError(f"{path}: {key} must be {wanted!r}; received {config.get(key)!r}.")
+    if not isinstance(config.get("sha256"), str):
+        raise MaskFileError(f"{path}: sha256 must be a string; received {config.get('sha256')!r}.")
+    tensors = config.get("tensors")
+    if not isinstance(tensors, dict) or not tensors:
+        raise MaskFileError(f"{path}: tensors must name at least one parameter; received {tensors!r}.")
+    for name, spec in tensors.items():
+        _check_spec(path, name, spec)
+    return config
+
+
+def _check_spec(path: Path, name: str, spec: Any) -> None:
+    shape = spec.get("shape") if isinstance(spec, dict) else None
+    kept = spec.get("kept") if isinstance(spec, dict) else None
+    if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
+        raise MaskFileError(f"{path}: the shape of {name!r} must be a list of sizes; received {shape!r}.")
+    if type(kept) is not int or not 0 <= kept <= math.prod(shape):
+        raise MaskFileError(f"{path}: kept of {name!r} must be a count within its shape {shape}; received {kept!r}.")
+
+
+def _check_names(path: Path, stored: set[str], tensors: Mapping[str, Any]) -> None:
+    wanted = {name + _SUFFIX for name in tensors}
+    if stored != wanted:
+        raise MaskFileError(
+            f"{path} must hold exactly the tensors that {CONFIG_NAME} names; "
+            f"received extra {sorted(stored - wanted)[:3]}, missing {sorted(wanted - stored)[:3]}."
+        )
+
+
+def _read_entry(file: Any, name: str, spec: Mapping[str, Any], path: Path) -> Tensor:
+    weights = math.prod(spec["shape"])
+    stored = file.get_slice(name + _SUFFIX)
+    # The size is compared before anything is allocated: a huge shape in the config costs nothing.
+    if stored.get_dtype() != "U8" or stored.get_shape() != [-(-weights // 8)]:
+        raise MaskFileError(
+            f"{path}: {name!r} must be uint8 [{-(-weights // 8)}] for shape {spec['shape']}; "
+            f"received {stored.get_dtype()} {stored.get_shape()}."
+        )
+    packed = file.get_tensor(name + _SUFFIX)
+    if weights % 8 and int(packed[-1]) >> (weights % 8):
+        raise MaskFileError(f"{path}: the padding bits of {name!r} must be zero; received {int(packed[-1]):#010b}.")
+    mask = unpack_bits(packed, tuple(spec["shape"]))
+    if int(mask.sum()) != spec["kept"]:
+        raise MaskFileError(f"{path}: {name!r} must keep {spec['kept']} weights; received {int(mask.sum())}.")
+    return mask

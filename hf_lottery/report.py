@@ -1,0 +1,79 @@
+"""Report: numbers -> Markdown and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table with aligned columns; an empty string without rows."""
+    rows = [list(row) for row in rows]
+    if not rows:
+        return ""
+    widths = [max(len(row[i]) for row in [list(header), *rows]) for i in range(len(header))]
+    lines = [list(header), ["-" * width for width in widths], *rows]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in padded)
+
+
+def level_table(history: Sequence[Mapping[str, Any]]) -> str:
+    """The levels of a search as a Markdown table.
+
+    Args:
+        history: One mapping a level with ``level``, ``sparsity`` and ``metrics`` (accuracy and loss under their
+            Trainer names, as far as there are any).
+    """
+    rows = []
+    for record in history:
+        metrics = record["metrics"]
+        accuracy, loss = metrics.get("eval_accuracy"), metrics.get("eval_loss", metrics.get("train_loss"))
+        rows.append(
+            [
+                str(record["level"]),
+                f"{record['sparsity']:.4f}",
+                "-" if accuracy is None else f"{accuracy:.4f}",
+                "-" if loss is None else f"{loss:.4f}",
+            ]
+        )
+    return markdown_table(["level", "sparsity", "accuracy", "loss"], rows)
+
+
+def plot_against_density(
+    path: str | Path, series: Mapping[str, Mapping[float, Sequence[float]]], *, ylabel: str, title: str
+) -> None:
+    """Draw a measure against the fraction of weights that stays, as a PNG.
+
+    Args:
+        path: The file to write.
+        series: Label -> {sparsity: values, one a seed}. The line is the mean, the band one standard deviation.
+        ylabel: Name of the measure.
+        title: Title of the picture.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for label, points in series.items():
+        kept = [100 * (1 - sparsity) for sparsity in points]
+        mean = np.array([np.mean(values) for values in points.values()])
+        spread = np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in points.values()])
+        (line,) = axes.plot(kept, mean, marker="o", markersize=3, label=label)
+        axes.fill_between(kept, mean - spread, mean + spread, alpha=0.2, color=line.get_color())
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    ticks = [tick for tick in (100, 50, 20, 10, 5, 2, 1) if tick >= min(axes.get_xlim())]
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.minorticks_off()
+    axes.set(xlabel="weights that stay (%)", ylabel=ylabel, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

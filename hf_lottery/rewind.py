@@ -1,0 +1,181 @@
+"""Rewinding: the moment of training that a level starts from, restored bit for bit.
+
+======================  ==========================================  =======================================
+rewind                  weights and buffers of a level              learning-rate schedule of a level
+======================  ==========================================  =======================================
+``init``                as they were before training                in full
+``step(k)``             as they were after k optimizer steps        from step k to the end
+``epoch(k)``            as they were after k epochs                 from there to the end
+``pretrained``          as given, by ``from_pretrained``            in full
+``learning_rate``       kept                                        in full, again
+``none``                kept                                        a small constant rate (fine-tuning)
+======================  ==========================================  =======================================
+
+References:
+    Frankle and Carbin, 2019, arXiv:1803.03635 (init). Frankle et al., 2020, "Linear Mode Connectivity and the Lottery
+    Ticket Hypothesis", arXiv:1912.05671 (step). Chen et al., 2020, "The Lottery Ticket Hypothesis for Pre-trained BERT
+    Networks", arXiv:2007.12223 (pretrained). Renda et al., 2020, "Comparing Rewinding and Fine-tuning in Neural Network
+    Pruning", arXiv:2003.02389 (learning_rate). Han et al., 2015, arXiv:1506.02626 (none).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from .mask import MaskMismatchError, plain_name, unwrap
+from .mask_file import MaskFileError
+from .staging import write_atomically
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """Where a level starts from; made by this module's names, such as ``rewind.step(500)``.
+
+    Attributes:
+        kind: "init", "step", "epoch", "pretrained", "learning_rate" or "none".
+        at: The step or epoch, counted from the start of level 0.
+    """
+
+    kind: str
+    at: int = 0
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether a level goes on from the trained weights of the level before."""
+        return self.kind in ("learning_rate", "none")
+
+    def in_steps(self, steps_per_epoch: int | None = None) -> int:
+        """The moment to rewind to, in optimizer steps.
+
+        Raises:
+            ValueError: The moment is given in epochs and ``steps_per_epoch`` is not known.
+        """
+        if self.kind != "epoch":
+            return self.at
+        if steps_per_epoch is None:
+            raise ValueError(f"{self} must be given in steps here; received epochs. Use step({self.at} * steps).")
+        return self.at * steps_per_epoch
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.at}" if self.kind in ("step", "epoch") else self.kind
+
+
+init = Rewind("init")
+pretrained = Rewind("pretrained")
+learning_rate = Rewind("learning_rate")
+none = Rewind("none")
+
+
+def step(k: int) -> Rewind:
+    """Rewind to the moment after ``k`` optimizer steps of level 0; ``step(0)`` is ``init``."""
+    return Rewind("step", _count(k, "step"))
+
+
+def epoch(k: int) -> Rewind:
+    """Rewind to the moment after ``k`` epochs of level 0."""
+    return Rewind("epoch", _count(k, "epoch"))
+
+
+def parse_rewind(text: str) -> Rewind:
+    """Read what a :class:`Rewind` prints, such as ``init``, ``step:500``, ``epoch:2`` or ``learning_rate``.
+
+    Raises:
+        ValueError: Anything else.
+    """
+    kind, _, at = text.partition(":")
+    if kind in ("step", "epoch") and at.isdecimal():
+        return Rewind(kind, int(at))
+    if text in ("init", "pretrained", "learning_rate", "none"):
+        return Rewind(text)
+    raise ValueError(
+        "rewind must be init, step:K, epoch:K, pretrained, learning_rate or none, K a whole number; "
+        f"received {text!r}."
+    )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Weights and buffers of a model at one moment, on the CPU.
+
+    Attributes:
+        step: Optimizer steps taken when it was captured.
+        tensors: Plain name -> parameter or buffer; a tied one once.
+    """
+
+    step: int
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def capture(cls, model: nn.Module, step: int = 0) -> Snapshot:
+        """Copy every parameter and buffer of ``model``, buffers that are not saved with it included."""
+        copy = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
+        return cls(step, {name: tensor.detach().to(**copy) for name, tensor in _named_state(model).items()})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Snapshot:
+        """Load a snapshot that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: No such file.
+            MaskFileError: The file is damaged or is not a snapshot.
+        """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"the rewind weights must be in {path}; received no such file. Check the path.")
+        try:
+            with safe_open(path, framework="pt") as file:
+                step = (file.metadata() or {}).get("step", "")
+                if not step.isdecimal():
+                    raise MaskFileError(f"{path} must state the step it was captured at; received {step!r}.")
+                return cls(int(step), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise MaskFileError(f"{path} must be a whole safetensors file; received: {error}.") from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the snapshot to ``path`` as safetensors, in one step."""
+        write_atomically(path, save(dict(self.tensors), metadata={"format": "pt", "step": str(self.step)}))
+
+    @torch.no_grad()
+    def restore_(self, model: nn.Module) -> None:
+        """Put the weights and buffers back into ``model``, bit for bit, in place.
+
+        Raises:
+            MaskMismatchError: The model has other names or shapes; nothing was changed.
+        """
+        state = _named_state(model)
+        if only := state.keys() ^ self.tensors.keys():
+            raise MaskMismatchError(f"the model must have the snapshot's parameters; {min(only)!r} is in one only.")
+        for name, tensor in self.tensors.items():
+            if state[name].shape != tensor.shape:
+                raise MaskMismatchError(
+                    f"{name!r} must have the snapshot's shape {list(tensor.shape)}; received {list(state[name].shape)}."
+                )
+        for name, tensor in self.tensors.items():
+            state[name].copy_(tensor)
+
+    def sha256(self) -> str:
+        """Hash of names, dtypes, shapes and bytes, the same for the same weights wherever they were saved."""
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            tensor = self.tensors[name].contiguous()
+            digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _named_state(model: nn.Module) -> dict[str, Tensor]:
+    model = unwrap(model)
+    return {plain_name(name): tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _count(k: int, what: str) -> int:
+    if isinstance(k, bool) or not isinstance(k, int) or k < 0:
+        raise ValueError(f"the {what} to rewind to must be a whole number, 0 or more; received {k!r}.")
+    return k

@@ -1,0 +1,208 @@
+"""keep_sparse: hold a module at a mask while anything trains it.
+
+Gradients of pruned weights are zeroed as soon as they are accumulated, before anyone clips or reads them, so gradient
+norms, momentum and adaptive moments are those of the sparse network: the training is bit-equal to one whose forward
+uses ``weight * mask``. With an elementwise optimizer whose state was masked too, a pruned weight then stays exactly
+zero by itself; after the step of any other optimizer the weights are projected. No parameter is renamed or wrapped,
+so ``state_dict``, ``save_pretrained`` and ``torch.compile`` see a plain model.
+"""
+
+from __future__ import annotations
+
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor, nn, optim
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from .mask import Mask, named_weights
+from .mask_file import pack_bits
+
+# For these a zero weight with a zero gradient and a zero state stays zero, so a projection would be work for nothing.
+_ELEMENTWISE = (
+    optim.SGD,
+    optim.Adam,
+    optim.AdamW,
+    optim.Adamax,
+    optim.NAdam,
+    optim.RAdam,
+    optim.RMSprop,
+    optim.Rprop,
+    optim.Adagrad,
+    optim.Adadelta,
+    optim.ASGD,
+    optim.Adafactor,
+)
+_CHUNK = 2**16
+
+
+class SparsityLeakError(RuntimeError):
+    """A weight that should be pruned is not zero, or the mask prunes nothing."""
+
+
+def keep_sparse(
+    model: nn.Module, mask: Mask, optimizer: optim.Optimizer | None = None, *, packed: bool = False
+) -> SparseHandle:
+    """Set the pruned weights of ``model`` to zero and hold them there, whatever trains it.
+
+    Args:
+        model: The module; wrap it (compile, data-parallel) before or after.
+        mask: Parameter name -> bool tensor, True keeps.
+        optimizer: The optimizer, if it exists already: its state is masked at once. Without it, the state of every
+            torch optimizer that holds one of the parameters is masked before its first step.
+        packed: Keep one bit instead of one number a weight, for at most 0.13 byte a weight at about twice the time.
+
+    Returns:
+        A handle that is also a context manager: ``with keep_sparse(model, mask): train(model)`` verifies and lets go at
+        the end. Otherwise call ``handle.verify()`` and ``handle.remove()``.
+
+    Raises:
+        MaskMismatchError: The mask is for another model; nothing was changed.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> mask = Mask({"weight": torch.tensor([[True, False]])})
+        >>> optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        >>> with keep_sparse(model, mask, optimizer):
+        ...     for _ in range(3):
+        ...         model(torch.ones(4, 2)).sum().backward()
+        ...         optimizer.step()
+        >>> model.weight[0, 1].item()
+        0.0
+    """
+    return SparseHandle(model, mask, optimizer, packed=packed)
+
+
+class SparseHandle:
+    """What :func:`keep_sparse` returns: verifies, and lets go."""
+
+    def __init__(self, model: nn.Module, mask: Mask, optimizer: optim.Optimizer | None, *, packed: bool):
+        mask.apply_(model)
+        weights = named_weights(model)
+        kind = _PackedMask if packed else _FloatMask
+        self._bound = {name: (weights[name], kind(entry, weights[name])) for name, entry in mask.items()}
+        self._prunes = mask.kept < mask.weights
+        self._seen: WeakSet[optim.Optimizer] = WeakSet()
+        self._handles = [self._guard_gradient(*bound) for bound in self._bound.values() if bound[0].requires_grad]
+        if optimizer is None:
+            self._handles.append(register_optimizer_step_pre_hook(self._before_step))
+            self._handles.append(register_optimizer_step_post_hook(self._after_step))
+        else:
+            inner: optim.Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no hooks
+            self._meet(inner)
+            self._handles.append(inner.register_step_post_hook(self._after_step))
+
+    def verify(self) -> None:
+        """Prove that every pruned weight is exactly zero now, and that there is one.
+
+        Raises:
+            SparsityLeakError: Naming the parameter, how many weights leaked, and the largest.
+        """
+        if not self._prunes:
+            raise SparsityLeakError("the mask must remove at least one weight; received a dense one. Train without it.")
+        for name, (weight, mask) in self._bound.items():
+            leaked = weight.detach().clone()
+            mask.clear_kept_(leaked)
+            if count := int((leaked != 0).sum()):  # NaN is not zero either
+                raise SparsityLeakError(
+                    f"pruned weights of {name!r} must be exactly 0; received {count} others, up to "
+                    f"{leaked.abs().max().item():.3g}. Something wrote to the weights outside the optimizer."
+                )
+
+    def remove(self) -> None:
+        """Let go: the weights stay as they are and are free from now on."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> SparseHandle:
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        self.remove()
+        if kind is None:
+            self.verify()
+
+    def _guard_gradient(self, weight: Tensor, mask: _FloatMask | _PackedMask):
+        def zero_pruned(parameter: Tensor) -> None:  # torch wants None back
+            if parameter.grad is not None:
+                mask.clear_pruned_(parameter.grad)
+
+        zero_pruned(weight)  # a backward that was before
+        return weight.register_post_accumulate_grad_hook(zero_pruned)
+
+    def _meet(self, optimizer: optim.Optimizer) -> None:
+        self._seen.add(optimizer)
+        self._mask_state(optimizer)
+        # A state that is loaded later comes from elsewhere and is masked again.
+        self._handles.append(optimizer.register_load_state_dict_post_hook(self._mask_state))
+
+    def _mask_state(self, optimizer: optim.Optimizer) -> None:
+        for weight, mask in self._bound.values():
+            for value in optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    mask.clear_pruned_(value)
+
+    def _before_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
+        if optimizer not in self._seen and self._holds_ours(optimizer):
+            self._meet(optimizer)
+
+    def _after_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
+        if optimizer in self._seen and type(optimizer) not in _ELEMENTWISE:
+            with torch.no_grad():
+                for weight, mask in self._bound.values():
+                    mask.clear_pruned_(weight)
+
+    def _holds_ours(self, optimizer: optim.Optimizer) -> bool:
+        ours = {id(weight) for weight, _ in self._bound.values()}
+        return any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
+
+
+class _FloatMask:
+    """One number a weight: a plain multiplication, the fastest there is (a bool mask takes three times as long)."""
+
+    def __init__(self, mask: Tensor, weight: Tensor):
+        # The weight's memory format: a channels-last weight times a contiguous mask would be slow.
+        self.keep = torch.empty_like(weight).copy_(mask)
+
+    @torch.no_grad()
+    def clear_pruned_(self, tensor: Tensor) -> None:
+        if self.keep.device != tensor.device:  # the model moved
+            self.keep = self.keep.to(tensor.device)
+        tensor.mul_(self.keep)
+
+    @torch.no_grad()
+    def clear_kept_(self, tensor: Tensor) -> None:
+        tensor.masked_fill_(self.keep.to(tensor.device) != 0, 0)
+
+
+class _PackedMask:
+    """One bit a weight, unpacked 64K weights at a time into a scratch that all masks share."""
+
+    _scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}  # noqa: RUF012  # shared on purpose
+
+    def __init__(self, mask: Tensor, weight: Tensor):
+        self.bits = pack_bits(mask).numpy()
+
+    @torch.no_grad()
+    def clear_pruned_(self, tensor: Tensor) -> None:
+        self._apply_(tensor, lambda chunk, keep: chunk.mul_(keep))
+
+    @torch.no_grad()
+    def clear_kept_(self, tensor: Tensor) -> None:
+        self._apply_(tensor, lambda chunk, keep: chunk.masked_fill_(keep != 0, 0))
+
+    def _apply_(self, tensor: Tensor, operation) -> None:
+        flat = tensor.reshape(-1)  # a copy if the tensor is not contiguous
+        place = (tensor.device, tensor.dtype)
+        if place not in self._scratch:
+            self._scratch[place] = torch.empty(_CHUNK, device=tensor.device, dtype=tensor.dtype)
+        for begin in range(0, flat.numel(), _CHUNK):
+            chunk = flat[begin : begin + _CHUNK]
+            keep = self._scratch[place][: chunk.numel()]
+            bits = self.bits[begin // 8 : (begin + _CHUNK) // 8]
+            keep.copy_(torch.from_numpy(np.unpackbits(bits, count=chunk.numel(), bitorder="little")))
+            operation(chunk, keep)
+        if flat.data_ptr() != tensor.data_ptr():
+            tensor.copy_(flat.view(tensor.shape))

@@ -1,0 +1,58 @@
+"""Writing a folder so that a half-written one is never seen under its final name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def staged_folder(folder: str | Path, *, last: str) -> Iterator[Path]:
+    """Yield a temporary folder whose files appear in ``folder`` once the block ends without an error.
+
+    A new folder appears in one rename. In an existing folder the files are replaced one by one, ``last`` at the end;
+    files that the block did not write stay as they are. If the block raises, ``folder`` is left untouched.
+
+    Args:
+        folder: The final place; its parents are created.
+        last: Name of the file whose arrival makes the folder valid (the one that lists the others' checksums).
+
+    Yields:
+        A temporary folder beside ``folder`` to write into.
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(f"the target must be a folder; received the file {target}. Choose another path.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield stage
+        if not target.exists():
+            stage.chmod(0o755)  # mkdtemp makes it private
+            os.rename(stage, target)
+            return
+        for file in sorted(stage.iterdir(), key=lambda file: file.name == last):
+            os.replace(file, target / file.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

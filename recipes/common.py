@@ -1,0 +1,117 @@
+"""What the recipes share: the model for a task, the launch check, and a Trainer's arguments."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+import models  # noqa: F401  # registers the papers' networks with the Auto classes
+import transformers
+from data import Data, DataArguments, load_data
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_lottery import classification_metrics, predicted_classes
+
+AUTO_MODELS: dict[str, Any] = {
+    "image-classification": AutoModelForImageClassification,
+    "text-classification": AutoModelForSequenceClassification,
+    "causal-lm": AutoModelForCausalLM,
+}
+
+
+@dataclass
+class ModelArguments:
+    """Which model, and what it is for."""
+
+    task: str = field(default="image-classification", metadata={"help": f"One of {', '.join(AUTO_MODELS)}."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A pretrained model: Hub id or local folder. Or give config_name."}
+    )
+    config_name: str | None = field(
+        default=None, metadata={"help": "A model without weights: Hub id, local folder or config.json."}
+    )
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+
+    def __post_init__(self) -> None:
+        if self.task not in AUTO_MODELS:
+            raise ValueError(f"task must be one of {', '.join(AUTO_MODELS)}; received {self.task!r}.")
+
+    def load_config(self, **overrides: Any) -> PreTrainedConfig:
+        """The configuration that the arguments name."""
+        name = self.config_name or self.model_name_or_path
+        if name is None:
+            raise ValueError("model_name_or_path or config_name must be given; received neither.")
+        return AutoConfig.from_pretrained(name, revision=self.model_revision, **overrides)
+
+
+def set_up(args: TrainingArguments) -> None:
+    """Check the launch, and set logging and seed.
+
+    Raises:
+        SystemExit: Several processes were launched but do not know of each other.
+    """
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != args.world_size:
+        sys.exit(
+            f"{launched} processes were launched, but each would train alone (world size {args.world_size}). "
+            "On a machine without accelerators, set ACCELERATE_USE_CPU=true."
+        )
+    logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
+    transformers.utils.logging.set_verbosity(args.get_process_log_level())
+    set_seed(args.seed)
+
+
+def load_task_data(model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig, seed: int) -> Data:
+    """The data of the task, as the model wants them."""
+    return load_data(
+        data_args,
+        model_args.task,
+        seed=seed,
+        model_name_or_path=model_args.model_name_or_path,
+        from_pretrained={"revision": model_args.model_revision},
+        image_size=getattr(config, "image_size", None),
+        num_channels=getattr(config, "num_channels", None),
+    )
+
+
+def build_model(model_args: ModelArguments, data: Data, seed: int) -> PreTrainedModel:
+    """The pretrained model, or one initialized from the configuration with ``seed``."""
+    set_seed(seed)
+    config = model_args.load_config(**data.config_kwargs)
+    auto = AUTO_MODELS[model_args.task]
+    if model_args.model_name_or_path is None:
+        return auto.from_config(config)
+    return auto.from_pretrained(
+        model_args.model_name_or_path,
+        config=config,
+        revision=model_args.model_revision,
+        ignore_mismatched_sizes=True,  # the head of another label set
+    )
+
+
+def trainer_arguments(task: str, data: Data) -> dict[str, Any]:
+    """The arguments of any Trainer that follow from task and data."""
+    arguments: dict[str, Any] = {
+        "train_dataset": data.train,
+        "eval_dataset": data.eval,
+        "data_collator": data.data_collator,
+        "processing_class": data.processing_class,
+    }
+    if task != "causal-lm":
+        arguments |= {
+            "compute_metrics": classification_metrics("accuracy"),
+            "preprocess_logits_for_metrics": predicted_classes,
+        }
+    return arguments

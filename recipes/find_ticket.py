@@ -1,0 +1,67 @@
+"""Find a lottery ticket: levels of train, prune and rewind on any image classifier, text classifier or causal LM.
+
+    accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml
+    accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml --sparsity 0.9 --rewind step:50
+    accelerate launch recipes/find_ticket.py --task text-classification \\
+        --model_name_or_path google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config sst2 \\
+        --rewind pretrained --sparsity 0.7 --output_dir outputs/sst2
+
+A run that was stopped goes on where it stopped. The ticket lies in ``output_dir/ticket``.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common import ModelArguments, build_model, load_task_data, set_up, trainer_arguments
+from controls import CONTROLS, train_controls
+from data import DataArguments
+
+from hf_lottery import LotteryArguments, LotteryTrainer, RecipeParser, level_table, plot_against_density
+
+
+@dataclass
+class FindArguments:
+    """What to do besides the search."""
+
+    controls: list[str] = field(
+        default_factory=list, metadata={"help": f"Controls to train at every level: {', '.join(CONTROLS)}."}
+    )
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.controls) - CONTROLS.keys():
+            raise ValueError(f"controls must be among {', '.join(CONTROLS)}; received {min(unknown)!r}.")
+
+
+def main() -> None:
+    """Run the recipe."""
+    parser = RecipeParser([FindArguments, ModelArguments, DataArguments, LotteryArguments])
+    find_args, model_args, data_args, args = parser.parse()
+    if args.get_rewind().kind == "pretrained" and model_args.model_name_or_path is None:
+        parser.error("rewind=pretrained must be given a model_name_or_path; received none. Use rewind=init.")
+    set_up(args)
+    with args.main_process_first():
+        data = load_task_data(model_args, data_args, model_args.load_config(), args.seed)
+    model = build_model(model_args, data, args.seed)
+    trainer = LotteryTrainer(model=model, args=args, **trainer_arguments(model_args.task, data))
+    logging.info("%s", trainer.weights)
+    trainer.train(resume_from_checkpoint=True)
+    if args.should_save:
+        picture = Path(args.output_dir) / "accuracy.png"
+        _report(trainer, picture)
+    train_controls(find_args.controls, trainer, model_args, data)
+
+
+def _report(trainer: LotteryTrainer, picture: Path) -> None:
+    measure = "eval_accuracy" if "eval_accuracy" in trainer.history[0]["metrics"] else "eval_loss"
+    points = {record["sparsity"]: [record["metrics"][measure]] for record in trainer.history}
+    plot_against_density(
+        picture, {"ticket": points}, ylabel=measure.removeprefix("eval_"), title=type(trainer.model).__name__
+    )
+    print(f"\n{level_table(trainer.history)}\n\npicture: {picture}\nticket:  {picture.parent / 'ticket'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+import pytest
+import torch
+from torch import nn, optim
+
+from hf_lottery import Evidence, Mask, Snapshot, find_ticket, movement, one_shot, prunable, rewind, saliency, uniform
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+
+
+def same(a: Snapshot, b: Snapshot) -> bool:
+    return a.sha256() == b.sha256()
+
+
+class Trainer:
+    """Eight steps from wherever the level starts; remembers what it was given."""
+
+    def __init__(self, steps=8):
+        self.steps, self.seen, self.starts, self.moments = steps, [], [], {}
+
+    def __call__(self, model, start):
+        self.seen.append(start)
+        self.starts.append(Snapshot.capture(model))
+        optimizer = optim.AdamW(model.parameters(), lr=0.05, weight_decay=0.1)
+        generator = torch.Generator().manual_seed(start.level)
+        for step in range(start.step, self.steps):
+            x = torch.randn(16, 6, generator=generator)
+            loss = nn.functional.cross_entropy(model(x), x[:, :3].argmax(1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if start.level == 0:
+                self.moments[step + 1] = Snapshot.capture(model)
+        return {"loss": loss.item()}
+
+
+def masked(snapshot: Snapshot, mask: Mask) -> Snapshot:
+    model = network()
+    snapshot.restore_(model)
+    mask.apply_(model)
+    return Snapshot.capture(model)
+
+
+def run(rewind_to=rewind.init, **kwargs):
+    model, train = network(), Trainer()
+    initial = Snapshot.capture(model)
+    kwargs = {"sparsity": 0.7, "within": prunable(model)} | kwargs
+    return list(find_ticket(model, train, rewind=rewind_to, **kwargs)), train, model, initial
+
+
+def test_levels_nest_and_hit_the_target_exactly():
+    levels, _, model, _ = run()
+    weights = levels[0].mask.weights
+    assert [level.number for level in levels] == list(range(len(levels)))
+    assert levels[0].sparsity == 0.0 and levels[-1].mask.kept == weights - round(0.7 * weights)
+    for before, after in zip(levels, levels[1:], strict=False):
+        assert before.mask & after.mask == after.mask
+        assert after.mask.kept == weights - round(weights * min(1 - 0.8**after.number, 0.7))
+    assert Mask.from_model(prunable(model)) == levels[-1].mask
+    assert all(level.metrics["loss"] > 0 for level in levels)
+
+
+def test_init_starts_every_level_from_the_initial_weights():
+    levels, train, _, initial = run()
+    for level, start in zip(levels, train.starts, strict=True):
+        assert same(start, masked(initial, level.mask)) and same(level.start, initial)
+    assert [start.step for start in train.seen] == [0] * len(levels)
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_step_starts_from_the_weights_and_buffers_after_k_steps(k):
+    levels, train, _, initial = run(rewind.step(k))
+    assert same(train.starts[0], initial)
+    for level, start in zip(levels[1:], train.starts[1:], strict=True):
+        assert same(start, masked(train.moments[k], level.mask))
+    assert [start.step for start in train.seen] == [0] + [k] * (len(levels) - 1)
+
+
+@pytest.mark.parametrize("kind", [rewind.learning_rate, rewind.none])
+def test_kept_weights_go_on_from_the_level_before(kind):
+    model, train = network(), Trainer()
+    ends = []
+    for level in find_ticket(model, train, rewind=kind, sparsity=0.5, within=prunable(model)):
+        if ends:
+            assert same(train.starts[-1], masked(ends[-1], level.mask)) and same(level.start, ends[-1])
+        ends.append(Snapshot.capture(model))
+    assert [start.step for start in train.seen] == [0] * len(ends)
+    assert [start.fine_tune for start in train.seen] == [False] + [kind is rewind.none] * (len(ends) - 1)
+
+
+def test_rewind_beyond_training():
+    with pytest.raises(ValueError, match="rewind step must lie within training; received 9 of 8"):
+        run(rewind.step(9))
+
+
+def test_scope_schedule_and_score_are_passed_through():
+    levels, _, _, _ = run(scope=uniform, schedule=one_shot, sparsity=0.5)
+    assert len(levels) == 2 and set(levels[1].mask.layer_sparsities().values()) == {0.5}
+
+
+def test_movement_sees_the_start_of_its_level():
+    seen = []
+
+    def score(weight, evidence):
+        seen.append((weight.detach().clone(), evidence.start.clone()))
+        return movement(weight, evidence)
+
+    levels, train, _, initial = run(rewind.learning_rate, score=score, sparsity=0.3)
+    assert torch.equal(seen[0][1], initial.tensors["0.weight"])
+    assert torch.equal(seen[2][1], levels[1].start.tensors["0.weight"]) and len(levels) == 3
+
+
+def test_evidence_is_gathered_from_the_trained_model():
+    trained = []
+
+    def evidence(model):
+        trained.append(Snapshot.capture(model))
+        return {name: Evidence(gradient=torch.ones_like(p)) for name, p in prunable(model).items()}
+
+    levels, train, _, _ = run(score=saliency, evidence=evidence, sparsity=0.3)
+    assert len(trained) == len(levels) - 1 and same(trained[0], train.moments[8])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sparsity": 1.5}, "received 1.5"),
+        ({"sparsity": None}, "exactly one of sparsity and levels"),
+        ({"pruning_fraction": 1.0}, "pruning_fraction"),
+        ({"rewind_to": rewind.epoch(1)}, "epoch:1 must be given in steps"),
+        ({"within": {"nope": torch.zeros(2)}}, "'nope' must name a parameter"),
+    ],
+)
+def test_bad_settings_are_refused_before_training(settings, message):
+    model, train = network(), Trainer()
+    settings = {"sparsity": 0.5, "within": prunable(model)} | settings
+    with pytest.raises(ValueError, match=message):
+        find_ticket(model, train, rewind=settings.pop("rewind_to", rewind.init), **settings)
+    assert not train.seen

@@ -1,0 +1,134 @@
+import hashlib
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save
+
+from hf_lottery import Mask, MaskFileError
+from hf_lottery.mask_file import pack_bits, unpack_bits
+
+
+@pytest.fixture
+def mask():
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a.weight": (5, 7), "b.weight": (16,), "empty": (0, 3), "scalar": ()}
+    return Mask({name: torch.rand(shape, generator=generator) > 0.5 for name, shape in shapes.items()})
+
+
+@pytest.fixture
+def folder(mask, tmp_path):
+    mask.save_pretrained(tmp_path / "ticket")
+    return tmp_path / "ticket"
+
+
+def rewrite(folder, change=None, tensors=None):
+    """Change the config, or the tensors with a matching checksum, as an attacker would."""
+    config = json.loads((folder / "mask_config.json").read_text())
+    if tensors is not None:
+        data = tensors if isinstance(tensors, bytes) else save(tensors)
+        (folder / "mask.safetensors").write_bytes(data)
+        config["sha256"] = hashlib.sha256(data).hexdigest()
+    if change:
+        change(config)
+    (folder / "mask_config.json").write_text(json.dumps(config))
+
+
+def test_round_trip(mask, folder):
+    assert Mask.from_pretrained(folder) == mask
+    assert list(Mask.from_pretrained(folder)) == list(mask)
+
+
+def test_bits_are_row_major_and_little_endian():
+    mask = torch.tensor([[True, False, False], [True, True, False], [False, False, True]])
+    assert pack_bits(mask).tolist() == [0b00011001, 0b1]
+    assert torch.equal(unpack_bits(pack_bits(mask), (3, 3)), mask)
+
+
+def test_one_bit_a_weight(tmp_path):
+    Mask({"w": torch.rand(1000, 1000) > 0.8}).save_pretrained(tmp_path / "t")
+    assert (tmp_path / "t/mask.safetensors").stat().st_size < 125_000 + 500
+
+
+def test_saving_again_replaces_and_keeps_other_files(mask, folder):
+    (folder / "notes.txt").write_text("mine")
+    (~mask).save_pretrained(folder)
+    assert Mask.from_pretrained(folder) == ~mask
+    assert sorted(file.name for file in folder.iterdir()) == ["mask.safetensors", "mask_config.json", "notes.txt"]
+    assert [file.name for file in folder.parent.iterdir()] == ["ticket"]
+
+
+@pytest.mark.parametrize("name", ["mask_config.json", "mask.safetensors"])
+def test_missing_file(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"must hold {name}"):
+        Mask.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("size", [0, 4, 40, -1])
+def test_truncated_file(folder, size):
+    data = (folder / "mask.safetensors").read_bytes()
+    (folder / "mask.safetensors").write_bytes(data[:size])
+    with pytest.raises(MaskFileError, match="must have the sha256"):
+        Mask.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("format_version", 2, "at most 1; received 2. Install a newer"),
+        ("format_version", 0, "positive integer; received 0"),
+        ("format_version", True, "positive integer; received True"),
+        ("mask_type", "ternary", "'binary'; received 'ternary'"),
+        ("bit_order", "big", "'little'; received 'big'"),
+        ("sha256", 5, "sha256 must be a string; received 5"),
+        ("tensors", {}, "at least one parameter; received {}"),
+        ("tensors", [], "at least one parameter"),
+        ("tensors", {"a": 3}, "shape of 'a' must be a list of sizes; received None"),
+        ("tensors", {"a": {"shape": [2.0], "kept": 1}}, "list of sizes"),
+        ("tensors", {"a": {"shape": [-2], "kept": 1}}, "list of sizes"),
+        ("tensors", {"a": {"shape": [2], "kept": 3}}, "kept of 'a' must be a count within"),
+        ("tensors", {"a": {"shape": [2], "kept": True}}, "kept of 'a' must be a count within"),
+        ("tensors", {"../x": {"shape": [2], "kept": 1}}, "must hold exactly the tensors"),
+    ],
+)
+def test_bad_config(folder, key, value, message):
+    rewrite(folder, lambda config: config.update({key: value}))
+    with pytest.raises(MaskFileError, match=message):
+        Mask.from_pretrained(folder)
+
+
+def test_config_that_is_no_json(folder):
+    for text, message in (("{", "must be JSON"), ("[1]", "must hold a JSON object; received list")):
+        (folder / "mask_config.json").write_text(text)
+        with pytest.raises(MaskFileError, match=message):
+            Mask.from_pretrained(folder)
+
+
+def test_huge_shape_costs_no_memory(folder):
+    def grow(config):
+        config["tensors"]["a.weight"]["shape"] = [2**40, 2**20]
+
+    rewrite(folder, grow)
+    with pytest.raises(MaskFileError, match="must be uint8"):
+        Mask.from_pretrained(folder)
+
+
+def test_wrong_count_padding_dtype_and_names(folder):
+    good = load_file(folder / "mask.safetensors")
+    flipped = good["a.weight.mask"].clone()
+    flipped[0] ^= 1
+    padded = good["a.weight.mask"].clone()
+    padded[-1] |= 128
+    cases = [
+        ({**good, "a.weight.mask": flipped}, "must keep"),
+        ({**good, "a.weight.mask": padded}, "padding bits of 'a.weight' must be zero"),
+        ({**good, "a.weight.mask": good["a.weight.mask"].to(torch.int8)}, "received I8"),
+        ({**good, "more.mask": flipped}, "received extra"),
+        ({name: tensor for name, tensor in good.items() if name != "empty.mask"}, "missing"),
+        (b"not safetensors", "must be a safetensors file"),
+    ]
+    for tensors, message in cases:
+        rewrite(folder, tensors=tensors)
+        with pytest.raises(MaskFileError, match=message):
+            Mask.from_pretrained(folder)

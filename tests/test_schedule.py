@@ -1,0 +1,51 @@
+import pytest
+
+from hf_lottery import cubic, geometric, one_shot
+
+
+def test_geometric_levels_remove_a_share_of_what_is_left():
+    path = geometric(levels=5, pruning_fraction=0.2)
+    assert path[0] == 0.0 and len(path) == 6
+    assert [(1 - b) / (1 - a) for a, b in zip(path, path[1:], strict=False)] == pytest.approx([0.8] * 5)
+
+
+@pytest.mark.parametrize("sparsity", [0.05, 0.2, 0.36, 0.5, 0.8, 0.9, 0.99])
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
+def test_geometric_hits_its_target_exactly(sparsity, fraction):
+    path = geometric(sparsity=sparsity, pruning_fraction=fraction)
+    assert path[-1] == sparsity
+    assert all(a < b for a, b in zip(path, path[1:], strict=False))
+    assert (1 - path[-1]) / (1 - path[-2]) >= 1 - fraction - 1e-9
+
+
+def test_geometric_adds_no_level_for_rounding():
+    assert geometric(sparsity=0.36) == [0.0, 0.2, 0.36]
+
+
+def test_one_shot_and_cubic():
+    assert one_shot(sparsity=0.9) == [0.0, 0.9]
+    path = cubic(sparsity=0.8, levels=4)
+    assert path[0] == 0.0 and path[-1] == 0.8
+    assert path[2] == pytest.approx(0.8 * (1 - 0.5**3))
+    steps = [b - a for a, b in zip(path, path[1:], strict=False)]
+    assert steps == sorted(steps, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: geometric(sparsity=0.5, levels=3), "exactly one of sparsity and levels.*sparsity=0.5, levels=3"),
+        (lambda: geometric(), "exactly one of sparsity and levels.*None, levels=None"),
+        (lambda: geometric(sparsity=1.0), r"\[0, 1\).*received 1.0"),
+        (lambda: geometric(sparsity=-0.1), "received -0.1"),
+        (lambda: geometric(sparsity=80), "received 80. It is no percentage"),
+        (lambda: geometric(sparsity=float("nan")), "received nan"),
+        (lambda: geometric(sparsity=0.5, pruning_fraction=0), r"pruning_fraction must be in \(0, 1\); received 0"),
+        (lambda: geometric(levels=0), "levels must be at least 1; received 0"),
+        (lambda: one_shot(levels=3), "one_shot must be given a sparsity and no levels; received None and 3"),
+        (lambda: cubic(sparsity=0.5), "cubic must be given sparsity and levels; received 0.5 and None"),
+    ],
+)
+def test_bad_settings(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

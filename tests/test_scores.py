@@ -1,0 +1,103 @@
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from hf_lottery import Evidence, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
+
+
+def squared_error(model, batch):
+    x, y = batch
+    return nn.functional.mse_loss(model(x), y)
+
+
+def test_scores_by_hand():
+    w = torch.tensor([[1.0, -2.0], [0.5, 0.0]])
+    evidence = Evidence(
+        gradient=torch.tensor([[-3.0, 1.0], [2.0, 9.0]]),
+        input_norm=torch.tensor([[10.0, 1.0]]),
+        start=torch.tensor([[2.0, 0.0], [0.5, 1.0]]),
+    )
+    assert magnitude(w, evidence).tolist() == [[1.0, 2.0], [0.5, 0.0]]
+    assert saliency(w, evidence).tolist() == [[3.0, 2.0], [1.0, 0.0]]
+    assert movement(w, evidence).tolist() == [[-1.5, 2.0], [0.0, -0.5]]
+    assert wanda(w, evidence).tolist() == [[10.0, 2.0], [5.0, 0.0]]
+
+
+def test_random_repeats_with_the_seed():
+    torch.manual_seed(5)
+    first = random(torch.zeros(100))
+    torch.manual_seed(5)
+    assert torch.equal(first, random(torch.zeros(100)))
+    assert first.unique().numel() > 90 and 0 <= first.min() and first.max() < 1
+
+
+def test_movement_is_the_limit_of_the_accumulated_sum():
+    weight, start, total, rate = torch.tensor([1.0, -0.5]), torch.tensor([1.0, -0.5]), torch.zeros(2), 1e-4
+    for _ in range(2000):
+        gradient = weight - torch.tensor([2.0, 0.0])
+        total -= rate * gradient * weight
+        weight = weight - rate * gradient
+    assert movement(weight, Evidence(start=start)) == pytest.approx(total, rel=1e-3)
+
+
+def test_score_weights_takes_any_callable_and_names_the_culprit():
+    model = nn.Linear(2, 1)
+    assert score_weights(model, lambda w, e: -w)["weight"].tolist() == (-model.weight).tolist()
+    with pytest.raises(ValueError, match=r"'weight': saliency must be given evidence with a gradient; received none"):
+        score_weights(model, saliency)
+    with pytest.raises(ValueError, match=r"score of 'weight' must have the weight's shape \[1, 2\]; received \[\]"):
+        score_weights({"weight": model.weight}, lambda w, e: w.sum())
+
+
+def test_gradients_are_those_of_autograd():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+    batches = [(torch.randn(5, 3), torch.randn(5, 2)) for _ in range(3)]
+    within = {"0.weight": model[0].weight}
+    found = gather_evidence(model, batches, squared_error, within=within)
+    model.eval()
+    total = sum(torch.autograd.grad(squared_error(model, batch), model[0].weight)[0] for batch in batches)
+    assert torch.allclose(found["0.weight"].gradient, total, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gathering_leaves_the_model_as_it_was(training):
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train(training)
+    model[0].weight.grad = torch.ones(4, 3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gather_evidence(model, [(torch.randn(5, 3), torch.randn(5, 2))], squared_error, within={"w": model[0].weight})
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert model[0].weight.grad.eq(1).all() and model[2].weight.grad is None
+    assert model.training is training and not model[0]._forward_pre_hooks
+
+
+def input_norm(layer, x):
+    return gather_evidence(layer, [x, x], lambda m, b: m(b).sum(), within={"w": layer.weight})["w"].input_norm
+
+
+def test_input_norms_of_linear_layers():
+    x = torch.randn(4, 5, 3)
+    expected = (2 * x.square().sum((0, 1))).sqrt()
+    assert torch.allclose(input_norm(nn.Linear(3, 2), x), expected[None, :])
+    assert torch.allclose(input_norm(Conv1D(2, 3), x), expected[:, None])
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_input_norms_of_convolutions_broadcast_to_each_filter(groups):
+    layer, x = nn.Conv2d(4, 6, 3, groups=groups), torch.randn(2, 4, 7, 7)
+    norm = (2 * x.square().sum((0, 2, 3))).sqrt()
+    found = input_norm(layer, x).expand(6, 4 // groups, 3, 3)
+    for filter_ in range(6):
+        first = filter_ // (6 // groups) * (4 // groups)
+        assert torch.allclose(found[filter_, :, 0, 0], norm[first : first + 4 // groups])
+
+
+def test_evidence_that_cannot_be_had():
+    model = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="batches must hold at least one batch; received none"):
+        gather_evidence(model, [], squared_error, within={"w": model.weight})
+    other = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="'other' must get a gradient from the batches; received none"):
+        gather_evidence(
+            model, [(torch.ones(1, 3), torch.ones(1, 2))], squared_error, within={"other": other.weight}
+        )
