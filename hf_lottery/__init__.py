@@ -21,10 +21,11 @@ from . import rewind
 from .imp import Level, Start, find_ticket
 from .mask import Mask, MaskMismatchError, Overlap
 from .mask_file import MaskFileError
-from .prune import erk, global_, n_of_m, prune, uniform
+from .prune import prune
 from .report import level_table, markdown_table, plot_against_density
 from .rewind import Rewind, Snapshot, parse_rewind
 from .schedule import cubic, geometric, one_shot
+from .scope import PruneRequest, erk, global_, n_of_m, uniform
 from .scores import Evidence, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
 from .sparse import SparseHandle, SparsityLeakError, keep_sparse
 from .version import __version__
@@ -62,6 +63,7 @@ __all__ = [
     "MaskMismatchError",
     "Overlap",
     "Prunable",
+    "PruneRequest",
     "RecipeParser",
     "Rewind",
     "Snapshot",

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .mask import Mask, plain_name
-from .prune import Scope, global_, prune
+from .prune import prune
 from .rewind import Rewind, Snapshot, init
 from .schedule import Schedule, geometric
+from .scope import Scope, global_
 from .scores import Evidence, Score, magnitude, score_weights
 from .sparse import keep_sparse
 

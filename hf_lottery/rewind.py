@@ -96,8 +96,7 @@ def parse_rewind(text: str) -> Rewind:
     if text in ("init", "pretrained", "learning_rate", "none"):
         return Rewind(text)
     raise ValueError(
-        "rewind must be init, step:K, epoch:K, pretrained, learning_rate or none, K a whole number; "
-        f"received {text!r}."
+        f"rewind must be init, step:K, epoch:K, pretrained, learning_rate or none, K a whole number; received {text!r}."
     )
 
 

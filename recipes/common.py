@@ -10,7 +10,7 @@ from typing import Any
 
 import models  # noqa: F401  # registers the papers' networks with the Auto classes
 import transformers
-from data import Data, DataArguments, load_data
+from data import BUILT_IN, Data, DataArguments, load_data
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -70,19 +70,24 @@ def set_up(args: TrainingArguments) -> None:
         )
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
+    transformers.utils.logging.disable_progress_bar()  # those of loading and saving; the training has its own
     set_seed(args.seed)
 
 
 def load_task_data(model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig, seed: int) -> Data:
-    """The data of the task, as the model wants them."""
+    """The data of the task, as the model wants them.
+
+    A built-in data set decides the image size of a network without weights; everywhere else the model decides.
+    """
+    model_decides = model_args.model_name_or_path is not None or data_args.dataset_name not in BUILT_IN
     return load_data(
         data_args,
         model_args.task,
         seed=seed,
         model_name_or_path=model_args.model_name_or_path,
         from_pretrained={"revision": model_args.model_revision},
-        image_size=getattr(config, "image_size", None),
-        num_channels=getattr(config, "num_channels", None),
+        image_size=getattr(config, "image_size", None) if model_decides else None,
+        num_channels=getattr(config, "num_channels", None) if model_decides else None,
     )
 
 

@@ -35,7 +35,7 @@ def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
 
 
 class _ImageConfig(PreTrainedConfig):
-    """What the four have in common; sequences become lists, as JSON gives them back.
+    """What the four have in common.
 
     Args:
         num_channels: Channels of the input.
@@ -47,9 +47,6 @@ class _ImageConfig(PreTrainedConfig):
     image_size: int | list[int] | tuple[int, ...] = 32
 
     def __post_init__(self, **kwargs: Any) -> None:
-        for name in ("image_size", "hidden_sizes", "depths"):
-            if isinstance(getattr(self, name, None), tuple):
-                setattr(self, name, list(getattr(self, name)))
         depths, sizes = getattr(self, "depths", None), getattr(self, "hidden_sizes", None)
         if depths is not None and sizes is not None and len(depths) != len(sizes):
             raise ValueError(
@@ -66,7 +63,7 @@ class _ImageModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # The functions of `init` leave alone what a checkpoint filled; those of torch.nn.init would overwrite it.
+        # The functions of `init`, unlike `normal_` and the like on a tensor, leave alone what a checkpoint has filled.
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight, nonlinearity="relu")
         elif isinstance(module, nn.Linear):
@@ -309,8 +306,6 @@ class MLPMixerConfig(_ImageConfig):
     channels_mlp_dim: int = 512
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if isinstance(self.patch_size, tuple):
-            self.patch_size = list(self.patch_size)
         sides = zip(height_and_width(self.image_size), height_and_width(self.patch_size), strict=True)
         if any(patch < 1 or side % patch for side, patch in sides):
             raise ValueError(

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn, optim
@@ -55,7 +57,7 @@ def test_levels_nest_and_hit_the_target_exactly():
     weights = levels[0].mask.weights
     assert [level.number for level in levels] == list(range(len(levels)))
     assert levels[0].sparsity == 0.0 and levels[-1].mask.kept == weights - round(0.7 * weights)
-    for before, after in zip(levels, levels[1:], strict=False):
+    for before, after in itertools.pairwise(levels):
         assert before.mask & after.mask == after.mask
         assert after.mask.kept == weights - round(weights * min(1 - 0.8**after.number, 0.7))
     assert Mask.from_model(prunable(model)) == levels[-1].mask
@@ -107,7 +109,7 @@ def test_movement_sees_the_start_of_its_level():
         seen.append((weight.detach().clone(), evidence.start.clone()))
         return movement(weight, evidence)
 
-    levels, train, _, initial = run(rewind.learning_rate, score=score, sparsity=0.3)
+    levels, _train, _, initial = run(rewind.learning_rate, score=score, sparsity=0.3)
     assert torch.equal(seen[0][1], initial.tensors["0.weight"])
     assert torch.equal(seen[2][1], levels[1].start.tensors["0.weight"]) and len(levels) == 3
 

@@ -69,7 +69,9 @@ def test_overlap_with_itself_and_its_complement():
 
 def test_overlap_chance_is_what_shuffling_gives():
     generator = torch.Generator().manual_seed(0)
-    mask = Mask({"a": torch.rand(300, 100, generator=generator) > 0.8, "b": torch.rand(5000, generator=generator) > 0.3})
+    mask = Mask(
+        {"a": torch.rand(300, 100, generator=generator) > 0.8, "b": torch.rand(5000, generator=generator) > 0.3}
+    )
     assert mask.overlap(mask.shuffled(1)).iou == pytest.approx(mask.overlap(mask).chance, abs=0.01)
 
 
@@ -101,7 +103,9 @@ def test_apply_zeroes_exactly_the_pruned():
 def test_check_fits_names_near_misses():
     with pytest.raises(MaskMismatchError, match=r"'weigth' must name a parameter.*Near names: weight"):
         mask_of("10", name="weigth").check_fits(nn.Linear(2, 1))
-    with pytest.raises(MaskMismatchError, match=r"'weight' must have the parameter's shape \[1, 2\]; received \[1, 3\]"):
+    with pytest.raises(
+        MaskMismatchError, match=r"'weight' must have the parameter's shape \[1, 2\]; received \[1, 3\]"
+    ):
         mask_of("100", name="weight").check_fits(nn.Linear(2, 1))
 
 

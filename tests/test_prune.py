@@ -8,8 +8,8 @@ from itertools import permutations
 import pytest
 import torch
 
+from hf_lottery import PruneRequest, erk, global_, n_of_m, prune, uniform
 from hf_lottery.mask import Mask, MaskMismatchError
-from hf_lottery.prune import PruneRequest, erk, global_, n_of_m, prune, uniform
 
 SHAPES = {"conv": (8, 4, 3, 3), "fc": (12, 16), "head": (4, 12), "bias": (12,), "empty": (0, 4)}
 LEVELS = (0.0, 0.2, 0.36, 0.5, 0.75, 0.9)
@@ -170,10 +170,10 @@ def test_every_scope_continues_what_every_other_began(first, second):
 
 
 def test_dead_weights_go_first_within_a_group_even_below_every_score():
-    score = torch.tensor([[-math.inf, 5.0, -math.inf, -math.inf]])
-    within = Mask({"w": torch.tensor([[True, False, True, True]])})
+    score = torch.tensor([[-math.inf, -math.inf, 5.0, -math.inf]])
+    within = Mask({"w": torch.tensor([[True, True, False, True]])})
     mask = prune({"w": score}, 0.5, scope=n_of_m(2, 4), within=within)
-    assert mask["w"].tolist() == [[False, False, True, True]]
+    assert mask["w"].tolist() == [[False, True, False, True]]
 
 
 @pytest.mark.parametrize("scope", [global_, uniform, erk])
@@ -205,8 +205,8 @@ def test_a_fifth_of_ten_equal_weights_is_two():
 
 
 def test_min_density_is_the_decimal_it_is_written_as():
-    # In floating point 0.1 * 30 > 3, and a floor of 4 would contradict a sparsity of 0.9.
-    assert prune({"w": torch.rand(30)}, 0.9, min_density=0.1).kept == 3
+    # In floating point 0.07 * 100 > 7, and a floor of 8 would contradict a sparsity of 0.93.
+    assert prune({"w": torch.rand(100)}, 0.93, min_density=0.07).kept == 7
     assert prune({"w": torch.rand(31), "v": torch.rand(100) + 1}, 0.5, min_density=0.1)["w"].sum() == 4
 
 

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from hf_lottery import cubic, geometric, one_shot
@@ -6,7 +8,7 @@ from hf_lottery import cubic, geometric, one_shot
 def test_geometric_levels_remove_a_share_of_what_is_left():
     path = geometric(levels=5, pruning_fraction=0.2)
     assert path[0] == 0.0 and len(path) == 6
-    assert [(1 - b) / (1 - a) for a, b in zip(path, path[1:], strict=False)] == pytest.approx([0.8] * 5)
+    assert [(1 - b) / (1 - a) for a, b in itertools.pairwise(path)] == pytest.approx([0.8] * 5)
 
 
 @pytest.mark.parametrize("sparsity", [0.05, 0.2, 0.36, 0.5, 0.8, 0.9, 0.99])
@@ -14,7 +16,7 @@ def test_geometric_levels_remove_a_share_of_what_is_left():
 def test_geometric_hits_its_target_exactly(sparsity, fraction):
     path = geometric(sparsity=sparsity, pruning_fraction=fraction)
     assert path[-1] == sparsity
-    assert all(a < b for a, b in zip(path, path[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(path))
     assert (1 - path[-1]) / (1 - path[-2]) >= 1 - fraction - 1e-9
 
 
@@ -27,7 +29,7 @@ def test_one_shot_and_cubic():
     path = cubic(sparsity=0.8, levels=4)
     assert path[0] == 0.0 and path[-1] == 0.8
     assert path[2] == pytest.approx(0.8 * (1 - 0.5**3))
-    steps = [b - a for a, b in zip(path, path[1:], strict=False)]
+    steps = [b - a for a, b in itertools.pairwise(path)]
     assert steps == sorted(steps, reverse=True)
 
 

@@ -29,7 +29,7 @@ def test_random_repeats_with_the_seed():
     first = random(torch.zeros(100))
     torch.manual_seed(5)
     assert torch.equal(first, random(torch.zeros(100)))
-    assert first.unique().numel() > 90 and 0 <= first.min() and first.max() < 1
+    assert first.unique().numel() > 90 and first.min() >= 0 and first.max() < 1
 
 
 def test_movement_is_the_limit_of_the_accumulated_sum():
@@ -98,6 +98,4 @@ def test_evidence_that_cannot_be_had():
         gather_evidence(model, [], squared_error, within={"w": model.weight})
     other = nn.Linear(3, 2)
     with pytest.raises(ValueError, match="'other' must get a gradient from the batches; received none"):
-        gather_evidence(
-            model, [(torch.ones(1, 3), torch.ones(1, 2))], squared_error, within={"other": other.weight}
-        )
+        gather_evidence(model, [(torch.ones(1, 3), torch.ones(1, 2))], squared_error, within={"other": other.weight})

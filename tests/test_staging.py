@@ -27,8 +27,9 @@ def test_an_error_leaves_everything_as_it_was(tmp_path, exists):
 
 def test_a_file_in_the_way(tmp_path):
     (tmp_path / "out").write_text("mine")
-    with pytest.raises(NotADirectoryError, match="must be a folder; received the file"), staged_folder(
-        tmp_path / "out", last="a"
+    with (
+        pytest.raises(NotADirectoryError, match="must be a folder; received the file"),
+        staged_folder(tmp_path / "out", last="a"),
     ):
         pass
     assert (tmp_path / "out").read_text() == "mine"

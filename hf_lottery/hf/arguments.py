@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-from ..prune import Scope, erk, global_, n_of_m, uniform
 from ..rewind import Rewind, parse_rewind
 from ..schedule import Schedule, cubic, geometric, one_shot
+from ..scope import Scope, erk, global_, n_of_m, uniform
 from ..scores import Score, magnitude, movement, random, saliency, wanda
 
 SCORES: dict[str, Score] = {

@@ -50,6 +50,10 @@ class RecipeParser(HfArgumentParser):
         # The last one holds what belongs to no dataclass: --config.
         return tuple(parsed[: len(list(self.dataclass_types))])
 
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, without the usage of two hundred flags."""
+        self.exit(2, f"{self.prog}: error: {message}\nSee {self.prog} --help for all flags.\n")
+
     def _take_configs(self, arguments: list[str]) -> list[Path]:
         paths = []
         while "--config" in (flags := [text.split("=")[0] for text in arguments]):
@@ -71,19 +75,22 @@ class RecipeParser(HfArgumentParser):
             self.error(f"{path} must be YAML; received: {error}")
         if not isinstance(values, dict):
             self.error(f"{path} must hold keys and values; received {type(values).__name__}.")
-        actions = {action.dest: action for action in self._actions}
-        if unknown := [key for key in values if key not in actions or key in ("config", "help")]:
+        if unknown := [key for key in values if key not in self._known()]:
             self._unknown(str(path), unknown)
-        for key, value in values.items():
-            # As text, argparse converts it to the field's type: YAML reads 1e-3 as a string, and yes as a bool.
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            actions[key].default = str(value) if is_number else value
-            actions[key].required = False
+        for action in self._actions:  # a flag that is on by default has two: --x and --no_x
+            if action.dest in values:
+                value = values[action.dest]
+                # As text, argparse converts a number to the field's type; YAML itself reads 1e-3 as text.
+                is_number = isinstance(value, int | float) and not isinstance(value, bool)
+                action.default = str(value) if is_number else value
+                action.required = False
+
+    def _known(self) -> list[str]:
+        return [action.dest for action in self._actions if action.dest not in ("config", "help")]
 
     def _unknown(self, where: str, keys: Iterable[Any]) -> NoReturn:
-        known = [action.dest for action in self._actions]
         hints = []
         for key in keys:
-            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            near = difflib.get_close_matches(str(key), self._known(), n=1, cutoff=0.5)
             hints.append(f"{key}" + (f" (nearest: {near[0]})" if near else ""))
         self.error(f"{where} must hold known keys; received {', '.join(hints)}.")

@@ -46,7 +46,7 @@ class Prunable(dict[str, nn.Parameter]):
 
 
 def prunable(
-    model: nn.Module, include: str | Sequence[str] | None = None, *, exclude: str | Sequence[str] | None = None
+    model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None
 ) -> Prunable:
     """The weights of a model that a mask may cover.
 

@@ -86,7 +86,8 @@ def main() -> None:
             median, exact = statistics.median(seconds), counts == {round(SPARSITY * weights)}
             print(
                 f"| {run.__name__} | {str(dtype)[6:]} | {weights:,} | {min(seconds):.3f} | {median:.3f} "
-                f"| {median / weights * 1e9:.2f} | {extra / weights:.2f} | {', '.join(map(str, counts))}: {'yes' if exact else 'NO'} |",
+                f"| {median / weights * 1e9:.2f} | {extra / weights:.2f} "
+                f"| {', '.join(map(str, counts))}: {'yes' if exact else 'NO'} |",
                 flush=True,
             )
 

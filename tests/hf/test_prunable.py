@@ -188,6 +188,16 @@ def test_stacked_experts_without_their_biases(architecture, owner, names):
     assert {found.kinds[name] for name in own} == {"experts"}
 
 
+def test_experts_stacked_in_two_dimensions():
+    class ExpertGLU(nn.Module):  # like DBRX's
+        def __init__(self):
+            super().__init__()
+            self.w1, self.scale = nn.Parameter(torch.zeros(6, 2)), nn.Parameter(torch.zeros(3, 2))
+            self.temperature = nn.Parameter(torch.zeros(3))
+
+    assert prunable(Block(mlp=ExpertGLU())).kinds == {"mlp.w1": "experts"}
+
+
 class Router(nn.Module):
     def __init__(self):
         super().__init__()
@@ -292,6 +302,26 @@ def test_a_head_registered_in_the_body_as_well_is_a_head():
 
     found = prunable(Detector())
     assert list(found) == ["base_model.layer.weight"] and found.head == ("box",)
+
+
+def test_a_head_beside_a_nested_body_and_inside_a_compiled_part():
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wrap = Block(body=nn.Linear(2, 2), neck=nn.Linear(2, 2))
+            self.decoder = torch.compile(Block(out=nn.Linear(2, 4)), backend="eager")
+
+        base_model = property(lambda self: self.wrap.body)
+
+        def get_output_embeddings(self):
+            return self.decoder.out
+
+    class Composite(Nested):  # like EncoderDecoderModel
+        base_model = property(lambda self: self)
+
+    assert list(prunable(Nested())) == ["wrap.body.weight"] and prunable(Nested()).head == ("wrap.neck", "decoder")
+    found = prunable(Composite())
+    assert list(found) == ["wrap.body.weight", "wrap.neck.weight"] and found.head == ("decoder.out",)
 
 
 def test_include_and_exclude():

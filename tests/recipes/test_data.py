@@ -233,7 +233,8 @@ def test_augmentation_keeps_content_and_repeats_edges():
         moved = data.shift_and_flip(image)
         assert moved.shape == image.shape
         assert set(moved.flatten().tolist()) <= set(image.flatten().tolist())
-        assert torch.equal(moved.diff(dim=2).sign().unique()[[0, -1]].abs().max(), torch.tensor(1.0))
+        rows, columns = moved[0, :, 0].diff(), moved[0, 0].diff()
+        assert (rows >= 0).all() and ((columns >= 0).all() or (columns <= 0).all())  # nothing wraps around
     signal = data.shift_and_flip(torch.ones(1, 1, 40))
     assert torch.equal(signal, torch.ones(1, 1, 40))
 
@@ -375,9 +376,9 @@ def test_csv_texts_are_tokenised_and_padded(reviews, tokenizer):
     assert batch["input_ids"].tolist() == [[6, 3, 5], [4, 1, 1]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch["labels"].tolist() == [1, 0]
-    few = load(reviews, TEXTS, model=tokenizer, max_train_samples=6)
+    few = load(reviews, TEXTS, model=tokenizer, max_train_samples=15)
     right = {(6, 3, 5): 1, (4,): 0, (7, 4, 5): 0, (3, 3, 3, 3): 1}
-    assert len(few.train) == 6 and all(right[tuple(item["input_ids"])] == item["labels"] for item in few.train)
+    assert len(few.train) == 15 and all(right[tuple(item["input_ids"])] == item["labels"] for item in few.train)
 
 
 def test_a_tokenizer_without_padding_pads_with_its_end_of_text(reviews, tokenizer, tmp_path, caplog):

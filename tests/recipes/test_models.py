@@ -6,7 +6,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments
 
 SMALL = {
-    "lenet": models.LeNetConfig(hidden_sizes=[20, 10], num_channels=2, image_size=8, num_labels=4),
+    "lenet": models.LeNetConfig(hidden_sizes=(20, 10), num_channels=2, image_size=8, num_labels=4),
     "resnet_cifar": models.ResNetCifarConfig(hidden_sizes=[4, 8], depths=[1, 2], num_channels=2, num_labels=4),
     "vgg_cifar": models.VGGCifarConfig(hidden_sizes=[4, 8], depths=[1, 2], num_channels=2, num_labels=4),
     "mlp_mixer": models.MLPMixerConfig(

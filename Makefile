@@ -1,0 +1,30 @@
+# Two commands: `make ticket` runs the main job, `make test` the tests. Each sets up .venv by itself.
+PYTHON ?= python3
+RUN := .venv/bin/
+# One thread a process: on few cores, two threads of a small network wait for each other.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: ticket test slow-test lint clean
+
+ticket: .venv/installed
+	$(RUN)accelerate launch --config_file recipes/accelerate/one_process.yaml \
+		recipes/find_ticket.py --config recipes/digits/imp.yaml
+
+test: .venv/installed
+	$(RUN)python -m pytest --numprocesses 2
+
+slow-test: .venv/installed
+	$(RUN)python -m pytest --numprocesses 2 -m slow
+
+lint: .venv/installed
+	$(RUN)ruff check
+	$(RUN)ruff format --check
+	$(RUN)pyright
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable ".[recipes,dev]"
+	touch $@
+
+clean:
+	rm -rf .venv outputs

@@ -1,0 +1,97 @@
+from dataclasses import dataclass, field
+
+import pytest
+
+from hf_lottery import LotteryArguments, RecipeParser
+
+
+@dataclass
+class Small:
+    name: str = field(default="none")
+    names: list[str] = field(default_factory=list)
+    fast: bool = field(default=True)
+    needed: int = field(default=0)
+
+
+def parse(*arguments):
+    return RecipeParser([Small, LotteryArguments]).parse([*arguments])
+
+
+def fails(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        parse(*arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(text):
+        (tmp_path / "file.yaml").write_text(text)
+        return str(tmp_path / "file.yaml")
+
+    return write
+
+
+def test_yaml_gives_defaults_and_the_command_line_wins(yaml_file):
+    path = yaml_file("learning_rate: 1e-3\nsparsity: 0.5\nname: yaml\nnames: [a, b]\nfast: false\nuse_cpu: true\n")
+    small, args = parse("--config", path, "--name", "line", "--sparsity", "0.9")
+    assert (args.learning_rate, args.sparsity, args.use_cpu) == (0.001, 0.9, True)
+    assert (small.name, small.names, small.fast) == ("line", ["a", "b"], False)
+    small, args = parse(f"--config={path}", "--names", "c", "--fast")
+    assert (small.names, small.fast, args.sparsity) == (["c"], True, 0.5)
+
+
+@pytest.mark.parametrize("text", ["dataloader_pin_memory: false", "dataloader_pin_memory: no"])
+def test_a_flag_that_is_on_by_default_can_be_put_off(yaml_file, text):
+    assert parse("--config", yaml_file(text))[1].dataloader_pin_memory is False
+
+
+def test_a_later_file_wins(yaml_file, tmp_path):
+    (tmp_path / "second.yaml").write_text("sparsity: 0.7")
+    path = yaml_file("sparsity: 0.5\nname: first")
+    small, args = parse("--config", path, "--config", str(tmp_path / "second.yaml"))
+    assert (args.sparsity, small.name) == (0.7, "first")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sparsty", "0.5"], "received sparsty (nearest: sparsity)"),
+        (["--spars", "0.5"], "received spars (nearest: sparsity)"),
+        (["--learning-rat", "1"], "received learning-rat (nearest: learning_rate)"),
+        (["loose"], "every value must belong to a flag; received 'loose'"),
+        (["--sparsity", "80"], "sparsity must be in [0, 1); received 80.0"),
+        (["--sparsity", "many"], "invalid float value: 'many'"),
+        (["--sparsity", "0.5", "--levels", "3"], "exactly one of sparsity and levels must be given"),
+        (["--rewind", "late"], "rewind must be init, step:K"),
+        (["--score", "l1"], "score must be one of magnitude, movement, random, saliency, wanda; received 'l1'"),
+        (["--schedule", "linear"], "schedule must be one of cubic, geometric, one_shot; received 'linear'"),
+        (["--scope", "local"], "scope must be one of erk, global, uniform or N:M, such as 2:4; received 'local'"),
+        (["--score_batches", "0"], "score_batches must be at least 1; received 0"),
+        (["--config"], "--config must name a YAML file; received nothing"),
+        (["--config", "no.yaml"], "received no.yaml, which does not exist"),
+    ],
+)
+def test_bad_command_lines(capsys, arguments, message):
+    error = fails(capsys, *arguments)
+    assert message in error and len(error.splitlines()) <= 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sparsty: 0.5", "must hold known keys; received sparsty (nearest: sparsity)"),
+        ("config: other.yaml", "received config"),
+        ("qqqq: 1", "received qqqq."),
+        ("- a", "must hold keys and values; received list"),
+        ("a: [", "must be YAML"),
+        ("sparsity: much", "invalid float value: 'much'"),
+    ],
+)
+def test_bad_files(capsys, yaml_file, text, message):
+    assert message in fails(capsys, "--config", yaml_file(text))
+
+
+def test_an_empty_file_changes_nothing(yaml_file):
+    assert parse("--config", yaml_file(""))[1].sparsity is None

@@ -1,0 +1,113 @@
+import json
+
+import pytest
+import torch
+from transformers import ViTConfig, ViTForImageClassification
+
+from hf_lottery import Mask, MaskFileError, MaskMismatchError, Snapshot, Ticket, prunable
+
+
+def model(seed=0, size=16):
+    torch.manual_seed(seed)
+    return ViTForImageClassification(
+        ViTConfig(
+            hidden_size=size,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=8,
+            patch_size=4,
+            num_channels=1,
+            num_labels=3,
+        )
+    )
+
+
+@pytest.fixture
+def ticket():
+    source = model()
+    mask = Mask({name: torch.rand(p.shape) > 0.5 for name, p in prunable(source).items()})
+    info = {
+        "level": 2,
+        "architecture": "ViTForImageClassification",
+        "settings": {"sparsity": 0.5, "rewind": "step:5"},
+        "history": [{"level": 0, "sparsity": 0.0, "metrics": {"eval_accuracy": 0.875, "eval_loss": 0.5}}],
+    }
+    return Ticket(mask, Snapshot.capture(source, 5), info, source.config)
+
+
+def test_round_trip_without_a_pickle(ticket, tmp_path):
+    ticket.save_pretrained(tmp_path / "t")
+    assert sorted(file.name for file in (tmp_path / "t").iterdir()) == [
+        "README.md", "config.json", "mask.safetensors", "mask_config.json", "rewind.safetensors",
+    ]  # fmt: skip
+    loaded = Ticket.from_pretrained(tmp_path / "t")
+    assert loaded.mask == ticket.mask and loaded.info == ticket.info
+    assert loaded.rewind.step == 5 and loaded.rewind.sha256() == ticket.rewind.sha256()
+    assert (type(loaded.model_config), loaded.model_config.hidden_size) == (ViTConfig, 16)
+    assert Mask.from_pretrained(tmp_path / "t") == ticket.mask
+
+
+def test_apply_puts_a_model_where_the_ticket_starts(ticket):
+    other = model(seed=9)
+    ticket.apply_(other)
+    expected = model()
+    ticket.mask.apply_(expected)
+    assert Snapshot.capture(other).sha256() == Snapshot.capture(expected).sha256()
+
+
+def test_apply_to_another_model_changes_nothing(ticket):
+    other = model(size=32)
+    before = Snapshot.capture(other).sha256()
+    with pytest.raises(MaskMismatchError):
+        ticket.apply_(other)
+    assert Snapshot.capture(other).sha256() == before
+
+
+def test_the_card_says_what_it_is_and_what_it_is_not(ticket, tmp_path):
+    ticket.save_pretrained(tmp_path / "t")
+    card = (tmp_path / "t/README.md").read_text()
+    assert "library_name: hf_lottery" in card and "- lottery-ticket" in card
+    assert f"sparsity **{ticket.mask.sparsity:.2%}**" in card
+    assert "| 0     | 0.0000   | 0.8750   | 0.5000 |" in card
+    assert ("| rewind   | `step:5` |" in card and "vit.encoder" in card) or "vit.layers" in card
+    assert "not faster" in card
+
+
+def test_a_card_that_a_person_wrote_stays(ticket, tmp_path):
+    ticket.save_pretrained(tmp_path / "t")
+    (tmp_path / "t/README.md").write_text("mine")
+    ticket.save_pretrained(tmp_path / "t")
+    assert (tmp_path / "t/README.md").read_text() == "mine"
+
+
+def test_missing_truncated_and_mixed_files(ticket, tmp_path):
+    ticket.save_pretrained(tmp_path / "t")
+    rewind = tmp_path / "t/rewind.safetensors"
+    whole = rewind.read_bytes()
+    rewind.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MaskFileError, match="must be a whole safetensors file"):
+        Ticket.from_pretrained(tmp_path / "t")
+    Snapshot.capture(model(seed=3), 5).save(rewind)
+    with pytest.raises(MaskFileError, match="must hold the weights that mask_config.json states"):
+        Ticket.from_pretrained(tmp_path / "t")
+    rewind.unlink()
+    with pytest.raises(FileNotFoundError, match="rewind weights must be in"):
+        Ticket.from_pretrained(tmp_path / "t")
+
+
+def test_mask_and_weights_of_different_models(ticket, tmp_path):
+    ticket.save_pretrained(tmp_path / "t")
+    Snapshot.capture(model(size=32)).save(tmp_path / "t/rewind.safetensors")
+    config = json.loads((tmp_path / "t/mask_config.json").read_text())
+    del config["rewind"]
+    (tmp_path / "t/mask_config.json").write_text(json.dumps(config))
+    with pytest.raises(MaskFileError, match="must fit each other"):
+        Ticket.from_pretrained(tmp_path / "t")
+
+
+def test_an_error_half_way_leaves_no_ticket(ticket, tmp_path, monkeypatch):
+    monkeypatch.setattr("hf_lottery.hf.ticket.stage_mask", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        ticket.save_pretrained(tmp_path / "t")
+    assert not list(tmp_path.iterdir())

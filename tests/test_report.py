@@ -1,0 +1,24 @@
+from hf_lottery import level_table, markdown_table, plot_against_density
+
+
+def test_markdown_table():
+    assert markdown_table(["a", "long"], [["1", "2"], ["333", "4"]]) == (
+        "| a   | long |\n| --- | ---- |\n| 1   | 2    |\n| 333 | 4    |"
+    )
+    assert markdown_table(["a"], []) == ""
+
+
+def test_level_table_shows_what_there_is():
+    history = [
+        {"level": 0, "sparsity": 0.0, "metrics": {"eval_accuracy": 0.5, "eval_loss": 1.25, "train_loss": 9.0}},
+        {"level": 1, "sparsity": 0.2, "metrics": {"train_loss": 2.0}},
+    ]
+    rows = level_table(history).splitlines()
+    assert rows[2].split() == ["|", "0", "|", "0.0000", "|", "0.5000", "|", "1.2500", "|"]
+    assert rows[3].split() == ["|", "1", "|", "0.2000", "|", "-", "|", "2.0000", "|"]
+
+
+def test_picture(tmp_path):
+    series = {"ticket": {0.0: [0.9, 0.92], 0.5: [0.91, 0.9]}, "control": {0.5: [0.8]}}
+    plot_against_density(tmp_path / "p.png", series, ylabel="accuracy", title="t")
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
