@@ -10,7 +10,8 @@ from typing import Any
 
 import models  # noqa: F401  # registers the papers' networks with the Auto classes
 import transformers
-from data import BUILT_IN, Data, DataArguments, load_data
+from built_in import BUILT_IN
+from data import Data, DataArguments, load_data
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -74,17 +75,18 @@ def set_up(args: TrainingArguments) -> None:
     set_seed(args.seed)
 
 
-def load_task_data(model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig, seed: int) -> Data:
+def load_task_data(model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig) -> Data:
     """The data of the task, as the model wants them.
 
     A built-in data set decides the image size of a network without weights; everywhere else the model decides.
     """
     model_decides = model_args.model_name_or_path is not None or data_args.dataset_name not in BUILT_IN
+    tokenizer = None if model_args.task == "image-classification" else model_args.config_name
     return load_data(
         data_args,
         model_args.task,
-        seed=seed,
-        model_name_or_path=model_args.model_name_or_path,
+        seed=data_args.split_seed,
+        model_name_or_path=model_args.model_name_or_path or tokenizer,
         from_pretrained={"revision": model_args.model_revision},
         image_size=getattr(config, "image_size", None) if model_decides else None,
         num_channels=getattr(config, "num_channels", None) if model_decides else None,

@@ -1,8 +1,6 @@
 """The data a recipe trains on: three small data sets that need no network, and whatever ``datasets`` loads.
 
-Built in, as normalised tensors: ``digits`` (scikit-learn's 1,797 images of 8x8), ``fashion_mnist`` (Debian's package,
-70,000 of 28x28) and ``mnist1d`` (5,000 generated signals of length 40, as images one pixel high, so that a fully
-connected network flattens them and a convolutional one runs along them).
+Built in are ``digits``, ``fashion_mnist`` and ``mnist1d``, see built_in.py.
 
 Example:
     >>> data = load_data(DataArguments(dataset_name="digits"), "image-classification", seed=0)
@@ -12,13 +10,8 @@ Example:
 
 from __future__ import annotations
 
-import gzip
-import importlib
 import logging
-import math
-import random
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from built_in import BUILT_IN, require
 from models import height_and_width
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -36,10 +30,6 @@ from transformers import AutoImageProcessor, AutoTokenizer, DataCollatorWithPadd
 logger = logging.getLogger(__name__)
 
 TASKS = ("image-classification", "text-classification", "causal-lm")
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-FASHION_HINT = "Try `apt-get install dataset-fashion-mnist`."
-DIGITS = tuple("0123456789")
-Splits = tuple[Tensor, Tensor, Tensor, Tensor]
 TEXT = ("string", "large_string"), ("text", "sentence", "content")
 
 
@@ -68,8 +58,12 @@ class DataArguments:
         default=None,
         metadata={"help": "Split to evaluate on. Default: test, else validation, else 15 % cut off the train split."},
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many, drawn by the seed."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, drawn by the seed."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many, drawn at random."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, drawn at random."})
+    split_seed: int = field(
+        default=0,
+        metadata={"help": "Draws those, and the cut without a test split. Networks to compare must share it."},
+    )
     image_column_name: str | None = field(default=None, metadata={"help": "Column of images. Default: found."})
     label_column_name: str | None = field(default=None, metadata={"help": "Column of labels. Default: found."})
     text_column_name: str | None = field(default=None, metadata={"help": "Column of text. Default: found."})
@@ -225,50 +219,8 @@ def load_data(
     return prepare(args, train, held_out, seed, tokenizer)
 
 
-# Built-in data: arguments -> (train images [n, 1, height, width], train labels [n], test images, test labels), names
-
-
-def _digits(args: DataArguments) -> tuple[Splits, tuple[str, ...]]:
-    digits = _require("sklearn.datasets").load_digits()
-    images, labels = torch.tensor(digits.images / 16, dtype=torch.float32)[:, None], torch.tensor(digits.target)
-    split = _require("sklearn.model_selection").train_test_split
-    # Not the recipe's seed: networks of different seeds are compared on the same test set.
-    train, test = split(np.arange(len(labels)), test_size=0.2, random_state=0, stratify=digits.target)
-    return _normalised(images[train], labels[train], images[test], labels[test]), DIGITS
-
-
-def _fashion_mnist(args: DataArguments) -> tuple[Splits, tuple[str, ...]]:
-    splits: list[Tensor] = []
-    for prefix in ("train", "t10k"):
-        images = _read_idx(args.dataset_dir, f"{prefix}-images-idx3-ubyte").float()[:, None] / 255
-        labels = _read_idx(args.dataset_dir, f"{prefix}-labels-idx1-ubyte").long()
-        if len(images) != len(labels) or not len(labels):
-            counts = f"{len(images)} images and {len(labels)} labels"
-            raise ValueError(f"{prefix} files must hold one label per image; received {counts}. {FASHION_HINT}")
-        if labels.max() >= len(FASHION):
-            raise ValueError(f"{prefix} labels must be 0 to 9; received {int(labels.max())}. {FASHION_HINT}")
-        splits += [images, labels]
-    return _normalised(splits[0], splits[1], splits[2], splits[3]), FASHION
-
-
-def _mnist1d(args: DataArguments) -> tuple[Splits, tuple[str, ...]]:
-    source = _require("mnist1d.data")
-    # make_dataset() generates, where get_dataset() may download; it also seeds the process's generators.
-    states = random.getstate(), np.random.get_state()
-    try:
-        made = source.make_dataset(source.get_dataset_args())
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-    train, test = (torch.tensor(made[x], dtype=torch.float32)[:, None, None] for x in ("x", "x_test"))
-    return (train, torch.tensor(made["y"]), test, torch.tensor(made["y_test"])), DIGITS
-
-
-BUILT_IN = {"digits": _digits, "fashion_mnist": _fashion_mnist, "mnist1d": _mnist1d}
-
-
 def _built_in(args: DataArguments, seed: int, image_size: int | Sequence[int] | None, num_channels: int | None) -> Data:
-    (images, labels, test_images, test_labels), names = BUILT_IN[args.dataset_name](args)
+    (images, labels, test_images, test_labels), names = BUILT_IN[args.dataset_name](args.dataset_dir)
     size = tuple(images.shape[2:])
     if image_size is not None and height_and_width(image_size) != size:
         hint = f"Leave it out, or give the model image_size {_simplest(size)}."
@@ -283,34 +235,6 @@ def _built_in(args: DataArguments, seed: int, image_size: int | Sequence[int] | 
         image_size=_simplest(size),
         num_channels=1,
     )
-
-
-def _normalised(train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor) -> Splits:
-    mean, std = train.mean(), train.std()
-    return (train - mean) / std, labels, (test - mean) / std, test_labels
-
-
-def _read_idx(folder: str, name: str) -> Tensor:
-    """Read a file of unsigned bytes in the idx format: 0, 0, type 8, number of axes; their lengths; the bytes."""
-    paths = [Path(folder) / name, Path(folder) / f"{name}.gz"]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise FileNotFoundError(f"dataset_dir must hold {name} or {name}.gz; received {folder!r}. {FASHION_HINT}")
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, OSError, zlib.error) as error:
-        raise ValueError(f"{path} must be a whole gzip file; received: {error}. {FASHION_HINT}") from error
-    axes = int(name[name.index("idx") + 3])
-    if raw[:4] != bytes((0, 0, 8, axes)):
-        raise ValueError(
-            f"{path} must start with magic number {2048 + axes}; received {raw[:4].hex() or 'nothing'}. {FASHION_HINT}"
-        )
-    start = 4 + 4 * axes
-    lengths = [int.from_bytes(raw[at : at + 4], "big") for at in range(4, start, 4)]
-    if len(raw) != start + math.prod(lengths):
-        expected = f"{start + math.prod(lengths)} bytes for lengths {lengths}"
-        raise ValueError(f"{path} must hold {expected}; received {len(raw)} bytes. {FASHION_HINT}")
-    return torch.tensor(np.frombuffer(raw, dtype=np.uint8, offset=start)).view(lengths)
 
 
 # What `datasets` loads
@@ -333,7 +257,7 @@ def _load_splits(args: DataArguments, seed: int) -> tuple[Any, Any]:
 
 
 def _load(args: DataArguments) -> Mapping[str, Any]:
-    datasets = _require("datasets")
+    datasets = require("datasets")
     name, folder = args.dataset_name, Path(args.dataset_name).expanduser()
     if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
         raise FileNotFoundError(f"dataset_name must be a folder that exists; received {name!r}. Check the path.")
@@ -480,15 +404,6 @@ def _read_labels(args: DataArguments, train: Any, held_out: Any) -> tuple[tuple[
 
 
 # Small things
-
-
-def _require(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        package = module.partition(".")[0]
-        hint = "Run `pip install hf-lottery[recipes]`."
-        raise ModuleNotFoundError(f"{package} must be installed for this data; received nothing. {hint}") from error
 
 
 def _draw(samples: Any, count: int | None, seed: int) -> list[int]:

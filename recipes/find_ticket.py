@@ -43,7 +43,7 @@ def main() -> None:
         parser.error("rewind=pretrained must be given a model_name_or_path; received none. Use rewind=init.")
     set_up(args)
     with args.main_process_first():
-        data = load_task_data(model_args, data_args, model_args.load_config(), args.seed)
+        data = load_task_data(model_args, data_args, model_args.load_config())
     model = build_model(model_args, data, args.seed)
     trainer = LotteryTrainer(model=model, args=args, **trainer_arguments(model_args.task, data))
     logging.info("%s", trainer.weights)

@@ -51,7 +51,7 @@ def main() -> None:
     set_up(args)
     ticket = Ticket.from_pretrained(ticket_args.ticket)
     with args.main_process_first():
-        data = load_task_data(model_args, data_args, model_args.load_config(), args.seed)
+        data = load_task_data(model_args, data_args, model_args.load_config())
     model = start_weights(ticket_args.init, ticket, model_args, data, args.seed)
     first_step = ticket.rewind.step if ticket_args.init == "ticket" else 0
     trainer = SparseTrainer(

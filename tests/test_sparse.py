@@ -199,9 +199,9 @@ def test_leaving_the_block_verifies_but_hides_no_error(packed):
 
 def test_a_dense_mask_is_refused_at_the_end():
     model = network()
-    with pytest.raises(SparsityLeakError, match="must remove at least one weight; received a dense one"):
-        with keep_sparse(model, Mask.dense(model)):
-            pass
+    handle = keep_sparse(model, Mask.dense(model))
+    with pytest.raises(SparsityLeakError, match="must remove at least one weight; received a dense one"), handle:
+        pass
 
 
 def test_a_mask_for_another_model():

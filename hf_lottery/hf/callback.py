@@ -33,12 +33,7 @@ class SparsityCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         """Bind the mask to the model and the optimizer."""
-        kind = AcceleratorState().distributed_type
-        if kind in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
-            raise NotImplementedError(
-                f"a mask must be held on whole parameters; received {kind.value}, which shards them. "
-                "Launch with plain data parallelism instead."
-            )
+        refuse_sharding()
         self.release()  # an earlier training that was interrupted
         assert model is not None
         self.handle = keep_sparse(model, self.mask, optimizer, packed=self.packed)
@@ -54,3 +49,13 @@ class SparsityCallback(TrainerCallback):
         if self.handle is not None:
             self.handle.remove()
         self.handle = None
+
+
+def refuse_sharding() -> None:
+    """Raise NotImplementedError where the Trainer at hand shards its parameters."""
+    kind = AcceleratorState().distributed_type
+    if kind in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+        raise NotImplementedError(
+            f"a mask must be held on whole parameters; received {kind.value}, which shards them. "
+            "Launch with plain data parallelism instead."
+        )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Trainer, TrainerCallback, enable_full_determinism, set_seed
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import TrainOutput, has_length
 
 from ..mask import Mask
 from ..mask_file import write_mask
@@ -23,12 +23,16 @@ from ..prune import prune
 from ..rewind import Snapshot
 from ..scores import Evidence, Score, gather_evidence, magnitude, movement, random, score_weights
 from .arguments import SCORES, LotteryArguments
-from .callback import SparsityCallback
+from .callback import SparsityCallback, refuse_sharding
 from .prunable import prunable
 from .run_folder import RunFolder
 from .ticket import Ticket
 
 # What must be the same for a resumed run to be the run it resumes.
+_LOTTERY_SETTINGS = (
+    "sparsity", "levels", "pruning_fraction", "schedule", "rewind", "score", "score_batches", "scope", "min_density",
+    "include", "exclude", "fine_tuning_learning_rate",
+)  # fmt: skip
 _TRAINING_SETTINGS = (
     "seed", "data_seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16", "fp16",
@@ -46,7 +50,7 @@ class SparseTrainer(Trainer):
     Raises:
         MaskMismatchError: The mask is for another model.
         SparsityLeakError: At the end of training, if a pruned weight is not zero or the mask prunes nothing.
-        NotImplementedError: When training begins, under DeepSpeed or FSDP.
+        NotImplementedError: Under DeepSpeed or FSDP.
     """
 
     def __init__(self, *args, mask: Mask | str | Path | None = None, first_step: int = 0, **kwargs):
@@ -66,6 +70,7 @@ class SparseTrainer(Trainer):
             self.remove_callback(self._sparsity)
         self._sparsity = None
         if mask is not None:
+            refuse_sharding()
             mask.check_fits(self._network)
             self._sparsity = SparsityCallback(mask)
             self.add_callback(self._sparsity)
@@ -96,12 +101,13 @@ class SparseTrainer(Trainer):
                 scheduler.step()
         return scheduler
 
-    def count_steps(self) -> tuple[int, int]:
-        """Optimizer steps of an epoch, and of a whole training."""
-        steps_per_epoch = math.ceil(len(self.get_train_dataloader()) / self.args.gradient_accumulation_steps)
-        if self.args.max_steps > 0:
-            return steps_per_epoch, self.args.max_steps
-        return steps_per_epoch, math.ceil(self.args.num_train_epochs * steps_per_epoch)
+    def count_steps(self) -> tuple[int | None, int]:
+        """Optimizer steps of an epoch (None if the data set does not know its length), and of a whole training."""
+        loader = self.get_train_dataloader()
+        per_epoch = math.ceil(len(loader) / self.args.gradient_accumulation_steps) if has_length(loader) else None
+        if self.args.max_steps > 0 or per_epoch is None:  # without a length, the Trainer insists on max_steps
+            return per_epoch, self.args.max_steps
+        return per_epoch, math.ceil(self.args.num_train_epochs * per_epoch)
 
     def check_step(self, step: int, steps: int) -> None:
         """Raise ValueError unless a training of ``steps`` steps can start at ``step``."""
@@ -149,6 +155,11 @@ class LotteryTrainer(SparseTrainer):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, LotteryArguments):
             raise TypeError(f"args must be LotteryArguments; received {type(self.args).__name__}.")
+        if self.optimizer is not None or self.lr_scheduler is not None:
+            raise ValueError(
+                "every level must make an optimizer and a schedule of its own; received `optimizers`. "
+                "Pass optimizer_cls_and_kwargs, or override create_optimizer."
+            )
         # The Trainer would call it at every train(), which would undo the rewinding.
         self.model_init = None
         self.lottery = self.args
@@ -176,6 +187,7 @@ class LotteryTrainer(SparseTrainer):
             FileExistsError: There is a run in ``args.output_dir`` and it is not to be resumed.
             ValueError: The run there had other settings.
         """
+        refuse_sharding()
         base = cast(str, self.args.output_dir)
         if trial is not None:
             raise NotImplementedError("hyperparameter search over whole runs must go through your own loop.")
@@ -235,6 +247,11 @@ class LotteryTrainer(SparseTrainer):
                 begin: Snapshot | Path = Snapshot.capture(self._network)
             else:
                 begin = run.moment if moment else run.level(0) / run.moment.name
+                if not begin.exists():
+                    raise ValueError(
+                        f"the rewind step must lie within training; received step {moment}, "
+                        f"but training stopped at step {output.global_step}. Rewind earlier."
+                    )
             self._write(lambda: run.write_start(number + 1, following, begin))
         record = {"level": number, "sparsity": mask.sparsity, "metrics": _plain(metrics)}
         self._write(lambda: run.finish({**record, "steps": output.global_step, "loss": output.training_loss}))
@@ -309,10 +326,8 @@ class LotteryTrainer(SparseTrainer):
         return changed
 
     def _settings(self) -> dict[str, Any]:
-        own = ("sparsity", "levels", "pruning_fraction", "schedule", "rewind", "score", "scope", "min_density")
-        settings = {name: getattr(self.lottery, name) for name in own}
-        settings["score"] = self.score.__name__
-        return settings | {name: _plain(getattr(self.args, name)) for name in _TRAINING_SETTINGS}
+        settings = {name: _plain(getattr(self.lottery, name)) for name in _LOTTERY_SETTINGS + _TRAINING_SETTINGS}
+        return settings | {"score": getattr(self.score, "__name__", str(self.score))}
 
     def _loss(self, model: torch.nn.Module, inputs: Any) -> Tensor:
         return cast(Tensor, self.compute_loss(model, inputs))

@@ -27,7 +27,7 @@ def mask_for(model):
     return Mask({n: torch.rand(p.shape, generator=generator) > 0.6 for n, p in prunable(model).items()})
 
 
-def trainer(folder, *, kill=None, score=None, model=None, **changes):
+def trainer(folder, *, kill=None, own_score=None, model=None, **changes):
     callbacks = [KillAt(*kill)] if kill else []
     return LotteryTrainer(
         model=model or net(),
@@ -35,7 +35,7 @@ def trainer(folder, *, kill=None, score=None, model=None, **changes):
         train_dataset=Points(),
         eval_dataset=Points(20),
         callbacks=callbacks,
-        score=score,
+        score=own_score,
     )
 
 
@@ -177,10 +177,17 @@ def test_sharded_training_is_refused(tmp_path, monkeypatch, kind):
     from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedType
 
-    ours = SparseTrainer(net(), arguments(tmp_path), train_dataset=Points(), mask=mask_for(net()))
+    ours = SparseTrainer(net(), arguments(tmp_path), train_dataset=Points())
+    finder = trainer(tmp_path)
     monkeypatch.setitem(AcceleratorState._shared_state, "distributed_type", DistributedType(kind))
-    with pytest.raises(NotImplementedError, match=f"must be held on whole parameters; received {kind}"):
-        SparsityCallback(mask_for(net())).on_train_begin(ours.args, ours.state, ours.control, model=net())
+    for refused in (
+        lambda: SparsityCallback(mask_for(net())).on_train_begin(ours.args, ours.state, ours.control, model=net()),
+        lambda: setattr(ours, "mask", mask_for(net())),
+        finder.train,
+    ):
+        with pytest.raises(NotImplementedError, match=f"must be held on whole parameters; received {kind}"):
+            refused()
+    assert not list(tmp_path.iterdir())
 
 
 # --- LotteryTrainer: levels -----------------------------------------------------------------------------------------
@@ -280,14 +287,13 @@ def test_data_order_differs_between_levels_and_repeats_between_runs(tmp_path):
 @pytest.mark.parametrize("scope", ["uniform", "erk", "global"])
 @pytest.mark.parametrize("rewind", ["init", "learning_rate"])
 def test_scores_and_scopes_and_rewinds_in_pairs(tmp_path, score, scope, rewind):
-    ours = trainer(tmp_path, score=None, **{"scope": scope, "rewind": rewind, "num_train_epochs": 1, "sparsity": 0.4})
-    ours.score = __import__("hf_lottery").hf.arguments.SCORES[score]
+    ours = trainer(tmp_path, score=score, scope=scope, rewind=rewind, num_train_epochs=1, sparsity=0.4)
     ours.train()
     assert ours.mask.kept == pytest.approx(ours.mask.weights * 0.6, abs=1)
 
 
 def test_own_score_min_density_include_and_2_of_4(tmp_path):
-    upside_down = trainer(tmp_path / "a", score=lambda w, e: -w.detach().abs(), sparsity=0.5, schedule="one_shot")
+    upside_down = trainer(tmp_path / "a", own_score=lambda w, e: -w.detach().abs(), sparsity=0.5, schedule="one_shot")
     upside_down.train()
     plain = trainer(tmp_path / "b", sparsity=0.5, schedule="one_shot")
     plain.train()
@@ -394,6 +400,50 @@ def test_rewind_beyond_training(tmp_path, rewind):
     with pytest.raises(ValueError, match="must lie within training; received step (6|100) of 6"):
         trainer(tmp_path, rewind=rewind).train()
     assert not list(tmp_path.iterdir())
+
+
+def test_training_that_stops_before_the_rewind_step(tmp_path):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 3
+
+    ours = trainer(tmp_path, rewind="step:5")
+    ours.add_callback(Stop())
+    with pytest.raises(ValueError, match="received step 5, but training stopped at step 3"):
+        ours.train()
+
+
+def test_a_stream_of_data(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([Points()[i] for i in range(48)])
+
+    def ours(name, **changes):
+        return LotteryTrainer(model=net(), args=arguments(tmp_path / name, **changes), train_dataset=Stream())
+
+    streamed = ours("a", max_steps=4, rewind="step:2")
+    streamed.train()
+    assert streamed.mask.sparsity == pytest.approx(0.6, abs=0.01)
+    with pytest.raises(ValueError, match="epoch:1 must be given in steps here"):
+        ours("c", max_steps=4, rewind="epoch:1").train()
+
+
+def test_an_optimizer_for_all_levels_is_refused(tmp_path):
+    model = net()
+    with pytest.raises(ValueError, match="every level must make an optimizer and a schedule of its own"):
+        LotteryTrainer(model=model, args=arguments(tmp_path), optimizers=(torch.optim.SGD(model.parameters()), None))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_levels_under_compile_bf16_and_accumulation(tmp_path, bf16, accumulate):
+    ours = trainer(
+        tmp_path, torch_compile=True, torch_compile_backend="aot_eager", bf16=bf16, rewind="step:1",
+        gradient_accumulation_steps=accumulate, sparsity=0.5,
+    )  # fmt: skip
+    ours.train()
+    assert Mask.from_model(prunable(ours.model)) == ours.mask
+    assert sorted(_safetensors(tmp_path / "level-02/trained")) == sorted(net().state_dict())
 
 
 def test_a_schedule_that_cannot_be_resumed(tmp_path):

@@ -1,0 +1,63 @@
+"""Compare a ticket with its controls over several seeds: a table with mean and standard deviation, and a picture.
+
+    python recipes/compare_levels.py outputs/fashion-mnist/seed-* --picture docs/fashion_mnist.png --title "..."
+
+Reads what find_ticket.py left: ``lottery_state.json`` and ``controls.json`` of every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+from hf_lottery import markdown_table, plot_against_density
+
+Series = dict[str, dict[float, list[float]]]
+
+
+def read_runs(runs: list[Path], measure: str) -> Series:
+    """Label -> {sparsity: one value a run}, with ``ticket`` first."""
+    series: Series = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        for record in json.loads((run / "lottery_state.json").read_text())["finished"]:
+            series["ticket"][record["sparsity"]].append(record["metrics"][measure])
+        controls = run / "controls.json"
+        if controls.exists():
+            for key, metrics in json.loads(controls.read_text()).items():
+                series[key.split(":")[1]][metrics["sparsity"]].append(metrics[measure])
+    return series
+
+
+def table(series: Series) -> str:
+    """One row a level: weights that stay, and mean and standard deviation of every series in percent."""
+    rows = []
+    for sparsity in series["ticket"]:
+        cells = [f"{100 * (1 - sparsity):.2f} %"]
+        for points in series.values():
+            values = 100 * np.array(points.get(sparsity, []))
+            cells.append(f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else "-")
+        rows.append(cells)
+    return markdown_table(["kept", *series], rows)
+
+
+def main() -> None:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("runs", nargs="+", type=Path, help="Output folders of find_ticket.py, one a seed.")
+    parser.add_argument("--measure", default="eval_accuracy", help="Metric to compare, a fraction.")
+    parser.add_argument("--picture", type=Path, help="PNG to write.")
+    parser.add_argument("--title", default="", help="Title of the picture.")
+    args = parser.parse_args()
+    series = read_runs(args.runs, args.measure)
+    print(table(series))
+    if args.picture:
+        label = args.measure.removeprefix("eval_")
+        plot_against_density(args.picture, series, ylabel=label, title=args.title)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The recipes as a user runs them, on small data."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import common
+import data
+import find_ticket
+import pytest
+import torch
+import train_ticket
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import BertConfig, GPT2Config, PreTrainedTokenizerFast
+
+from hf_lottery import Mask, Snapshot, Ticket
+
+ROOT = Path(__file__).parent.parent.parent
+QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "no"]
+DIGITS = ["--config", str(ROOT / "recipes/digits/imp.yaml"), "--config_name", str(ROOT / "recipes/digits/config.json")]
+
+
+@pytest.fixture(autouse=True)
+def _restore_verbosity():
+    verbosity = transformers.utils.logging.get_verbosity()
+    yield
+    transformers.utils.logging.set_verbosity(verbosity)
+    transformers.utils.logging.enable_progress_bar()
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def call(module, *arguments):
+        monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, arguments), *QUICK])
+        module.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def find_digits(run, folder, *more):
+    return run(
+        find_ticket, *DIGITS, "--num_train_epochs", 3, "--sparsity", 0.3, "--max_train_samples", 128, "--output_dir",
+        folder, *more,
+    )  # fmt: skip
+
+
+def test_find_ticket_prints_a_table_a_picture_and_a_ticket(run, tmp_path):
+    out = find_digits(run, tmp_path / "run")
+    assert [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")][2:] == ["0", "1", "2"]
+    assert f"picture: {tmp_path / 'run/accuracy.png'}" in out and (tmp_path / "run/accuracy.png").stat().st_size > 1000
+    ticket = Ticket.from_pretrained(tmp_path / "run/ticket")
+    assert ticket.mask.kept == ticket.mask.weights - round(0.3 * ticket.mask.weights)
+    assert not [path for path in (tmp_path / "run/ticket").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    again = find_digits(run, tmp_path / "run")  # finished: nothing is trained again
+    assert again.splitlines()[-8:] == out.splitlines()[-8:]
+
+
+def test_controls_are_trained_at_every_level(run, tmp_path):
+    find_digits(run, tmp_path / "run", "--controls", "reinit", "shuffled", "--rewind", "init")
+    results = json.loads((tmp_path / "run/controls.json").read_text())
+    assert sorted(results) == ["1:reinit", "1:shuffled", "2:reinit", "2:shuffled"]
+    assert results["2:reinit"]["sparsity"] == pytest.approx(0.3, abs=1e-4)
+    assert len({result["eval_loss"] for result in results.values()}) == 4
+
+
+def test_train_ticket_in_all_its_modes(run, tmp_path):
+    find_digits(run, tmp_path / "run")
+    mask = Mask.from_pretrained(tmp_path / "run/ticket")
+    losses = {}
+    for init, which in (
+        ("ticket", "ticket"), ("seed:7", "ticket"), ("ticket", "random"), ("ticket", "shuffled"), ("ticket", "none"),
+        (f"checkpoint:{tmp_path / 'run/level-00/trained'}", "ticket"),
+    ):  # fmt: skip
+        folder = tmp_path / f"train-{init.split(':')[0]}-{which}"
+        out = run(
+            train_ticket, *DIGITS, "--num_train_epochs", 3, "--max_train_samples", 128, "--ticket",
+            tmp_path / "run/ticket", "--init", init, "--mask", which, "--output_dir", folder,
+        )  # fmt: skip
+        assert f"init={init} mask={which} sparsity={0 if which == 'none' else 0.3:.4f}" in out
+        losses[folder] = json.loads((folder / "eval_results.json").read_text())["eval_loss"]
+        if which == "ticket":
+            assert Mask.from_pretrained(folder) == mask
+        elif which != "none":
+            trained = Mask.from_pretrained(folder)
+            assert trained != mask and trained.kept == mask.kept
+            assert (trained.layer_sparsities() == mask.layer_sparsities()) == (which == "shuffled")
+    assert len(set(losses.values())) == len(losses)
+
+
+def test_the_ticket_run_repeats_the_last_level(run, tmp_path):
+    """LTH: the same weights, mask, schedule and data order give the same network."""
+    find_digits(run, tmp_path / "run", "--data_seed", 5)
+    run(
+        train_ticket, *DIGITS, "--num_train_epochs", 3, "--max_train_samples", 128, "--ticket", tmp_path / "run/ticket",
+        "--output_dir", tmp_path / "again", "--data_seed", 5,
+    )  # fmt: skip
+    results = [
+        json.loads((tmp_path / "run/lottery_state.json").read_text())["finished"][-1]["metrics"]["eval_loss"],
+        json.loads((tmp_path / "again/eval_results.json").read_text())["eval_loss"],
+    ]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "mnist1d"])
+def test_the_yaml_of_each_data_set(run, tmp_path, name):
+    if name == "fashion_mnist" and not Path(data.DataArguments().dataset_dir).is_dir():
+        pytest.skip("the Debian package dataset-fashion-mnist is not installed")
+    out = run(
+        find_ticket, "--config", ROOT / f"recipes/{name}/imp.yaml", "--config_name",
+        ROOT / f"recipes/{name}/config.json", "--output_dir", tmp_path / "run", "--num_train_epochs", 3,
+        "--max_train_samples", 300, "--max_eval_samples", 200,
+        *(["--levels", 1] if name == "fashion_mnist" else ["--sparsity", 0.2]),
+    )  # fmt: skip
+    assert "| 1     | 0.2000" in out
+
+
+WORDS = ["[UNK]", "[PAD]", "[EOS]", "good", "bad", "film", "a", "the"]
+
+
+@pytest.fixture
+def text_model(tmp_path):
+    """A folder with a tokenizer and the config of a small BERT or GPT-2."""
+
+    def make(config):
+        inner = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+        inner.pre_tokenizer = Whitespace()
+        PreTrainedTokenizerFast(
+            tokenizer_object=inner, unk_token="[UNK]", pad_token="[PAD]", eos_token="[EOS]", model_max_length=16
+        ).save_pretrained(tmp_path / "model")
+        config.save_pretrained(tmp_path / "model")
+        rows = ["a good film,1", "bad,0", "the bad film,0", "good good good good,1"] * 8
+        (tmp_path / "texts").mkdir()
+        for split in ("train", "test"):
+            (tmp_path / f"texts/{split}.csv").write_text("text,label\n" + "\n".join(rows))
+        return tmp_path / "model", tmp_path / "texts"
+
+    return make
+
+
+BERT = BertConfig(
+    hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=len(WORDS),
+    max_position_embeddings=16,
+)  # fmt: skip
+GPT2 = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=16, vocab_size=len(WORDS), bos_token_id=2, eos_token_id=2)
+
+
+@pytest.mark.parametrize(
+    ("task", "config", "more"),
+    [("text-classification", BERT, []), ("causal-lm", GPT2, ["--block_size", 8])],
+    ids=["bert", "gpt2"],
+)
+@pytest.mark.parametrize("rewind", ["init", "pretrained"])
+def test_texts(run, tmp_path, text_model, task, config, more, rewind):
+    model, texts = text_model(config)
+    source = ["--config_name", model]
+    if rewind == "pretrained":
+        network = common.AUTO_MODELS[task].from_config(config)
+        network.save_pretrained(model)
+        source = ["--model_name_or_path", model]
+    out = run(
+        find_ticket, "--task", task, *source, "--dataset_name", texts, "--levels", 1, "--num_train_epochs", 1,
+        "--rewind", rewind, "--output_dir", tmp_path / "run", *more,
+    )  # fmt: skip
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("|")][2:] == ["0", "1"]
+    if rewind == "pretrained":
+        start = Snapshot.load(tmp_path / "run/level-01/rewind.safetensors").tensors
+        for name, tensor in network.base_model.state_dict(prefix=network.base_model_prefix + ".").items():
+            assert torch.equal(start[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config_name", "x", "--task", "speech"], "task must be one of image-classification"),
+        ([*DIGITS, "--rewind", "pretrained"], "rewind=pretrained must be given a model_name_or_path"),
+        ([*DIGITS, "--controls", "luck"], "controls must be among reinit, shuffled; received 'luck'"),
+        ([*DIGITS, "--sparsityy", "1"], "received sparsityy (nearest: sparsity)"),
+        ([*DIGITS, "--max_train_samples", "0"], "max_train_samples must be at least 1"),
+    ],
+)
+def test_bad_command_lines(run, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        run(find_ticket, *arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--init", "seed"], "init must be ticket, seed:N or checkpoint:FOLDER; received 'seed'"),
+        (["--mask", "some"], "mask must be one of ticket, random, shuffled, none; received 'some'"),
+    ],
+)
+def test_bad_training_command_lines(run, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        run(train_ticket, *DIGITS, "--ticket", "x", *arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_missing_things_are_named(run, tmp_path):
+    with pytest.raises(ValueError, match="model_name_or_path or config_name must be given"):
+        run(find_ticket, "--sparsity", 0.5, "--output_dir", tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="a ticket folder must hold mask_config.json"):
+        run(train_ticket, *DIGITS, "--ticket", tmp_path / "none", "--output_dir", tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="the checkpoint must be a folder; received nowhere"):
+        train_ticket.start_weights("checkpoint:nowhere", None, None, None, 0)
+    with pytest.raises(ValueError, match=r"the step to start from must lie within training; received step 400 of 12"):
+        find_digits(run, tmp_path / "run", "--rewind", "step:400")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_processes_that_do_not_know_of_each_other_are_stopped(monkeypatch, tmp_path):
+    args = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    assert args.world_size == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2 processes were launched, but each would train alone"):
+        common.set_up(args)
+
+
+def test_killed_for_real_and_run_again(tmp_path):
+    """SIGKILL in level 2, the same command again: the ticket of a run that nobody disturbed."""
+
+    def command(folder):
+        return [
+            sys.executable, "recipes/find_ticket.py", "--config", "recipes/digits/imp.yaml", "--output_dir", folder,
+            "--num_train_epochs", "8", "--sparsity", "0.4", "--max_train_samples", "512", *QUICK[:-2],
+            "--save_strategy", "steps", "--save_steps", "5",
+        ]  # fmt: skip
+
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command(str(tmp_path / "whole")), check=True, **quiet)
+    process = subprocess.Popen(command(str(tmp_path / "killed")), **quiet)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").glob("level-02/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed/ticket").exists()
+    subprocess.run(command(str(tmp_path / "killed")), check=True, **quiet)
+    whole, killed = (Ticket.from_pretrained(tmp_path / name / "ticket") for name in ("whole", "killed"))
+    assert whole.mask == killed.mask and whole.rewind.sha256() == killed.rewind.sha256()
+    trained = [(tmp_path / name / "level-03/trained/model.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert trained[0] == trained[1]
+    assert [a["metrics"]["eval_loss"] for a in whole.info["history"]] == [
+        b["metrics"]["eval_loss"] for b in killed.info["history"]
+    ]
