@@ -24,28 +24,13 @@ import torch
 import transformers
 from torch import Tensor, optim
 from torch.nn.utils.prune import custom_from_mask
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    PreTrainedModel,
-    ResNetConfig,
-    ResNetForImageClassification,
-    ViTConfig,
-    ViTForImageClassification,
-)
+from transformers import PreTrainedModel
 
 from hf_lottery import Mask, keep_sparse, magnitude, markdown_table, prunable, prune, score_weights
 
 SPARSITY = 0.8
 TOKENS = 64  # in a sequence of BERT and GPT-2; an image is 64 patches to ViT
-TRANSFORMER: dict[str, Any] = {
-    "hidden_size": 256,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 1024,
-}
+TRANSFORMER: Any = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "SGD": lambda parameters, fused: optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=fused),
     "AdamW": lambda parameters, fused: optim.AdamW(parameters, lr=1e-5, fused=fused),
@@ -69,35 +54,33 @@ VARIANTS = (
     BIT := Variant("keep_sparse(packed=True), fused", True, "bit"),
     Variant("torch.nn.utils.prune, default optimizer", None, "torch"),
 )
-STEP_GOALS = {  # is ResNet-18? -> (against dense default, against dense fused)
-    True: ("<= 1.00", "<= 1.03"),
-    False: ("-", "<= 1.005"),
-}
+STEP_GOALS = {True: ("<= 1.00", "<= 1.03"), False: ("-", "<= 1.005")}  # is it ResNet-18? default, fused
 MASK_GOALS = {NUMBER: ("<= 0.40", "<= 4"), BIT: ("<= 0.65", "<= 0.13")}  # ns and bytes a weight
 
 
 def resnet18(batch: int) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    config = ResNetConfig(layer_type="basic", embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2])
-    return ResNetForImageClassification(config), images(batch)
+    config = transformers.ResNetConfig(
+        layer_type="basic", embedding_size=64, hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2]
+    )
+    return transformers.ResNetForImageClassification(config), images(batch)
 
 
 def bert(batch: int) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     tokens = torch.randint(1000, (batch, TOKENS))
-    model = BertForSequenceClassification(BertConfig(**TRANSFORMER, vocab_size=1000))
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(**TRANSFORMER, vocab_size=1000))
     return model, {"input_ids": tokens, "labels": torch.randint(2, (batch,))}
 
 
 def vit(batch: int) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    config = ViTConfig(**TRANSFORMER, image_size=32, patch_size=4)
-    return ViTForImageClassification(config), images(batch)
+    config = transformers.ViTConfig(**TRANSFORMER, image_size=32, patch_size=4)
+    return transformers.ViTForImageClassification(config), images(batch)
 
 
 def gpt2(batch: int) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    config = GPT2Config(
-        vocab_size=1000, n_positions=TOKENS, n_embd=256, n_layer=4, n_head=4, bos_token_id=0, eos_token_id=0
-    )
+    sizes: Any = dict(vocab_size=1000, n_positions=TOKENS, n_embd=256, n_layer=4, n_head=4)
     tokens = torch.randint(1000, (batch, TOKENS))
-    return GPT2LMHeadModel(config), {"input_ids": tokens, "labels": tokens}
+    config = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    return transformers.GPT2LMHeadModel(config), {"input_ids": tokens, "labels": tokens}
 
 
 def images(batch: int) -> dict[str, Tensor]:

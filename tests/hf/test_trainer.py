@@ -174,12 +174,12 @@ def test_the_guard_speaks_at_the_end_of_training(tmp_path):
 
 @pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP"])
 def test_sharded_training_is_refused(tmp_path, monkeypatch, kind):
-    from accelerate.state import AcceleratorState
+    from accelerate.state import PartialState
     from accelerate.utils import DistributedType
 
     ours = SparseTrainer(net(), arguments(tmp_path), train_dataset=Points())
     finder = trainer(tmp_path)
-    monkeypatch.setitem(AcceleratorState._shared_state, "distributed_type", DistributedType(kind))
+    monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType(kind))
     for refused in (
         lambda: SparsityCallback(mask_for(net())).on_train_begin(ours.args, ours.state, ours.control, model=net()),
         lambda: setattr(ours, "mask", mask_for(net())),
