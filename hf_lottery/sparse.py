@@ -54,7 +54,7 @@ def keep_sparse(
         mask: Parameter name -> bool tensor, True keeps.
         optimizer: The optimizer, if it exists already: its state is masked at once. Without it, the state of every
             torch optimizer that holds one of the parameters is masked before its first step.
-        packed: Keep one bit instead of one number a weight, for at most 0.13 byte a weight at two to three times the time.
+        packed: Keep one bit instead of one number a weight: at most 0.13 byte a weight, at two to three times the time.
 
     Returns:
         A handle that is also a context manager: ``with keep_sparse(model, mask): train(model)`` verifies and lets go at

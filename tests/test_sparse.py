@@ -225,6 +225,19 @@ def test_frozen_and_channels_last_and_half(packed):
     assert pruned_are_zero(model, mask)
 
 
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_that_are_no_numbers(packed, bad):
+    """As in the forward with weight * mask, inf * 0 is NaN and collapses the training loudly; packed bits give 0."""
+    model = nn.Linear(3, 1, bias=False)
+    mask = Mask({"weight": torch.tensor([[True, False, True]])})
+    handle = keep_sparse(model, mask, packed=packed)
+    model(torch.tensor([[1.0, bad, 2.0]])).sum().backward()
+    assert model.weight.grad[0, [0, 2]].tolist() == [1.0, 2.0]
+    assert model.weight.grad[0, 1].item() == 0 if packed else model.weight.grad[0, 1].isnan()
+    handle.remove()
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_compiled_model(packed):
     model = network()
