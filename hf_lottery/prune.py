@@ -48,6 +48,7 @@ def prune(
 
     Example:
         >>> import torch
+        >>> from hf_lottery import uniform
         >>> scores = {"a": torch.tensor([[4.0, 1.0], [3.0, 2.0]]), "b": torch.tensor([[5.0, 6.0]])}
         >>> first = prune(scores, 0.5)
         >>> first["a"]

@@ -161,6 +161,7 @@ def n_of_m(n: int, m: int, axis: int = 1) -> Scope:
 
     Example:
         >>> import torch
+        >>> from hf_lottery import prune
         >>> mask = prune({"fc": torch.tensor([[1.0, 4.0, 2.0, 3.0]])}, 0.5, scope=n_of_m(2, 4))
         >>> mask["fc"]
         tensor([[False,  True, False,  True]])

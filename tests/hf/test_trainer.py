@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from common import KillAt, Killed, Net, Points, arguments, net
+from small_task import KillAt, Killed, Net, Points, arguments, net
 from torch import nn
 from torch.func import functional_call
 from transformers import Trainer, TrainerCallback
