@@ -51,12 +51,19 @@ def test_equality_is_by_value_and_name():
     assert mask_of("10") != "10"
 
 
-@pytest.mark.parametrize("other", [mask_of("10", name="v"), mask_of("100")])
+@pytest.mark.parametrize(
+    "other", [mask_of("10", name="v"), mask_of("100"), Mask({"w": mask_of("10")["w"], "v": mask_of("10")["w"]})]
+)
 def test_algebra_refuses_another_structure(other):
     with pytest.raises(MaskMismatchError, match="'w'|'v'"):
         mask_of("10") & other
     with pytest.raises(MaskMismatchError):
         mask_of("10").overlap(other)
+
+
+def test_algebra_refuses_what_is_no_mask():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        mask_of("10") & {"w": torch.ones(1, 2, dtype=torch.bool)}
 
 
 def test_overlap_with_itself_and_its_complement():
@@ -65,6 +72,14 @@ def test_overlap_with_itself_and_its_complement():
     assert mask.overlap(~mask).iou == 0.0
     # two halves of four weights: expected intersection 1, expected union 3
     assert mask.overlap(~mask).chance == pytest.approx(1 / 3)
+    # two of four and one of four: expected intersection 1/2, expected union 5/2
+    assert mask.overlap(mask_of("1000")) == (0.5, 0.2)
+
+
+def test_overlap_of_masks_that_keep_nothing():
+    empty = Mask({"w": torch.zeros(4, dtype=torch.bool), "none": torch.zeros(0, 3, dtype=torch.bool)})
+    assert empty.overlap(empty) == (1.0, 1.0)
+    assert empty.overlap(~empty) == (0.0, 0.0)
 
 
 def test_overlap_chance_is_what_shuffling_gives():
@@ -103,10 +118,11 @@ def test_apply_zeroes_exactly_the_pruned():
 def test_check_fits_names_near_misses():
     with pytest.raises(MaskMismatchError, match=r"'weigth' must name a parameter.*Near names: weight"):
         mask_of("10", name="weigth").check_fits(nn.Linear(2, 1))
-    with pytest.raises(
-        MaskMismatchError, match=r"'weight' must have the parameter's shape \[1, 2\]; received \[1, 3\]"
-    ):
-        mask_of("100", name="weight").check_fits(nn.Linear(2, 1))
+    with pytest.raises(MaskMismatchError, match=r"received no such name\. It is a mask for another model\."):
+        mask_of("10", name="other").check_fits(nn.Linear(2, 1))
+    for rows, shape in ((["100"], r"\[1, 3\]"), (["1", "0"], r"\[2, 1\]")):
+        with pytest.raises(MaskMismatchError, match=rf"'weight' must .* shape \[1, 2\]; received {shape}"):
+            mask_of(*rows, name="weight").check_fits(nn.Linear(2, 1))
 
 
 def test_a_mask_that_does_not_fit_changes_nothing():

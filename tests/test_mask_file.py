@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from hf_lottery import Mask, MaskFileError
-from hf_lottery.mask_file import pack_bits, unpack_bits
+from hf_lottery.mask_file import pack_bits, read_mask, unpack_bits, write_mask
 
 
 @pytest.fixture
@@ -58,6 +58,28 @@ def test_saving_again_replaces_and_keeps_other_files(mask, folder):
     assert [file.name for file in folder.parent.iterdir()] == ["ticket"]
 
 
+def test_the_config_says_what_is_in_it(mask, tmp_path):
+    write_mask(tmp_path / "m", mask, {"level": 3})
+    config = read_mask(tmp_path / "m")[1]
+    assert (config["level"], config["format_version"], config["sparsity"]) == (3, 1, pytest.approx(mask.sparsity))
+    assert config["tensors"]["a.weight"] == {"shape": [5, 7], "kept": int(mask["a.weight"].sum())}
+    with pytest.raises(ValueError, match=r"must not shadow the format's own; received \['sha256'\]"):
+        write_mask(tmp_path / "n", mask, {"sha256": "0"})
+    assert not (tmp_path / "n").exists()
+
+
+def test_the_config_is_written_last(mask, tmp_path, monkeypatch):
+    def fail_for_the_config(source, target):
+        if target.name == "mask_config.json":
+            raise OSError("disk full")
+        source.rename(target)
+
+    monkeypatch.setattr("os.replace", fail_for_the_config)
+    with pytest.raises(OSError, match="disk full"):
+        mask.save_pretrained(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["mask.safetensors"]
+
+
 @pytest.mark.parametrize("name", ["mask_config.json", "mask.safetensors"])
 def test_missing_file(folder, name):
     (folder / name).unlink()
@@ -84,10 +106,12 @@ def test_truncated_file(folder, size):
         ("sha256", 5, "sha256 must be a string; received 5"),
         ("tensors", {}, "at least one parameter; received {}"),
         ("tensors", [], "at least one parameter"),
+        ("tensors", ["a"], "at least one parameter"),
         ("tensors", {"a": 3}, "shape of 'a' must be a list of sizes; received None"),
         ("tensors", {"a": {"shape": [2.0], "kept": 1}}, "list of sizes"),
         ("tensors", {"a": {"shape": [-2], "kept": 1}}, "list of sizes"),
         ("tensors", {"a": {"shape": [2], "kept": 3}}, "kept of 'a' must be a count within"),
+        ("tensors", {"a": {"shape": [2], "kept": -1}}, "kept of 'a' must be a count within"),
         ("tensors", {"a": {"shape": [2], "kept": True}}, "kept of 'a' must be a count within"),
         ("tensors", {"../x": {"shape": [2], "kept": 1}}, "must hold exactly the tensors"),
     ],
@@ -99,10 +123,17 @@ def test_bad_config(folder, key, value, message):
 
 
 def test_config_that_is_no_json(folder):
-    for text, message in (("{", "must be JSON"), ("[1]", "must hold a JSON object; received list")):
+    cases = [("{", "must be JSON"), ("[" * 100_000, "must be JSON"), ("[1]", "must hold a JSON object; received list")]
+    for text, message in cases:
         (folder / "mask_config.json").write_text(text)
         with pytest.raises(MaskFileError, match=message):
             Mask.from_pretrained(folder)
+
+
+def test_huge_config(folder, monkeypatch):
+    monkeypatch.setattr("hf_lottery.mask_file._MAX_CONFIG_BYTES", 100)
+    with pytest.raises(MaskFileError, match="must be at most 100 bytes; received"):
+        Mask.from_pretrained(folder)
 
 
 def test_huge_shape_costs_no_memory(folder):

@@ -1,15 +1,34 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from hf_lottery.staging import staged_folder, write_atomically
 
 
 def test_a_new_folder_appears_whole(tmp_path):
-    with staged_folder(tmp_path / "out", last="b") as stage:
+    with staged_folder(tmp_path / "deep/out", last="b") as stage:
         (stage / "a").write_text("1")
-        assert not (tmp_path / "out").exists()
+        assert stage.parent == tmp_path / "deep" and not (tmp_path / "deep/out").exists()
         (stage / "b").write_text("2")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b"]
-    assert (tmp_path / "out").stat().st_mode & 0o755 == 0o755
+    assert sorted(path.name for path in (tmp_path / "deep/out").iterdir()) == ["a", "b"]
+    assert (tmp_path / "deep/out").stat().st_mode & 0o755 == 0o755
+
+
+def test_an_existing_folder_gets_the_last_file_last(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/other").write_text("mine")
+    (tmp_path / "out/a").write_text("old")
+    replace, order = os.replace, []
+    monkeypatch.setattr("os.replace", lambda source, target: (order.append(target.name), replace(source, target)))
+    with staged_folder(tmp_path / "out", last="a") as stage:
+        for name in ("a", "b", "c"):
+            (stage / name).write_text("new")
+    assert sorted(order) == ["a", "b", "c"] and order[-1] == "a"
+    assert {path.name: path.read_text() for path in (tmp_path / "out").iterdir()} == {
+        "a": "new", "b": "new", "c": "new", "other": "mine",
+    }  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -36,7 +55,13 @@ def test_a_file_in_the_way(tmp_path):
 
 
 def test_write_atomically(tmp_path, monkeypatch):
+    replace, order = os.replace, []
+    monkeypatch.setattr("os.fsync", lambda _: order.append("synced"))
+    monkeypatch.setattr(
+        "os.replace", lambda source, target: (order.append(Path(source).parent), replace(source, target))
+    )
     write_atomically(tmp_path / "deep/file", b"1")
+    assert order == ["synced", tmp_path / "deep"] and (tmp_path / "deep/file").stat().st_mode & 0o777 == 0o644
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         write_atomically(tmp_path / "deep/file", b"2")

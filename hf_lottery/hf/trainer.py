@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import Trainer, TrainerCallback, enable_full_determinism, set_seed
+from transformers import PreTrainedModel, Trainer, TrainerCallback, enable_full_determinism, set_seed
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ..mask import Mask
@@ -129,6 +129,26 @@ class SparseTrainer(Trainer):
             folder.mkdir(parents=True, exist_ok=True)
             write_mask(folder, self.mask)
         super().save_model(output_dir, _internal_call)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load weights as the Trainer does, but never a part of them.
+
+        transformers 5 saves some architectures (ViT is one) under the names of older versions. The Trainer compares
+        these with the model's own names, warns that they are missing, and trains on from whatever is there.
+        """
+        if model is not None or not isinstance(self.model, PreTrainedModel):
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load = cast(Any, type(self.model).from_pretrained)
+        loaded, report = load(resume_from_checkpoint, output_loading_info=True)
+        if lost := sorted(name for kind in ("missing_keys", "mismatched_keys") for name in report[kind]):
+            raise ValueError(
+                f"the checkpoint {resume_from_checkpoint} must hold every weight; received none for {lost[:3]}. "
+                "It is of another model."
+            )
+        self.model.load_state_dict(loaded.state_dict())
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(cast(str, self.state.best_model_checkpoint))
 
 
 class LotteryTrainer(SparseTrainer):
