@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Trainer, TrainerCallback, enable_full_determinism, set_seed
+from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, enable_full_determinism, set_seed
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ..mask import Mask
@@ -189,6 +189,8 @@ class LotteryTrainer(SparseTrainer):
         self.weights = prunable(self._network, self.lottery.include, exclude=self.lottery.exclude)
         self.history: list[dict[str, Any]] = []
         self._level = 0
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(_LevelBar(self))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
         """Find the ticket.
@@ -357,6 +359,20 @@ class LotteryTrainer(SparseTrainer):
         if self.args.should_save:
             action()
         self.accelerator.wait_for_everyone()
+
+
+class _LevelBar(ProgressCallback):
+    """The Trainer's progress bar, with the level before it."""
+
+    def __init__(self, trainer: LotteryTrainer):
+        super().__init__()
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None:
+            level, sparsities = self.trainer._level, self.trainer.sparsities
+            self.training_bar.set_description(f"level {level}/{len(sparsities) - 1}, sparsity {sparsities[level]:.3f}")
 
 
 class _CaptureMoment(TrainerCallback):

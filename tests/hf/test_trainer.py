@@ -264,6 +264,13 @@ def test_every_log_record_says_level_and_sparsity(tmp_path):
     assert [log["level"] for log in record.logs if "eval_loss" in log] == [0, 1, 2, 3]
 
 
+def test_the_progress_bar_says_the_level(tmp_path, capsys):
+    trainer(tmp_path, disable_tqdm=False).train()
+    shown = capsys.readouterr().err
+    for level, sparsity in enumerate(("0.000", "0.300", "0.510", "0.600")):
+        assert f"level {level}/3, sparsity {sparsity}" in shown
+
+
 def test_data_order_differs_between_levels_and_repeats_between_runs(tmp_path):
     class Order(Points):
         def __init__(self):
