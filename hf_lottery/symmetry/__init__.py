@@ -1,0 +1,1 @@
+"""Which axes of a model may be permuted without changing its function."""

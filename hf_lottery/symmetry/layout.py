@@ -1,0 +1,341 @@
+"""Layouts: what every axis of a tensor is made of, and the algebra that ties axes of different tensors together.
+
+An axis is a row-major product of *nodes*. A node is an atom (an axis that nobody has taken apart), a product (an axis
+that was viewed as several) or a sum (one that was cut into blocks). Operations unify nodes; structure that one tensor
+shows is then known of every tensor with the same node. A *wild* node is an axis along which a tensor is constant.
+
+Cutting an axis separates the other axes of that tensor for each block: in a fused ``q|k|v`` the head order of q need
+not be that of k. Each block gets *children* of the other nodes, which are merged with their base at the end if the base
+is ever seen without the axis that was cut.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+
+Layout = tuple["Node", ...]
+
+
+class Node:
+    """Part of an axis.
+
+    Attributes:
+        size: Length.
+        kind: "atom", "product", "sum" or "wild".
+        parts: The nodes of a product (outermost first) or sum.
+        frozen: Why it must stay as it is, or None.
+        children: (sum, offset) -> the node that stands for this one in that block.
+        members: Of a sum: the nodes that have children in its blocks.
+    """
+
+    _count = itertools.count()
+
+    def __init__(self, size: int, kind: str = "atom", parts: Sequence[Node] = (), frozen: str | None = None):
+        self.size, self.kind, self.parts, self.frozen = size, kind, list(parts), frozen
+        self.link: Node | None = None
+        self.children: dict[tuple[Node, int], Node] = {}
+        self.members: list[Node] = []
+        self.order = next(Node._count)
+
+    def __repr__(self) -> str:
+        node = find(self)
+        inner = ",".join(map(repr, node.parts))
+        return {"atom": f"{node.order}:", "wild": "~", "product": f"P({inner})", "sum": f"S({inner})"}[node.kind] + (
+            str(node.size) if not inner else ""
+        )
+
+
+def find(node: Node) -> Node:
+    """The node that stands for ``node`` after all unifications."""
+    while node.link is not None:
+        if node.link.link is not None:
+            node.link = node.link.link
+        node = node.link
+    return node
+
+
+def factors(axis: Iterable[Node]) -> list[Node]:
+    """The axis as a flat product of atoms, sums and wild nodes; nothing of size 1 but sums' own parts."""
+    flat: list[Node] = []
+    for node in map(find, axis):
+        if node.kind == "product":
+            flat += factors(node.parts)
+        elif node.size != 1:
+            flat.append(node)
+    return flat
+
+
+def size_of(axis: Iterable[Node]) -> int:
+    """Length of an axis."""
+    return math.prod(node.size for node in axis)
+
+
+def wild(size: int) -> Layout:
+    """An axis along which a tensor is constant."""
+    return (Node(size, "wild"),) if size != 1 else ()
+
+
+def frozen(size: int, why: str) -> Layout:
+    """An axis that must stay as it is."""
+    return (Node(size, frozen=why),) if size != 1 else ()
+
+
+def atom(size: int) -> Layout:
+    """An axis of which nothing is known yet."""
+    return (Node(size),) if size != 1 else ()
+
+
+def freeze(axis: Iterable[Node], why: str) -> None:
+    """Freeze all that an axis is made of, in every tensor that has it; the first reason is remembered."""
+    for node in map(find, axis):
+        if node.kind == "wild":
+            continue
+        if node.frozen is None or node.parts:
+            changed = node.frozen is None
+            node.frozen = node.frozen or why
+            freeze(node.parts, why)
+            if changed:
+                freeze(node.children.values(), why)
+
+
+def is_frozen(node: Node) -> bool:
+    """Whether nothing of the node may be permuted."""
+    node = find(node)
+    if node.parts:
+        return all(is_frozen(part) for part in node.parts)
+    return node.kind == "wild" or node.size == 1 or node.frozen is not None
+
+
+def unify(first: Iterable[Node], second: Iterable[Node], why: str = "two views of one axis do not align") -> Layout:
+    """Tie two axes of the same length; returns what is known of them (a wild part takes on the other's)."""
+    first, second = tuple(first), tuple(second)
+    x, y, known = factors(first), factors(second), []
+    while x and y:
+        a, b = x[0], y[0]
+        if a is b or a.size == b.size:
+            known.append(_tie(a, b))
+            x.pop(0), y.pop(0)
+        elif a.size < b.size:
+            if not _split(b, a.size):
+                return _misaligned(first, second, why)
+            y[:1] = factors([b]) if b.kind != "wild" else b.parts
+        else:
+            if not _split(a, b.size):
+                return _misaligned(first, second, why)
+            x[:1] = factors([a]) if a.kind != "wild" else a.parts
+    return tuple(find(node) for node in known)
+
+
+def _misaligned(first: Layout, second: Layout, why: str) -> Layout:
+    freeze(first, why)
+    freeze(second, why)
+    return frozen(size_of(first), why)
+
+
+def _tie(a: Node, b: Node) -> Node:
+    a, b = find(a), find(b)
+    if a is b or b.kind == "wild":
+        return a
+    if a.kind == "wild":
+        return b
+    if a.kind != "atom":
+        a, b = b, a
+    if a.kind == "atom":
+        a.link = b
+        if a.frozen:
+            freeze([b], a.frozen)
+        for (sum_, offset), child in list(a.children.items()):
+            _adopt(b, sum_, offset, child)
+        return find(b)
+    _align_sums(a, b)
+    return find(a)
+
+
+def _align_sums(a: Node, b: Node) -> None:
+    for offset in {*_offsets(a), *_offsets(b)}:
+        if not (_cut_at(a, offset) and _cut_at(b, offset)):
+            freeze([a, b], "two axes are cut at places that do not align")
+            return
+    for left, right in zip(list(a.parts), list(b.parts), strict=True):
+        unify([left], [right])
+    # The same cut: the blocks' children are the same too.
+    b_children = [(node, key, child) for node, key, child in _with_children(b)]
+    a_offsets = _offsets(a)
+    b.link = a
+    for node, (_, offset), child in b_children:
+        if offset in a_offsets:
+            unify([child], [child_of(node, a, offset)])
+
+
+def _with_children(sum_: Node) -> list[tuple[Node, tuple[Node, int], Node]]:
+    found = []
+    for node in list(sum_.members):
+        for key, child in list(find(node).children.items()):
+            if find(key[0]) is sum_:
+                found.append((find(node), key, child))
+    return found
+
+
+def _split(node: Node, outer: int) -> bool:
+    """Make a node a product of ``outer`` and the rest; False if that is not possible."""
+    node = find(node)
+    if node.size % outer or node.kind == "sum":
+        return False
+    if node.kind == "wild":
+        node.parts = [Node(outer, "wild"), Node(node.size // outer, "wild")]
+        return True
+    parts = [Node(outer, frozen=node.frozen), Node(node.size // outer, frozen=node.frozen)]
+    node.kind, node.parts = "product", parts
+    children, node.children = node.children, {}
+    for (sum_, offset), child in children.items():
+        unify([child], [child_of(node, sum_, offset)])
+    return True
+
+
+def _adopt(node: Node, sum_: Node, offset: int, child: Node) -> None:
+    """Let ``child`` stand for ``node`` in a block."""
+    node, sum_ = find(node), find(sum_)
+    if node.parts or known_child(node, sum_, offset) is not None:
+        unify([child], [child_of(node, sum_, offset)])
+    else:
+        node.children[sum_, offset] = child
+        sum_.members.append(node)
+
+
+def known_child(node: Node, sum_: Node, offset: int) -> Node | None:
+    """What stands for ``node`` in a block, if that was ever asked."""
+    return next((child for (key, at), child in node.children.items() if at == offset and find(key) is sum_), None)
+
+
+def child_of(node: Node, sum_: Node, offset: int) -> Node:
+    """What stands for ``node`` in the block of ``sum_`` at ``offset``."""
+    node, sum_ = find(node), find(sum_)
+    if node.kind == "wild" or node.size == 1 or node is sum_:
+        return node
+    if (known := known_child(node, sum_, offset)) is not None:
+        return known
+    if node.parts:
+        child = Node(node.size, node.kind, [child_of(part, sum_, offset) for part in node.parts])
+    elif node.frozen is not None:
+        return node
+    else:
+        child = Node(node.size)
+    node.children[sum_, offset] = child
+    sum_.members.append(node)
+    return child
+
+
+def _offsets(sum_: Node) -> list[int]:
+    return list(itertools.accumulate((part.size for part in sum_.parts[:-1]), initial=0))
+
+
+def _cut_at(node: Node, offset: int) -> bool:
+    """Make a node a sum with a boundary at ``offset``; False if its structure forbids it."""
+    node = find(node)
+    if offset in (0, node.size):
+        return True
+    if node.kind == "atom":
+        node.kind = "sum"
+        node.parts = [Node(offset, frozen=node.frozen), Node(node.size - offset, frozen=node.frozen)]
+        children, node.children = node.children, {}
+        for (sum_, at), child in children.items():
+            unify([child], [child_of(node, sum_, at)])
+        return True
+    if node.kind != "sum":
+        return False
+    start = 0
+    for index, part in enumerate(node.parts):
+        if start == offset:
+            return True
+        if start < offset < start + part.size:
+            flat = factors([part])
+            inner = math.prod(f.size for f in flat[1:]) if flat else 1
+            part = find(part)
+            if part.kind == "product" and (offset - start) % inner == 0:
+                outer = flat[0]
+                if not _cut_at(outer, (offset - start) // inner):
+                    return False
+                pieces = _flat_sum(outer)
+                new = [Node(p.size * inner, "product", [p, *flat[1:]]) for p in pieces]
+            elif part.kind in ("atom", "sum") and _cut_at(part, offset - start):
+                new = list(find(part).parts)
+            else:
+                return False
+            node.parts[index : index + 1] = new
+            # What stood for the other axes in the whole part stands for them in each half.
+            for other, (_, at), child in _with_children(node):
+                if at == start:
+                    unify([child], [child_of(other, node, offset)])
+            return True
+        start += part.size
+    return True
+
+
+def _flat_sum(node: Node) -> list[Node]:
+    node = find(node)
+    return list(node.parts) if node.kind == "sum" else [node]
+
+
+def cut(axis: Iterable[Node], start: int, stop: int) -> tuple[Layout, Node | None, int] | None:
+    """The block ``[start, stop)`` of an axis.
+
+    Returns:
+        Layout of the block, the sum that was cut, and the block's offset in it; None if the structure forbids the cut.
+    """
+    flat = factors(axis)
+    inner = math.prod(node.size for node in flat[1:])
+    if not flat or start % inner or stop % inner:
+        return None
+    outer, first, last = flat[0], start // inner, stop // inner
+    if outer.kind == "wild":
+        return (*wild(last - first), *flat[1:]), None, 0
+    if not (_cut_at(outer, first) and _cut_at(outer, last)):
+        return None
+    outer = find(outer)
+    if outer.kind != "sum":
+        return (outer, *flat[1:]), None, 0
+    at, chosen = 0, []
+    for part in outer.parts:
+        if first <= at < last:
+            chosen.append(part)
+        at += part.size
+    block = chosen if len(chosen) == 1 else [Node(last - first, "sum", chosen)]
+    return (*block, *flat[1:]), outer, first
+
+
+def concatenate(axes: Sequence[Layout]) -> Layout:
+    """The axis that has the given ones one after the other."""
+    parts: list[Node] = []
+    for axis in axes:
+        flat = factors(axis)
+        if len(flat) == 1 and flat[0].kind == "sum":
+            parts += flat[0].parts
+        elif len(flat) == 1:
+            parts.append(flat[0])
+        else:
+            parts.append(Node(size_of(axis), "product", flat))
+    return (Node(sum(part.size for part in parts), "sum", parts),)
+
+
+def regroup(axes: Sequence[Layout], sizes: Sequence[int]) -> list[Layout] | None:
+    """The axes of a view: the factors in row-major order, dealt out to axes of other sizes; None if they do not align."""
+    flat = [node for axis in axes for node in factors(axis)]
+    result: list[Layout] = []
+    for size in sizes:
+        taken: list[Node] = []
+        missing = size
+        while missing != 1:
+            node = flat[0]
+            if node.size > missing:
+                if not _split(node, missing):
+                    return None
+                flat[:1] = factors([node]) if node.kind != "wild" else node.parts
+                continue
+            if missing % node.size:
+                return None
+            taken.append(flat.pop(0))
+            missing //= node.size
+        result.append(tuple(taken))
+    return result

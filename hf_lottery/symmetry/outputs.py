@@ -1,0 +1,50 @@
+"""Which outputs of a model are its function, as against a view of its inside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ..permutation import SymmetryError
+
+# Fields that show the inside of a network; its function is what the others are.
+_INTERNAL = {
+    "past_key_values", "hidden_states", "attentions", "cross_attentions", "decoder_hidden_states", "decoder_attentions",
+    "encoder_hidden_states", "encoder_attentions", "encoder_last_hidden_state", "router_logits", "mems",
+    "reshaped_hidden_states", "cache_params", "encoder_outputs", "encoder_router_logits", "decoder_router_logits",
+}  # fmt: skip
+_HEADLESS = {"last_hidden_state", "pooler_output"}
+
+
+def chosen_outputs(result: Any, outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a model's output that must not change, by field.
+
+    Args:
+        result: What the model returned: a mapping, a tuple or a tensor.
+        outputs: The fields; of a tuple, their numbers as text. Default: all but those that show the inside.
+
+    Raises:
+        SymmetryError: The model has no head and ``outputs`` is not given, or names a field that is not there.
+    """
+    if isinstance(result, Mapping):
+        fields = dict(result)
+    else:
+        fields = {str(i): value for i, value in enumerate(result if isinstance(result, tuple | list) else [result])}
+    chosen = {name: value for name, value in fields.items() if name not in _INTERNAL}
+    if outputs is not None:
+        if missing := sorted(set(outputs) - fields.keys()):
+            raise SymmetryError(f"outputs must name fields of {sorted(fields)}; received {missing[0]!r}.")
+        chosen = {name: fields[name] for name in outputs}
+    elif isinstance(result, Mapping) and not chosen.keys() - _HEADLESS:
+        raise SymmetryError(
+            f"a model without a head must be told which outputs count; received only {sorted(chosen)}. "
+            "Pass outputs=[...], or use a model with a head."
+        )
+    leaves = {}
+    for name, value in chosen.items():
+        tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+        leaves |= {name if len(tensors) == 1 else f"{name}.{i}": tensor for i, tensor in enumerate(tensors)}
+    return leaves

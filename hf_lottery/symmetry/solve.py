@@ -1,0 +1,207 @@
+"""Solving: from the layouts of a trace to the groups, their nesting, and where they lie in every parameter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .layout import Layout, Node, factors, find, known_child, unify
+from .spec import Axis, Block, Group, PermutationSpec
+from .trace import Axes
+
+# One axis of one block: its nodes, and where along the tensor's axis each multi-index lies.
+_Part = tuple[tuple[Node, ...], np.ndarray]
+
+
+def solve(
+    tensors: Mapping[str, Axes], seen: Iterable[Axes], lookups: Iterable[tuple[Layout, Layout]] = ()
+) -> PermutationSpec:
+    """The groups of labelled tensors.
+
+    Args:
+        tensors: Name -> axes of each parameter and buffer.
+        seen: The axes of everything that was traced.
+        lookups: Axes of positions -> the axis they were looked up in: a tensor with all of the first goes with the second.
+    """
+    seen = [*seen, *tensors.values()]
+    while _merge_children(seen):
+        pass
+    blocks = {name: list(_blocks(axes)) for name, axes in tensors.items()}
+    wanted = {node for parts in blocks.values() for block in parts for leaves, _ in block for node in leaves}
+    parents = _parents(wanted, seen, [({*factors(a)}, {*factors(b)}) for a, b in lookups])
+    names = _names(blocks)
+    groups = [
+        Group(names[node], node.size, tuple(names[p] for p in parents.get(node, ())), node.frozen)
+        for node in sorted(wanted, key=lambda node: node.order)
+    ]
+    placed = {
+        name: tuple(
+            Block(tuple(Axis(tuple(names[node] for node in leaves), positions) for leaves, positions in block))
+            for block in parts
+        )
+        for name, parts in blocks.items()
+    }
+    return PermutationSpec(groups, placed)
+
+
+def _nodes(axes: Axes) -> list[Node]:
+    """Every atom and sum of a tensor, also inside sums."""
+    found, todo = [], [node for axis in axes for node in factors(axis)]
+    while todo:
+        node = find(todo.pop())
+        found.append(node)
+        if node.kind == "sum":
+            todo += [inner for part in node.parts for inner in factors([part])]
+    return found
+
+
+def _merge_children(seen: Sequence[Axes]) -> bool:
+    """Merge children with their base where the base is seen without the sum; whether anything changed."""
+    together: dict[Node, list[set[Node]]] = {}
+    for axes in seen:
+        nodes = set(_nodes(axes))
+        for node in nodes:
+            if node.children:
+                together.setdefault(node, []).append(nodes)
+    changed = False
+    for base, tensors in together.items():
+        for (sum_, _), child in list(find(base).children.items()):
+            if find(child) is find(base):
+                continue
+            if any(find(sum_) not in nodes for nodes in tensors):
+                unify([child], [base])
+                changed = True
+    return changed
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """One part of a sum, in its place: ``size`` of the sum, ``offset`` of the part, and what the part is made of."""
+
+    size: int
+    offset: int
+    inner: tuple[_Entry, ...]
+
+
+_Entry = Node | _Fixed
+
+
+def _blocks(axes: Axes) -> Iterator[list[_Part]]:
+    """Take a tensor apart at its sums: the blocks in which every axis is a product of atoms."""
+    yield from _expand([tuple(factors(axis)) for axis in axes])
+
+
+def _expand(axes: list[tuple[_Entry, ...]]) -> Iterator[list[_Part]]:
+    for i, entries in enumerate(axes):
+        sum_ = _first_sum(entries)
+        if sum_ is None:
+            continue
+        offset = 0
+        for part in list(sum_.parts):
+            inner = _Fixed(sum_.size, offset, tuple(factors([part])))
+            todo = [inner]  # one occurrence at a time
+            block = []
+            for k, other in enumerate(axes):
+                block.append(_substitute(other, sum_, offset, todo if k == i else []))
+            yield from _expand(block)
+            offset += part.size
+        return
+    yield [_place(entries) for entries in axes]
+
+
+def _first_sum(entries: Iterable[_Entry]) -> Node | None:
+    for entry in entries:
+        found = _first_sum(entry.inner) if isinstance(entry, _Fixed) else entry if entry.kind == "sum" else None
+        if found is not None:
+            return found
+    return None
+
+
+def _substitute(
+    entries: Iterable[_Entry], sum_: Node, offset: int, todo: list[_Fixed]
+) -> tuple[_Entry, ...]:
+    """Put the part in ``todo`` for the sum's first occurrence, and for other nodes what stands for them in that part."""
+    result: list[_Entry] = []
+    for entry in entries:
+        if isinstance(entry, _Fixed):
+            result.append(_Fixed(entry.size, entry.offset, _substitute(entry.inner, sum_, offset, todo)))
+        elif entry is sum_:
+            result.append(todo.pop() if todo else entry)
+        else:
+            result += factors([_stand_in(entry, sum_, offset)])
+    return tuple(result)
+
+
+def _stand_in(node: Node, sum_: Node, offset: int) -> Node:
+    return known_child(node, sum_, offset) or node
+
+
+def _place(entries: Iterable[_Entry]) -> _Part:
+    """The leaves of an axis and their positions."""
+    leaves: list[Node] = []
+    positions = np.zeros((), np.int64)
+    for entry in entries:
+        if isinstance(entry, _Fixed):
+            inner, where = _place(entry.inner)
+            where = where + entry.offset
+        else:
+            inner, where = (entry,), np.arange(entry.size)
+        leaves += inner
+        positions = positions[(..., *[None] * where.ndim)] * entry.size + where
+    return tuple(leaves), positions
+
+
+def _parents(
+    wanted: set[Node], seen: Sequence[Axes], lookups: Sequence[tuple[set[Node], set[Node]]]
+) -> dict[Node, tuple[Node, ...]]:
+    """Which free atoms may be permuted anew for each index of which others: those that never go without them."""
+    always: dict[Node, set[Node]] = {}
+    outer: Counter[tuple[Node, Node]] = Counter()
+    for axes in seen:
+        for block in _blocks(axes):
+            present = {node for leaves, _ in block for node in leaves}
+            looked = {n for positions, axis in lookups if positions and positions <= present for n in axis} & wanted
+            counts = [Counter(node for node in leaves if node in wanted) for leaves, _ in block]
+            total = sum(counts, Counter())
+            order = [*looked, *(node for leaves, _ in block for node in leaves)]
+            total.update(looked - total.keys())
+            for node in total:
+                fit = {
+                    other
+                    for other in total
+                    if other is not node
+                    and (total[other] == 1 or all(c[other] == c[node] for c in counts if c[node] or c[other]))
+                }
+                always[node] = always[node] & fit if node in always else fit
+                for other in fit:
+                    outer[other, node] += 1 if order.index(other) < order.index(node) else -1
+    parents = {}
+    for node, found in always.items():
+        mine = [o for o in found if node not in always.get(o, set()) or (outer[o, node], -o.order) > (0, -node.order)]
+        if mine and node.frozen is None:
+            parents[node] = mine
+    closed = {}
+    for node, mine in parents.items():
+        # A parent's own parents come along, outermost first.
+        chain = sorted(mine, key=lambda o: (len(parents.get(o, ())), o.order))
+        closed[node] = tuple(o for o in chain if all(p in mine for p in parents.get(o, ())))
+    return closed
+
+
+def _names(blocks: Mapping[str, Sequence[Sequence[_Part]]]) -> dict[Node, str]:
+    """A readable name for each atom: the first tensor and axis it lies in."""
+    names: dict[Node, str] = {}
+    taken: Counter[str] = Counter()
+    for tensor, parts in blocks.items():
+        for block in parts:
+            for axis, (leaves, _) in enumerate(block):
+                for node in leaves:
+                    if node in names:
+                        continue
+                    name = f"{tensor}[{axis}]"
+                    taken[name] += 1
+                    names[node] = name if taken[name] == 1 else f"{name}#{taken[name]}"
+    return names
