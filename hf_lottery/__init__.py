@@ -21,6 +21,8 @@ from . import rewind
 from .imp import Level, Start, find_ticket
 from .mask import Mask, MaskMismatchError, Overlap
 from .mask_file import MaskFileError
+from .matching import activation_matching, weight_matching
+from .permutation import Permutation, SpecMismatchError, SymmetryError, permute_
 from .prune import prune
 from .report import level_table, markdown_table, plot_against_density
 from .rewind import Rewind, Snapshot, parse_rewind
@@ -28,11 +30,14 @@ from .schedule import cubic, geometric, one_shot
 from .scope import PruneRequest, erk, global_, n_of_m, uniform
 from .scores import Evidence, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
 from .sparse import SparseHandle, SparsityLeakError, keep_sparse
+from .symmetry.discover import discover
+from .symmetry.spec import Axis, Block, Group, PermutationSpec
+from .symmetry.verify import SymmetryVerificationError, VerifyReport, verify
 from .version import __version__
 
 if TYPE_CHECKING:
     from .hf.arguments import LotteryArguments
-    from .hf.callback import SparsityCallback
+    from .hf.callback import SnapshotCallback, SparsityCallback
     from .hf.metrics import classification_metrics, load_metric, predicted_classes
     from .hf.parser import RecipeParser
     from .hf.prunable import Prunable, prunable
@@ -44,6 +49,7 @@ _LAZY = {
     "LotteryTrainer": "trainer",
     "Prunable": "prunable",
     "RecipeParser": "parser",
+    "SnapshotCallback": "callback",
     "SparseTrainer": "trainer",
     "SparsityCallback": "callback",
     "Ticket": "ticket",
@@ -54,7 +60,10 @@ _LAZY = {
 }
 
 __all__ = [
+    "Axis",
+    "Block",
     "Evidence",
+    "Group",
     "Level",
     "LotteryArguments",
     "LotteryTrainer",
@@ -62,20 +71,29 @@ __all__ = [
     "MaskFileError",
     "MaskMismatchError",
     "Overlap",
+    "Permutation",
+    "PermutationSpec",
     "Prunable",
     "PruneRequest",
     "RecipeParser",
     "Rewind",
     "Snapshot",
+    "SnapshotCallback",
     "SparseHandle",
     "SparseTrainer",
     "SparsityCallback",
     "SparsityLeakError",
+    "SpecMismatchError",
     "Start",
+    "SymmetryError",
+    "SymmetryVerificationError",
     "Ticket",
+    "VerifyReport",
     "__version__",
+    "activation_matching",
     "classification_metrics",
     "cubic",
+    "discover",
     "erk",
     "find_ticket",
     "gather_evidence",
@@ -90,6 +108,7 @@ __all__ = [
     "n_of_m",
     "one_shot",
     "parse_rewind",
+    "permute_",
     "plot_against_density",
     "predicted_classes",
     "prunable",
@@ -99,7 +118,9 @@ __all__ = [
     "saliency",
     "score_weights",
     "uniform",
+    "verify",
     "wanda",
+    "weight_matching",
 ]
 
 

@@ -3,7 +3,8 @@
     accelerate launch recipes/train_ticket.py --config recipes/digits/imp.yaml --ticket outputs/digits-imp/ticket
 
 ``--init ticket --mask ticket`` (the default) is the lottery-ticket run; ``--init seed:7`` the naive transfer to another
-initialization; ``--mask random`` and ``--mask shuffled`` forget which weights, ``--mask none`` trains dense.
+initialization; ``--init checkpoint:FOLDER --mask aligned --aligned FOLDER`` the permuted one (see align_mask.py);
+``--mask random`` and ``--mask shuffled`` forget which weights, ``--mask none`` trains dense.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from hf_lottery import LotteryArguments, Mask, RecipeParser, SparseTrainer, Ticket, prune, random, score_weights
 
-MASKS = ("ticket", "random", "shuffled", "none")
+MASKS = ("ticket", "aligned", "random", "shuffled", "none")
 
 
 @dataclass
@@ -31,6 +32,7 @@ class TicketArguments:
         metadata={"help": "Weights to start from: ticket, seed:N (a fresh initialization) or checkpoint:FOLDER."},
     )
     mask: str = field(default="ticket", metadata={"help": f"One of {', '.join(MASKS)}."})
+    aligned: str | None = field(default=None, metadata={"help": "Folder that align_mask.py wrote, for mask=aligned."})
     first_step: int | None = field(
         default=None,
         metadata={"help": "Steps that lie behind the weights. Default: the ticket's with init=ticket, else 0."},
@@ -42,6 +44,8 @@ class TicketArguments:
             raise ValueError(f"init must be ticket, seed:N or checkpoint:FOLDER; received {self.init!r}.")
         if self.mask not in MASKS:
             raise ValueError(f"mask must be one of {', '.join(MASKS)}; received {self.mask!r}.")
+        if (self.mask == "aligned") != (self.aligned is not None):
+            raise ValueError(f"aligned must be given with mask=aligned; received {self.mask} and {self.aligned}.")
 
 
 def main() -> None:
@@ -57,7 +61,7 @@ def main() -> None:
     trainer = SparseTrainer(
         model=model,
         args=args,
-        mask=choose_mask(ticket_args.mask, ticket.mask, args.seed),
+        mask=choose_mask(ticket_args, ticket.mask, args.seed),
         first_step=first_step if ticket_args.first_step is None else ticket_args.first_step,
         **trainer_arguments(model_args.task, data),
     )
@@ -84,8 +88,11 @@ def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: D
     return model
 
 
-def choose_mask(name: str, mask: Mask, seed: int) -> Mask | None:
-    """The ticket's mask, or the control that ``name`` says."""
+def choose_mask(ticket_args: TicketArguments, mask: Mask, seed: int) -> Mask | None:
+    """The ticket's mask, the aligned one, or a control."""
+    name = ticket_args.mask
+    if ticket_args.aligned:
+        return Mask.from_pretrained(ticket_args.aligned)
     if name == "none":
         return None
     if name == "shuffled":

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from ..mask import Mask
+from ..rewind import Snapshot
 from ..sparse import SparseHandle, keep_sparse
 
 
@@ -49,6 +52,24 @@ class SparsityCallback(TrainerCallback):
         if self.handle is not None:
             self.handle.remove()
         self.handle = None
+
+
+class SnapshotCallback(TrainerCallback):
+    """Save weights and buffers after some step of a training, to rewind to.
+
+    Args:
+        step: Optimizer steps, counted from the start of the training; 1 or more.
+        path: The file to write; :meth:`hf_lottery.Snapshot.load` reads it.
+    """
+
+    def __init__(self, step: int, path: str | Path):
+        self.step, self.path = step, Path(path)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Save the model if this is the step."""
+        if state.global_step == self.step and args.should_save:
+            assert model is not None
+            Snapshot.capture(model, self.step).save(self.path)
 
 
 def refuse_sharding() -> None:

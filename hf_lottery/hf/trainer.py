@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, ProgressCallback, Trainer, TrainerCallback, enable_full_determinism, set_seed
+from transformers import PreTrainedModel, ProgressCallback, Trainer, enable_full_determinism, set_seed
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ..mask import Mask
@@ -23,7 +23,7 @@ from ..prune import prune
 from ..rewind import Snapshot
 from ..scores import Evidence, Score, gather_evidence, magnitude, movement, random, score_weights
 from .arguments import SCORES, LotteryArguments
-from .callback import SparsityCallback, refuse_sharding
+from .callback import SnapshotCallback, SparsityCallback, refuse_sharding
 from .prunable import prunable
 from .run_folder import RunFolder
 from .ticket import Ticket
@@ -242,7 +242,7 @@ class LotteryTrainer(SparseTrainer):
         self._level, self.first_step = number, start.step
         self.optimizer = self.lr_scheduler = None
         checkpoint = run.last_checkpoint(number)
-        capture = _CaptureMoment(moment, run.moment) if moment and not number else None
+        capture = SnapshotCallback(moment, run.moment) if moment and not number else None
         if capture:
             self.add_callback(capture)
         seed = _level_seed(self.args.seed, number)
@@ -373,18 +373,6 @@ class _LevelBar(ProgressCallback):
         if self.training_bar is not None:
             level, sparsities = self.trainer._level, self.trainer.sparsities
             self.training_bar.set_description(f"level {level}/{len(sparsities) - 1}, sparsity {sparsities[level]:.3f}")
-
-
-class _CaptureMoment(TrainerCallback):
-    """Save the model after some step of level 0, to rewind to."""
-
-    def __init__(self, step: int, path: Path):
-        self.step, self.path = step, path
-
-    def on_step_end(self, args, state, control, model=None, **kwargs):
-        if state.global_step == self.step and args.should_save:
-            assert model is not None
-            Snapshot.capture(model, self.step).save(self.path)
 
 
 @contextmanager

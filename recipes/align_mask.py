@@ -1,0 +1,114 @@
+"""Align a ticket's mask to a network of another seed.
+
+    accelerate launch recipes/align_mask.py --config recipes/digits/imp.yaml --ticket outputs/digits-imp/ticket \\
+        --source_model outputs/digits-imp/level-00/trained --target_model outputs/dense-7 --method activation \\
+        --output_dir outputs/aligned
+
+Finds which axes of the network may be permuted (``discover``, verified on the network itself), matches the dense trained
+``source_model`` that the ticket comes from to the dense trained ``target_model``, and writes the permuted mask, the
+permutation and a table of the match. Then ``train_ticket.py --init checkpoint:... --mask aligned --aligned
+outputs/aligned`` trains it on the target's seed.
+
+Reference: Adnan et al., 2025, arXiv:2505.05143.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from common import AUTO_MODELS, ModelArguments, load_task_data, set_up, trainer_arguments
+from data import DataArguments
+from transformers import PreTrainedModel, Trainer
+
+from hf_lottery import (
+    LotteryArguments,
+    Mask,
+    PermutationSpec,
+    RecipeParser,
+    activation_matching,
+    discover,
+    weight_matching,
+)
+
+METHODS = ("activation", "weight")
+
+
+@dataclass
+class AlignArguments:
+    """What to align to what."""
+
+    ticket: str = field(metadata={"help": "Folder of the ticket or mask to align."})
+    target_model: str = field(metadata={"help": "Folder of the dense trained network of the other seed."})
+    source_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder of the dense trained network that the ticket comes from. Default: beside the ticket."
+        },
+    )
+    method: str = field(default="activation", metadata={"help": f"Matching: {', '.join(METHODS)}."})
+    match_batches: int = field(default=32, metadata={"help": "Training batches to match activations on."})
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; received {self.method!r}.")
+        if self.match_batches < 1:
+            raise ValueError(f"match_batches must be at least 1; received {self.match_batches}.")
+
+
+def main() -> None:
+    """Run the recipe."""
+    parser = RecipeParser([AlignArguments, ModelArguments, DataArguments, LotteryArguments])
+    align, model_args, data_args, args = parser.parse()
+    set_up(args)
+    mask = Mask.from_pretrained(align.ticket)
+    source = load_network(align.source_model or str(Path(align.ticket).parent / "level-00/trained"), model_args.task)
+    target = load_network(align.target_model, model_args.task)
+    mask.check_fits(source)
+    with args.main_process_first():
+        data = load_task_data(model_args, data_args, model_args.load_config())
+    trainer = Trainer(model=target, args=args, **trainer_arguments(model_args.task, data))
+    source.to(args.device)
+    loader = islice(trainer.get_train_dataloader(), align.match_batches)
+    batches = [without_labels(trainer._prepare_inputs(batch)) for batch in loader]
+    spec = discover(source, batches[0])
+    logging.info("%s", spec)
+    permutation = match(align.method, spec, source, target, batches, args.seed)
+    aligned = permutation(mask)
+    if args.should_save:
+        folder = Path(args.output_dir)
+        aligned.save_pretrained(folder)
+        permutation.save_pretrained(folder / "permutation")
+        overlap = aligned.overlap(mask)
+        print(
+            f"\n{permutation.report}\n\noverlap with the mask before: {overlap.iou:.3f} (chance {overlap.chance:.3f})"
+        )
+        print(f"aligned mask: {folder}")
+
+
+def load_network(folder: str, task: str) -> PreTrainedModel:
+    """A trained network from its folder."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"a trained network must be a folder; received {folder}, which does not exist.")
+    return AUTO_MODELS[task].from_pretrained(folder)
+
+
+def without_labels(batch: dict[str, Any]) -> dict[str, Any]:
+    """What the network computes its logits from."""
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def match(
+    method: str, spec: PermutationSpec, source: PreTrainedModel, target: PreTrainedModel, batches: list[Any], seed: int
+) -> Any:
+    """The permutation that carries ``source`` to ``target``."""
+    if method == "weight":
+        return weight_matching(spec, source=source, target=target, seed=seed)
+    return activation_matching(spec, source=source, target=target, batches=batches, seed=seed)
+
+
+if __name__ == "__main__":
+    main()
