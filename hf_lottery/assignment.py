@@ -1,9 +1,9 @@
 """Nested assignment: the best permutation of a group together with the groups inside it, exactly.
 
 For a flat group this is one linear assignment problem. For heads with inner dimensions it is one inner problem per
-pair of heads, whose values feed one outer problem; deeper nesting recurses. Two groups inside the same parent that meet
-in one tensor (the queries and the value dimensions of a kv head, in the output projection) are coupled: the small one is
-enumerated, or, where both are large, each is solved in turn with the other fixed.
+pair of heads, whose values feed one outer problem; deeper nesting recurses. Two groups inside the same parent that
+meet in one tensor (the queries and the value dimensions of a kv head, in the output projection) are coupled: the small
+one is enumerated, or, where both are large, each is solved in turn with the other fixed.
 """
 
 from __future__ import annotations
@@ -147,8 +147,7 @@ class Family:
             own = {key: array for key, array in terms.items() if key[0] in mine}
             solve = self._best(coupled[0], own, final) if len(coupled) == 1 else self._together(coupled, own, final)
             parts.append(solve)
-        entries = {name: entry for part in parts for name, entry in part.entries.items()}
-        return Solution(sum(part.value for part in parts), entries, _summed(part.tallies for part in parts))
+        return Solution(sum(part.value for part in parts), _entries(parts), _summed(part.tallies for part in parts))
 
     def _coupled(self, children: Collection[str], terms: Terms) -> list[list[str]]:
         """The children in sets that no term connects."""
@@ -182,20 +181,20 @@ class Family:
     def _in_turn(self, children: list[str], terms: Terms) -> Solution:
         """Alternate between large coupled groups, from the mean over all permutations of the others; not exact."""
         parts: dict[str, Solution] = {}
-        best = -np.inf
+        best = value = -np.inf
         for _ in range(_ROUNDS):
             for child in children:
-                entries = {name: entry for part in parts.values() for name, entry in part.entries.items()}
+                entries = _entries(parts.values())
                 others = {name for other in children if other != child for name in self._branches[other]}
                 known = {name for name in others if name in entries}
                 fixed = self._fixed(self._averaged(terms, others - known), known, entries)[1]
                 parts[child] = self._best(child, {key: a for key, a in fixed.items() if key})
-            entries = {name: entry for part in parts.values() for name, entry in part.entries.items()}
+            entries = _entries(parts.values())
             value = self._fixed(terms, set(entries), entries)[0]
             if value <= best + 1e-12 * abs(value):
                 break
             best = value
-        return Solution(value, entries, _summed(part.tallies for part in parts.values()))
+        return Solution(value, _entries(parts.values()), _summed(part.tallies for part in parts.values()))
 
     def _averaged(self, terms: Terms, groups: Collection[str]) -> Terms:
         """The terms with some groups taken at the mean over all their permutations."""
@@ -228,7 +227,9 @@ class Family:
         array = array.transpose([*chosen, *(k + n for k in chosen), *kept, *(k + n for k in kept)])
         grid = np.ix_(*(np.arange(self.sizes[key[k]]) for k in chosen))
         at = {key[k]: index for k, index in zip(chosen, grid, strict=True)}
-        source = [entries[name][(*self._line(name, at, entries), at[name])] if name in entries else at[name] for name in at]
+        source = [
+            entries[name][(*self._line(name, at, entries), at[name])] if name in entries else at[name] for name in at
+        ]
         array = array[(*grid, *source)].sum(axis=tuple(range(len(chosen))))
         return tuple(key[k] for k in kept), array
 
@@ -268,6 +269,10 @@ def families(spec: PermutationSpec, groups: Collection[str]) -> list[Family]:
 def _at(terms: Terms, i: int, j: int) -> Terms:
     """The terms inside one pair of indices of their first group."""
     return {key[1:]: array[i].take(j, axis=len(key) - 1) for key, array in terms.items()}
+
+
+def _entries(parts: Iterable[Solution]) -> dict[str, np.ndarray]:
+    return {name: entry for part in parts for name, entry in part.entries.items()}
 
 
 def _summed(tallies: Iterable[Mapping[str, Tally]]) -> dict[str, Tally]:

@@ -2,30 +2,78 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from .mask import plain_name, unwrap
 from .symmetry.spec import Axis, PermutationSpec
 
 Forward = Callable[[nn.Module, Any], Any]
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
 
 
 class Site(NamedTuple):
-    """Where an axis is observed: at the input or output of a module, in a part of its channels."""
+    """Where an axis is observed: at the input or output of a module, in some of the channels along a dimension."""
 
     module: str
     at_input: bool
-    channel: int
+    dimension: int
     axis: Axis
+
+
+class Moments:
+    """Streaming first and second moments of paired observations, in float64, around a shift from the first batch."""
+
+    def __init__(self, size: int):
+        self.count = 0.0
+        self._size = size
+        self._shift: tuple[Tensor, Tensor] | None = None
+        self._sums: list[Tensor] = []
+
+    def add(self, target: Tensor, source: Tensor) -> None:
+        """Count observations ``[rows, units]`` of both networks; they are overwritten. Unpaired ones spoil the lot."""
+        if target.shape != source.shape:
+            self.count = float("nan")
+            return
+        source = source.to(target.device)
+        if self._shift is None:
+            self._shift = target.mean(0), source.mean(0)
+        target.sub_(self._shift[0])
+        source.sub_(self._shift[1])
+        new = [target.sum(0), source.sum(0), _squares(target), _squares(source), target.T @ source]
+        new = [part.to(torch.float64) for part in new]
+        self._sums = [a.add_(b) for a, b in zip(self._sums, new, strict=True)] if self._sums else new
+        self.count += len(target)
+
+    def correlation(self) -> np.ndarray | None:
+        """Pearson correlations ``[target, source]``, over all processes; None if there were no paired observations."""
+        device = self._sums[0].device if self._sums else _reducing_device()
+        n, zero = self._size, {"dtype": torch.float64, "device": device}
+        sums = self._sums or [torch.zeros(shape, **zero) for shape in (n, n, n, n, (n, n))]
+        shift = [x.to(torch.float64) for x in self._shift] if self._shift else [torch.zeros(n, **zero)] * 2
+        here = max(self.count, 1.0)
+        delta = [s / here for s in sums[:2]]
+        mean = [a + b for a, b in zip(shift, delta, strict=True)]
+        count = _total(torch.tensor(self.count, **zero))
+        if not count > 0:
+            return None
+        overall = [_total(self.count * m) / count for m in mean]
+        off = [m - o for m, o in zip(mean, overall, strict=True)]
+        centred = [sums[2] - here * delta[0] ** 2, sums[3] - here * delta[1] ** 2]
+        centred.append(sums[4] - here * torch.outer(*delta))
+        weights = (off[0] ** 2, off[1] ** 2, torch.outer(*off))
+        left, right, cross = (_total(c + self.count * w) for c, w in zip(centred, weights, strict=True))
+        # A unit that never varies is left with rounding errors, relative to the values it was computed from.
+        alive = [v > 1e-10 * (m * m * count + 1e-30) for v, m in zip((left, right), overall, strict=True)]
+        scale = [torch.where(ok, v, torch.inf).rsqrt() for ok, v in zip(alive, (left, right), strict=True)]
+        return (cross * torch.outer(*scale)).cpu().numpy()
 
 
 def correlations(
@@ -48,28 +96,108 @@ def correlations(
         forward: How to run a network on a batch; see :func:`run`.
 
     Returns:
-        An axis, and float64 ``[target unit, source unit]`` in [-1, 1]; a unit that never varies correlates 0.
+        Pairs of an axis and float64 ``[target unit, source unit]`` in [-1, 1], the mean over the places where the axis
+        is observed. A unit that never varies correlates 0.
 
     Raises:
         ValueError: There are no batches, or an activation is not finite.
     """
     source, target = unwrap(source), unwrap(target)
-    found = sites(spec, source, groups)
-    moments: dict[int, Moments] = {}
-    count = 0
-    for count, batch in enumerate(batches, 1):
-        first: dict[int, list[Tensor]] = {}
-        keep: list[tuple[int, Tensor]] = []  # while the first batch runs, two sites with one input are recognised
-        with evaluating(source), _watching(source, found, lambda k, x: _hold(k, x, first, keep, moments, count == 1)):
+    chosen = sites(spec, source, groups)
+    moments = {site: Moments(site.axis.positions.size) for site in chosen}
+    seen = 0
+    for seen, batch in enumerate(batches, 1):
+        held: dict[Site, list[Tensor]] = {site: [] for site in chosen}
+        raw: list[tuple[Site, Tensor, int]] = []
+
+        def hold(site: Site, x: Tensor, held=held, raw=raw, first=seen == 1) -> None:
+            held[site].append(_rows(site, x))
+            if first:
+                raw.append((site, x, x._version))
+
+        with evaluating(source), _watching(source, chosen, hold):
             run(source, batch, forward)
-        if count == 1:
-            found = _distinct(found, first, keep)
-        second: dict[int, list[Tensor]] = {}
-        with evaluating(target), _watching(target, found, lambda k, x: second.setdefault(k, []).append(x)):
+        if seen == 1:
+            chosen = _distinct(chosen, raw)
+            raw.clear()
+
+        def pair(site: Site, x: Tensor, held=held) -> None:
+            if held[site]:
+                moments[site].add(_rows(site, x), held[site].pop(0))
+            else:
+                moments[site].count = float("nan")
+
+        with evaluating(target), _watching(target, chosen, pair):
             run(target, batch, forward)
-    if not count:
+        for site in chosen:
+            if held[site]:
+                moments[site].count = float("nan")
+    if not seen:
         raise ValueError("activation matching must see at least one batch; received none. An iterator may be used up.")
-    return []
+    return _mean_per_axis((site, moments[site].correlation()) for site in chosen)
+
+
+def sites(spec: PermutationSpec, model: nn.Module, groups: Collection[str]) -> list[Site]:
+    """Where to observe the groups: where they are read, else where they are produced, else at a norm."""
+    found: list[Site] = []
+    missing = set(groups)
+    for at_input, places in ((True, read_channels), (False, written_channels), (False, _norms)):
+        new: dict[Site, None] = {}
+        for name, module in model.named_modules():
+            weight = plain_name(f"{name}.weight" if name else "weight")
+            place = places(module)
+            if place is None or weight not in spec.tensors or len(spec.shapes[weight]) <= place[0]:
+                continue
+            for block in spec.tensors[weight]:
+                axis = block.axes[place[0]]
+                if not missing.isdisjoint(axis.leaves):
+                    new[Site(name, at_input, place[1], axis)] = None
+        found.extend(new)
+        missing -= {leaf for site in new for leaf in site.axis.leaves}
+    return found
+
+
+def read_channels(module: nn.Module) -> tuple[int, int] | None:
+    """Axis of the weight that reads the input's channels, and the dimension they lie along in the input."""
+    if isinstance(module, _CONVOLUTIONS):
+        spatial = module.weight.ndim - 2
+        return None if module.groups > 1 else (0 if isinstance(module, _TRANSPOSED) else 1, -1 - spatial)
+    if isinstance(module, nn.Linear):
+        return 1, -1
+    return (0, -1) if _is_gpt2_conv1d(module) else None
+
+
+def written_channels(module: nn.Module) -> tuple[int, int] | None:
+    """Axis of the weight that makes the output's channels, and the dimension they lie along in the output."""
+    if isinstance(module, _TRANSPOSED):
+        return None if module.groups > 1 else (1, 1 - module.weight.ndim)
+    if isinstance(module, _CONVOLUTIONS):
+        return 0, 1 - module.weight.ndim
+    if isinstance(module, nn.Linear):
+        return 0, -1
+    return (1, -1) if _is_gpt2_conv1d(module) or isinstance(module, nn.Embedding) else None
+
+
+def _norms(module: nn.Module) -> tuple[int, int] | None:
+    if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
+        return 0, 1
+    return (0, -1) if "Norm" in type(module).__name__ else None
+
+
+def _is_gpt2_conv1d(module: nn.Module) -> bool:
+    """The linear layer of GPT-2, ``[in, out]``; known by name, since the core does not import transformers."""
+    return type(module).__name__ == "Conv1D" and getattr(getattr(module, "weight", None), "ndim", 0) == 2
+
+
+def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
+    """Call a model on a batch: ``forward(model, batch)``, else by the kind of batch, moved to the model's device."""
+    if forward is not None:
+        return forward(model, batch)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    batch = _to(batch, device)
+    if isinstance(batch, Mapping):
+        return model(**batch)
+    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
 
 
 @contextmanager
@@ -83,3 +211,90 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _watching(model: nn.Module, chosen: Sequence[Site], see: Callable[[Site, Tensor], None]) -> Iterator[None]:
+    """Show every observation of a site to ``see(site, tensor)`` while the block runs."""
+    modules = dict(model.named_modules())
+    handles = []
+    for site in chosen:
+        if site.at_input:
+
+            def before(_, args, kwargs, site=site):
+                see(site, args[0] if args else next(iter(kwargs.values())))
+
+            handles.append(modules[site.module].register_forward_pre_hook(before, with_kwargs=True))
+        else:
+
+            def after(_, __, output, site=site):
+                see(site, output)
+
+            handles.append(modules[site.module].register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rows(site: Site, x: Tensor) -> Tensor:
+    """An own copy ``[observations, units]`` of the channels that a site observes, in float32 or float64."""
+    positions = site.axis.positions.reshape(-1)
+    rows = x.movedim(site.dimension, -1)
+    rows = rows.reshape(-1, rows.shape[-1])
+    if not np.array_equal(positions, np.arange(rows.shape[1])):
+        rows = rows[:, torch.from_numpy(positions).to(x.device)]
+    rows = rows.to(torch.promote_types(x.dtype, torch.float32))
+    return rows.clone() if rows.data_ptr() == x.data_ptr() else rows
+
+
+def _distinct(chosen: Sequence[Site], raw: Sequence[tuple[Site, Tensor, int]]) -> list[Site]:
+    """One site for each observed tensor: query, key and value read the same input. ``raw`` keeps the tensors alive."""
+    calls: dict[Site, list[tuple]] = {site: [] for site in chosen}
+    for site, x, version in raw:
+        calls[site].append((x.data_ptr(), x.shape, x.stride(), version, site.dimension, site.axis))
+    first: dict[tuple, Site] = {}
+    for site in chosen:
+        first.setdefault(tuple(calls[site]) or (site,), site)
+    return list(first.values())
+
+
+def _mean_per_axis(found: Iterable[tuple[Site, np.ndarray | None]]) -> list[tuple[Axis, np.ndarray]]:
+    sums: dict[Axis, tuple[np.ndarray, int]] = {}
+    for site, matrix in found:
+        if matrix is None:
+            continue
+        if not np.isfinite(matrix).all():
+            raise ValueError(
+                f"activations at {site.module!r} must be finite; received NaN or infinity. "
+                "Check both networks on this data, or run them in float32."
+            )
+        total, count = sums.get(site.axis, (np.zeros_like(matrix), 0))
+        sums[site.axis] = total + matrix, count + 1
+    return [(axis, total / count) for axis, (total, count) in sums.items()]
+
+
+def _squares(x: Tensor) -> Tensor:
+    return torch.einsum("nc,nc->c", x, x)
+
+
+def _total(x: Tensor) -> Tensor:
+    """The sum over all processes."""
+    if dist.is_available() and dist.is_initialized():
+        x = x.contiguous()
+        dist.all_reduce(x)
+    return x
+
+
+def _reducing_device() -> torch.device:
+    nccl = dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: _to(item, device) for key, item in value.items()}
+    return type(value)(_to(item, device) for item in value) if type(value) in (list, tuple) else value

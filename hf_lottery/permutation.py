@@ -6,39 +6,23 @@ inner group is indexed by the *destination* of its parents: ``new[h, d] = old[s[
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from .mask import Mask, plain_name, unwrap
-from .staging import staged_folder
-from .version import __version__
+from .permutation_file import SPEC_NAME, SpecMismatchError, SymmetryError, read_permutation, write_permutation
 
 if TYPE_CHECKING:
     from .symmetry.spec import Block, PermutationSpec
 
-CONFIG_NAME = "permutation_config.json"
-ENTRIES_NAME = "permutation.safetensors"
-SPEC_NAME = "permutation_spec.json"
-FORMAT_VERSION = 1
+__all__ = ["Permutation", "SpecMismatchError", "SymmetryError", "permute_"]
 
 Tensors = TypeVar("Tensors", Mask, Mapping[str, Tensor])
-
-
-class SymmetryError(ValueError):
-    """A spec or permutation contradicts itself, or a symmetry does not hold."""
-
-
-class SpecMismatchError(SymmetryError):
-    """A spec or permutation does not fit the model, mask or permutation it is used with."""
 
 
 class Permutation:
@@ -106,11 +90,13 @@ class Permutation:
             SpecMismatchError: A name or shape is not the spec's; nothing was changed.
         """
         self.spec.check_fits(tensors)
-        moved: dict[int, Tensor] = {}  # tied tensors stay tied
+        moved: dict[Any, Tensor] = {}  # tied tensors stay tied
+        result = {}
         for name, tensor in tensors.items():
-            if id(tensor) not in moved:
-                moved[id(tensor)] = self._move(name, tensor) if tensor.ndim else tensor
-        result = {name: moved[id(tensor)] for name, tensor in tensors.items()}
+            key = (tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride(), self.spec.tensors.get(name))
+            if key not in moved:
+                moved[key] = self._move(name, tensor) if tensor.ndim else tensor
+            result[name] = moved[key]
         return type(tensors)(result) if isinstance(tensors, Mask) else result  # pyright: ignore[reportReturnType]
 
     def inverse(self) -> Permutation:
@@ -152,19 +138,7 @@ class Permutation:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the entries, their description and the spec into ``folder``, in one step."""
-        data = save({name: torch.from_numpy(entry.astype(np.int32)) for name, entry in self.entries.items()})
-        config = {
-            "format_version": FORMAT_VERSION,
-            "library_name": "hf_lottery",
-            "library_version": __version__,
-            "spec_sha256": self.spec.fingerprint,
-            "entries": {name: list(entry.shape) for name, entry in self.entries.items()},
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-        with staged_folder(folder, last=CONFIG_NAME) as stage:
-            (stage / ENTRIES_NAME).write_bytes(data)
-            self.spec.save(stage / SPEC_NAME)
-            (stage / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        write_permutation(folder, self.entries, self.spec.fingerprint, self.spec.save)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, spec: PermutationSpec) -> Permutation:
@@ -179,19 +153,13 @@ class Permutation:
             SpecMismatchError: The permutation is for another spec.
             SymmetryError: A file is malformed, damaged, or newer than this library.
         """
-        folder = Path(folder)
-        for name in (CONFIG_NAME, ENTRIES_NAME):
-            if not (folder / name).is_file():
-                raise FileNotFoundError(
-                    f"a permutation folder must hold {name}; received {folder}. Check the path, or save it again."
-                )
-        config = _read_config(folder / CONFIG_NAME)
-        if config["spec_sha256"] != spec.fingerprint:
+        fingerprint, entries = read_permutation(folder)
+        if fingerprint != spec.fingerprint:
             raise SpecMismatchError(
                 f"the permutation in {folder} must be of the given spec, {spec.fingerprint[:8]}; "
-                f"received one of spec {str(config['spec_sha256'])[:8]}. Load {SPEC_NAME} beside it to compare."
+                f"received one of spec {fingerprint[:8]}. Load {SPEC_NAME} beside it to compare."
             )
-        return cls(spec, _read_entries(folder / ENTRIES_NAME, config))
+        return cls(spec, entries)
 
     def _move(self, name: str, tensor: Tensor) -> Tensor:
         """The permuted tensor, or the very same one if none of its groups moves."""
@@ -203,7 +171,7 @@ class Permutation:
         if maps is not None:
             for k, index in enumerate(maps):
                 if (index != np.arange(index.size)).any():
-                    tensor = tensor.index_select(k, torch.from_numpy(index).to(tensor.device))
+                    tensor = tensor.index_select(k, torch.tensor(index, device=tensor.device))
             return tensor
         moved = tensor.clone()
         for block, source in zip(blocks, sources, strict=True):
@@ -271,8 +239,9 @@ def permute_(model: nn.Module, permutation: Permutation) -> None:
             )
         tensors[id(tensor)] = tensor
     for key, tensor in tensors.items():
-        if tensor.ndim and (moved := permutation._move(names[key], tensor.detach())) is not tensor:
-            tensor.copy_(moved)
+        held = tensor.detach()
+        if held.ndim and (moved := permutation._move(names[key], held)) is not held:
+            held.copy_(moved)
     _forget_caches(inner)
 
 
@@ -300,7 +269,7 @@ def _axis_maps(shape: tuple[int, ...], blocks: tuple[Block, ...], sources: list)
 
 
 def _on(device: torch.device, indices) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(np.ascontiguousarray(index)).to(device) for index in indices)
+    return tuple(torch.tensor(index, device=device) for index in indices)
 
 
 def _entry_shape(spec: PermutationSpec, group: str) -> tuple[int, ...]:
@@ -330,36 +299,3 @@ def _checked(spec: PermutationSpec, name: str, entry: Any) -> np.ndarray:
         )
     array.flags.writeable = False
     return array
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise SymmetryError(f"{path} must be JSON; received: {error}.") from error
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version != FORMAT_VERSION:
-        raise SymmetryError(
-            f"{path}: format_version must be {FORMAT_VERSION}; received {version!r}. Install a newer hf_lottery."
-        )
-    for key, kind in (("spec_sha256", str), ("sha256", str), ("entries", dict)):
-        if not isinstance(config.get(key), kind):
-            raise SymmetryError(f"{path}: {key} must be a {kind.__name__}; received {config.get(key)!r}.")
-    return config
-
-
-def _read_entries(path: Path, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != config["sha256"]:
-        raise SymmetryError(
-            f"{path} must have the sha256 that {CONFIG_NAME} states; received {digest}. "
-            "The file is truncated, damaged or from another save: save or download it again."
-        )
-    try:
-        with safe_open(path, framework="np") as file:
-            entries = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise SymmetryError(f"{path} must be a safetensors file; received: {error}.") from error
-    if {name: list(entry.shape) for name, entry in entries.items()} != config["entries"]:
-        raise SymmetryError(f"{path} must hold the entries that {CONFIG_NAME} names; received {sorted(entries)[:3]}.")
-    return entries

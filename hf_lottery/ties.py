@@ -18,8 +18,10 @@ Entries = Mapping[str, np.ndarray]
 class Tie(Protocol):
     """One place where groups meet."""
 
+    slots: tuple[Slot, ...]
     groups: frozenset[str]
-    norm: float
+    norm: float  # what the value could be at most
+    elements: int
 
     def terms(self, family: Family, entries: Entries) -> Terms:
         """Scores of the family's groups, given the entries of all the others."""
@@ -70,6 +72,7 @@ class WeightTie:
         self.groups = frozenset(slot.group for slot in self.slots)
         self._target, self._source = (_as_leaves(spec, block, tensor) for tensor in (target, source))
         self._arranged: dict[tuple[int, ...], Tensor] = {}
+        self.elements = self._target.numel()
         self.norm = float(self._target.norm() * self._source.norm())
 
     def quadratic(self, family: Family) -> bool:
@@ -118,7 +121,7 @@ class WeightTie:
             held = tuple((fixed or {}).get(parent, slice(None)) for parent in parents)
             entry = entry[held]
             free = [parent for parent, at in zip(parents, held, strict=True) if isinstance(at, slice)]
-            index = torch.from_numpy(np.ascontiguousarray(entry)).to(moved.device)
+            index = torch.tensor(entry, device=moved.device)
             if not free:
                 moved = moved.index_select(k, index)
                 continue
@@ -135,7 +138,7 @@ class CorrelationTie:
         self.slots = Block((axis,)).slots(spec.groups)
         self.groups = frozenset(axis.leaves)
         self._array = correlation.reshape(leaf_dimensions(spec, (axis, axis)))
-        self.norm = float(len(correlation))
+        self.norm, self.elements = float(len(correlation)), len(correlation)
 
     def quadratic(self, family: Family) -> bool:
         return len(self.slots) != len(self.groups)

@@ -154,8 +154,9 @@ def _tie(a: Node, b: Node) -> Node:
 
 
 def _align_sums(a: Node, b: Node) -> None:
-    for offset in {*_offsets(a), *_offsets(b)}:
-        if not (_cut_at(a, offset) and _cut_at(b, offset)):
+    # A cut may open a part that is a sum itself, and so bring new boundaries.
+    while missing := {*_offsets(a)} ^ {*_offsets(b)}:
+        if not all(_cut_at(a, offset) and _cut_at(b, offset) for offset in missing):
             freeze([a, b], "two axes are cut at places that do not align")
             return
     for left, right in zip(list(a.parts), list(b.parts), strict=True):
@@ -197,7 +198,7 @@ def _split(node: Node, outer: int) -> bool:
 def _adopt(node: Node, sum_: Node, offset: int, child: Node) -> None:
     """Let ``child`` stand for ``node`` in a block."""
     node, sum_ = find(node), find(sum_)
-    if node.parts or known_child(node, sum_, offset) is not None:
+    if node.parts or node.frozen is not None or known_child(node, sum_, offset) is not None:
         unify([child], [child_of(node, sum_, offset)])
     else:
         node.children[sum_, offset] = child
@@ -309,11 +310,10 @@ def concatenate(axes: Sequence[Layout]) -> Layout:
     """The axis that has the given ones one after the other."""
     parts: list[Node] = []
     for axis in axes:
-        flat = factors(axis)
-        if len(flat) == 1 and flat[0].kind == "sum":
-            parts += flat[0].parts
-        elif len(flat) == 1:
-            parts.append(flat[0])
+        # What is constant along a part is so in any order: an atom of its own says no less, and can be tied.
+        flat = [Node(node.size) if node.kind == "wild" else node for node in factors(axis)] or [Node(1)]
+        if len(flat) == 1:
+            parts += _flat_sum(flat[0])
         else:
             parts.append(Node(size_of(axis), "product", flat))
     return (Node(sum(part.size for part in parts), "sum", parts),)
@@ -327,6 +327,8 @@ def regroup(axes: Sequence[Layout], sizes: Sequence[int]) -> list[Layout] | None
         taken: list[Node] = []
         missing = size
         while missing != 1:
+            if not flat:
+                return None
             node = flat[0]
             if node.size > missing:
                 if not _split(node, missing):

@@ -13,6 +13,7 @@ from .layout import Layout, Node, atom, child_of, concatenate, cut, factors, fin
 from .layout import size_of, unify, wild
 from .trace import Axes, Trace, rule
 
+ORDER = "its order matters to the operation"
 SPATIAL = "a spatial axis"
 KERNEL = "a convolution kernel's axis"
 
@@ -33,59 +34,65 @@ def _tensors(args: Any, kwargs: Any = None) -> list[Tensor]:
     return [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
 
 
-@rule("pointwise")
-def pointwise(trace: Trace, out: Tensor, *args, **kwargs):
+@rule(
+    "pointwise",
+    "copy",
+    "floor_divide",
+    "polar",
+    "bucketize",
+    "complex",
+    "log_sigmoid_forward",
+    "hardswish",
+    "prelu",
+    "_prelu_kernel",
+    "rrelu_with_noise",
+    "log_sigmoid",
+)
+def pointwise(trace: Trace, out: Any, *args, **kwargs):
     tensors = _tensors(args, kwargs)
-    for tensor in tensors:
-        _lose_values(trace, tensor, "arithmetic with indices")
-    if any(t.ndim > out.ndim for t in tensors):
+    if trace.operation == "bucketize":
+        tensors = tensors[:1]
+    results = [out] if isinstance(out, Tensor) else [t for t in out if t.numel()]
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    if any(tensor.shape != shape for tensor in results):
         return NotImplemented
-    axes = broadcast(trace, tensors, out.shape)
-    if tensors and out is tensors[0]:  # in place: a view of something constant is constant no more
-        _written(trace, out, axes)
-    return axes
+    axes = broadcast(trace, tensors, shape)
+    return axes if isinstance(out, Tensor) else [axes if t.numel() else None for t in out]
 
 
-def _lose_values(trace: Trace, tensor: Tensor, why: str) -> None:
-    if id(tensor) in trace.values:
-        freeze(trace.values.pop(id(tensor)), why)
-
-
-def _written(trace: Trace, out: Tensor, axes: Axes) -> None:
-    base = out._base
-    if base is None:
-        return
-    if any(node.kind == "wild" for axis in trace.of(base) for node in factors(axis)):
-        why = "written in parts"
-        for axis in axes:
-            freeze(axis, why)
-        trace.label(base, tuple(frozen(size, why) for size in base.shape))
-
-
-@rule("copy_")
-def copy_(trace: Trace, out: Tensor, target: Tensor, source: Tensor, *args):
-    return pointwise(trace, out, target, source)
-
-
-@rule("detach", "clone", "contiguous", "alias", "_to_copy", "lift_fresh", "lift_fresh_copy", "_conj", "dropout")
+@rule(
+    "detach",
+    "clone",
+    "contiguous",
+    "alias",
+    "_to_copy",
+    "lift_fresh",
+    "lift_fresh_copy",
+    "_conj",
+    "dropout",
+    "_conj_physical",
+    "resolve_conj",
+    "view_as",
+    positions=True,
+)
 def same(trace: Trace, out: Tensor, source: Tensor, *args, **kwargs):
     if id(source) not in trace.axes or id(source) in trace.constants:
         trace.constants.add(id(out))
     if id(source) in trace.values:
         if out.is_floating_point():
-            _lose_values(trace, source, "an index used as a number")
+            trace.lose_positions(source, "positions used as numbers")
         else:
             trace.values[id(out)] = trace.values[id(source)]
     return trace.of(source)
 
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like",
-      "full_like", "empty_like", "scalar_tensor", "fill", "zero")  # fmt: skip
+      "full_like", "empty_like", "scalar_tensor", "fill", "zero", "empty_strided", "new_empty_strided")  # fmt: skip
 def constant(trace: Trace, out: Tensor, *args, **kwargs):
     return tuple(wild(size) for size in out.shape)
 
 
-@rule("arange", "linspace", "eye", "tril_indices", "triu_indices")
+@rule("arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "hann_window")
 def counted(trace: Trace, out: Tensor, *args, **kwargs):
     return tuple(frozen(size, "a constant that counts") for size in out.shape)
 
@@ -101,7 +108,7 @@ def triangle(trace: Trace, out: Tensor, source: Tensor, *args):
 # Views
 
 
-@rule("t", "transpose")
+@rule("t", "transpose", positions=True)
 def transpose(trace: Trace, out: Tensor, source: Tensor, first: int = 0, second: int = 1):
     axes = list(trace.of(source))
     if axes:
@@ -111,7 +118,7 @@ def transpose(trace: Trace, out: Tensor, source: Tensor, first: int = 0, second:
     return tuple(axes)
 
 
-@rule("permute")
+@rule("permute", positions=True)
 def permute(trace: Trace, out: Tensor, source: Tensor, order: Sequence[int]):
     axes = trace.of(source)
     _carry_values(trace, out, source)
@@ -123,7 +130,7 @@ def _carry_values(trace: Trace, out: Tensor, source: Tensor) -> None:
         trace.values[id(out)] = trace.values[id(source)]
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "_reshape_copy")
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", "_reshape_copy", positions=True)
 def view(trace: Trace, out: Tensor, source: Tensor, *args):
     if out.dtype != source.dtype:
         return NotImplemented
@@ -136,7 +143,7 @@ def view(trace: Trace, out: Tensor, source: Tensor, *args):
     return tuple(frozen(size, why) for size in out.shape)
 
 
-@rule("expand")
+@rule("expand", positions=True)
 def expand(trace: Trace, out: Tensor, source: Tensor, *args, **kwargs):
     _carry_values(trace, out, source)
     axes, new = trace.of(source), out.ndim - source.ndim
@@ -151,7 +158,7 @@ def repeat(trace: Trace, out: Tensor, source: Tensor, repeats: Sequence[int]):
     return tuple((*wild(r), *(axes[i - new] if i >= new else ())) for i, r in enumerate(repeats))
 
 
-@rule("unsqueeze")
+@rule("unsqueeze", positions=True)
 def unsqueeze(trace: Trace, out: Tensor, source: Tensor, axis: int):
     _carry_values(trace, out, source)
     axes = list(trace.of(source))
@@ -159,7 +166,7 @@ def unsqueeze(trace: Trace, out: Tensor, source: Tensor, axis: int):
     return tuple(axes)
 
 
-@rule("squeeze")
+@rule("squeeze", positions=True)
 def squeeze(trace: Trace, out: Tensor, source: Tensor, axis: int | Sequence[int] | None = None):
     _carry_values(trace, out, source)
     chosen = range(source.ndim) if axis is None else [axis] if isinstance(axis, int) else axis
@@ -167,18 +174,16 @@ def squeeze(trace: Trace, out: Tensor, source: Tensor, axis: int | Sequence[int]
     return tuple(axis for i, axis in enumerate(trace.of(source)) if i not in gone)
 
 
-def narrow(trace: Trace, source: Tensor, axis: int, start: int, stop: int) -> list[Layout]:
-    """The axes of ``source`` with one of them cut to a block."""
-    axes = list(trace.of(source))
-    if (start, stop) == (0, source.shape[axis]):
+def narrow(trace: Trace, axes: Sequence[Layout], axis: int, start: int, stop: int) -> list[Layout]:
+    """The axes with one of them cut to a block."""
+    axes = list(axes)
+    if (start, stop) == (0, size_of(axes[axis])):
         return axes
     why = "cut at fixed places"
     if all(is_frozen(node) and find(node).kind != "sum" for node in factors(axes[axis])):
         # Positions and batches: what holds for one block is asked of all.
-        if not all(node.kind == "wild" for node in factors(axes[axis])):
-            axes[axis] = frozen(stop - start, why)
-        else:
-            axes[axis] = wild(stop - start)
+        constant = all(node.kind == "wild" for node in factors(axes[axis]))
+        axes[axis] = wild(stop - start) if constant else frozen(stop - start, why)
         return axes
     found = cut(axes[axis], start, stop)
     if found is None:
@@ -187,15 +192,15 @@ def narrow(trace: Trace, source: Tensor, axis: int, start: int, stop: int) -> li
         return axes
     axes[axis], sum_, offset = found
     if sum_ is not None:
-        own = len(factors([find(sum_)])) and 1
+        # The block itself comes first on its axis; all else is told apart by block.
         axes = [
-            tuple(child_of(node, sum_, offset) if (i != axis or j >= own) else node for j, node in enumerate(layout))
+            tuple(node if (i, j) == (axis, 0) else child_of(node, sum_, offset) for j, node in enumerate(layout))
             for i, layout in enumerate(axes)
         ]
     return axes
 
 
-@rule("slice")
+@rule("slice", positions=True)
 def slice_(trace: Trace, out: Tensor, source: Tensor, axis: int = 0, start=None, end=None, step: int = 1):
     _carry_values(trace, out, source)
     axis %= source.ndim
@@ -209,34 +214,36 @@ def slice_(trace: Trace, out: Tensor, source: Tensor, axis: int = 0, start=None,
         return tuple(axes)
     start = 0 if start is None else start + source.shape[axis] if start < 0 else start
     start = max(min(start, source.shape[axis]), 0)
-    return tuple(narrow(trace, source, axis, start, start + out.shape[axis]))
+    return tuple(narrow(trace, trace.of(source), axis, start, start + out.shape[axis]))
 
 
-@rule("select")
+@rule("select", positions=True)
 def select(trace: Trace, out: Tensor, source: Tensor, axis: int, index: int):
     _carry_values(trace, out, source)
     axis, index = axis % source.ndim, index % source.shape[axis]
-    axes = narrow(trace, source, axis, index, index + 1)
+    axes = narrow(trace, trace.of(source), axis, index, index + 1)
     return tuple(layout for i, layout in enumerate(axes) if i != axis)
 
 
-@rule("unbind")
+@rule("unbind", positions=True)
 def unbind(trace: Trace, out: Sequence[Tensor], source: Tensor, axis: int = 0):
     return [select(trace, piece, source, axis, i) for i, piece in enumerate(out)]
 
 
-@rule("split", "split_with_sizes", "chunk", "tensor_split")
+@rule("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk",
+      positions=True)  # fmt: skip
 def split(trace: Trace, out: Sequence[Tensor], source: Tensor, sizes: Any, axis: int = 0):
     axis, start, result = axis % source.ndim, 0, []
     for piece in out:
-        result.append(tuple(narrow(trace, source, axis, start, start + piece.shape[axis])))
+        _carry_values(trace, piece, source)
+        result.append(tuple(narrow(trace, trace.of(source), axis, start, start + piece.shape[axis])))
         start += piece.shape[axis]
     return result
 
 
 @rule("cat")
 def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], axis: int = 0):
-    tensors = [tensor for tensor in tensors if tensor.numel() or tensor.ndim == out.ndim]
+    tensors = [tensor for tensor in tensors if tensor.numel()]
     axis %= out.ndim
     result = [wild(size) for size in out.shape]
     for tensor in tensors:
@@ -261,36 +268,124 @@ def pad(trace: Trace, out: Tensor, source: Tensor, amounts: Sequence[int], value
     for i in range(len(amounts) // 2):
         before, after = amounts[2 * i], amounts[2 * i + 1]
         axis = source.ndim - 1 - i
-        if min(before, after) < 0:
-            return NotImplemented
-        if before or after:
-            pieces = [frozen(n, "padding") or (Node(1),) for n in (before,) if n]
-            pieces += [axes[axis] or (Node(1),)]
-            pieces += [frozen(n, "padding") or (Node(1),) for n in (after,) if n]
-            if all(is_frozen(node) for node in factors(axes[axis])):
-                axes[axis] = frozen(out.shape[axis], "padding")
-            else:
-                axes[axis] = concatenate(pieces)
+        if not (before or after):
+            continue
+        if all(is_frozen(node) for node in factors(axes[axis])):
+            axes[axis] = frozen(out.shape[axis], "padding")
+            continue
+        # What is cut off is padded by less than nothing.
+        kept = max(-before, 0), source.shape[axis] - max(-after, 0)
+        if kept != (0, source.shape[axis]):
+            axes = narrow(trace, axes, axis, *kept)
+        ends = [wild(n) or (Node(1),) if n > 0 else None for n in (before, after)]
+        pieces = [piece for piece in (ends[0], axes[axis], ends[1]) if piece is not None]
+        axes[axis] = concatenate(pieces) if len(pieces) > 1 else pieces[0]
     return tuple(axes)
 
 
-@rule("roll", "flip", "cumsum", "cumprod", "logcumsumexp", "_fft_r2c", "_fft_c2r", "_fft_c2c", "unfold", "im2col")
+@rule("roll", "flip", "cumsum", "cumprod", "logcumsumexp", "_fft_r2c", "_fft_c2r", "_fft_c2c")
 def ordered(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
     """The order of the axes that are named matters."""
-    named = kwargs.get("dims") or kwargs.get("dim") or (args[-1] if args else None)
-    return NotImplemented if named is None else _ordered(trace, out, source, named)
-
-
-def _ordered(trace: Trace, out: Any, source: Tensor, named: Any):
-    chosen = [named] if isinstance(named, int) else list(named)
-    if not isinstance(out, Tensor) or out.ndim != source.ndim or not all(isinstance(c, int) for c in chosen):
+    named = trace.given["dims"] if "dims" in trace.given else trace.given["dim"]
+    chosen = {axis % source.ndim for axis in ([named] if isinstance(named, int) else named)}
+    if not chosen:
         return NotImplemented
     axes = list(trace.of(source))
     for axis in chosen:
-        freeze(axes[axis % source.ndim], "its order matters to the operation")
-        axes[axis % source.ndim] = frozen(out.shape[axis % source.ndim], "its order matters to the operation")
-    trace.virtual(tuple(layout for i, layout in enumerate(axes) if i not in {c % source.ndim for c in chosen}))
+        freeze(axes[axis], ORDER)
+        axes[axis] = frozen(out.shape[axis], ORDER)
+    trace.virtual(tuple(layout for i, layout in enumerate(axes) if i not in chosen))
     return tuple(axes)
+
+
+@rule("cummax", "cummin")
+def running(trace: Trace, out: Any, source: Tensor, axis: int):
+    axes = ordered(trace, out[0], source)
+    trace.values[id(out[1])] = axes[axis % source.ndim]
+    return [axes, axes]
+
+
+@rule("unfold")
+def unfold(trace: Trace, out: Tensor, source: Tensor, axis: int, size: int, step: int):
+    axes = list(trace.of(source))
+    axis %= max(source.ndim, 1)
+    freeze(axes[axis], "taken in windows")
+    axes[axis] = frozen(out.shape[axis], "taken in windows")
+    return (*axes, frozen(size, "taken in windows"))
+
+
+@rule("im2col")
+def im2col(trace: Trace, out: Tensor, source: Tensor, *args):
+    axes = trace.of(source)
+    for axis in axes[-2:]:
+        freeze(axis, SPATIAL)
+    window = frozen(out.shape[-2] // source.shape[-3], KERNEL)
+    return (*axes[:-3], (*axes[-3], *window), frozen(out.shape[-1], SPATIAL))
+
+
+@rule("col2im")
+def col2im(trace: Trace, out: Tensor, source: Tensor, *args):
+    axes = trace.of(source)
+    freeze(axes[-1], SPATIAL)
+    channels, window = atom(out.shape[-3]), frozen(source.shape[-2] // out.shape[-3], KERNEL)
+    unify(axes[-2], (*channels, *window))
+    return (*axes[:-2], channels, *(frozen(size, SPATIAL) for size in out.shape[-2:]))
+
+
+@rule("view_as_complex")
+def view_as_complex(trace: Trace, out: Tensor, source: Tensor):
+    freeze(trace.of(source)[-1], "real and imaginary part")
+    return trace.of(source)[:-1]
+
+
+@rule("view_as_real")
+def view_as_real(trace: Trace, out: Tensor, source: Tensor):
+    return (*trace.of(source), frozen(2, "real and imaginary part"))
+
+
+@rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle")
+def shuffle(trace: Trace, out: Tensor, source: Tensor, factor: int):
+    """Channels are a product of channels and places (or of groups and channels), which change their order."""
+    axes = trace.of(source)
+    if "channel" in trace.operation:
+        outer, inner = atom(factor), atom(source.shape[1] // factor)
+        unify(axes[1], (*outer, *inner))
+        return (axes[0], (*inner, *outer), *axes[2:])
+    for axis in axes[-2:]:
+        freeze(axis, SPATIAL)
+    channels = atom(min(source.shape[-3], out.shape[-3]))
+    places = frozen(factor * factor, SPATIAL)
+    if "un" in trace.operation:
+        unify(axes[-3], channels)
+        made = (*channels, *places)
+    else:
+        unify(axes[-3], (*channels, *places))
+        made = channels
+    return (*axes[:-3], made, *(frozen(size, SPATIAL) for size in out.shape[-2:]))
+
+
+@rule("diagonal", "diag_embed", "diagonal_copy")
+def diagonal(trace: Trace, out: Tensor, source: Tensor, *args, **kwargs):
+    trace.freeze(source, "a diagonal")
+    return tuple(frozen(size, "a diagonal") for size in out.shape)
+
+
+@rule("glu")
+def glu(trace: Trace, out: Tensor, source: Tensor, axis: int = -1):
+    axis %= source.ndim
+    half = source.shape[axis] // 2
+    first, second = (narrow(trace, trace.of(source), axis, at, at + half) for at in (0, half))
+    return tuple(unify(a, b) for a, b in zip(first, second, strict=True))
+
+
+@rule("nonzero", "bincount", "histc", "unique", "_unique2", "unique_consecutive", "unique_dim", "masked_select")
+def counted_up(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
+    """The result depends on positions or values in a way that no axis survives."""
+    for tensor in _tensors((source, args), kwargs):
+        trace.freeze(tensor, "its positions are read")
+    results = [out] if isinstance(out, Tensor) else list(out)
+    made = [tuple(frozen(size, "positions that were read") for size in tensor.shape) for tensor in results]
+    return made[0] if isinstance(out, Tensor) else made
 
 
 # Contractions
@@ -321,6 +416,54 @@ def addmm(trace: Trace, out: Tensor, bias: Tensor, first: Tensor, second: Tensor
 def contract_vector(trace: Trace, out: Tensor, first: Tensor, second: Tensor):
     unify(trace.of(first)[-1], trace.of(second)[0])
     return trace.of(first)[:-1]
+
+
+@rule("addmv", "addr", "outer", "ger")
+def outer(trace: Trace, out: Tensor, *tensors: Tensor, **kwargs):
+    """Products of vectors."""
+    axes = tuple(layout for tensor in tensors[-2:] for layout in trace.of(tensor))
+    if trace.operation == "addmv":
+        axes = contract_vector(trace, out, *tensors[-2:])
+    trace.virtual(axes)
+    return tuple(unify(a, b) for a, b in zip(axes, trace.of(tensors[0]), strict=True)) if len(tensors) == 3 else axes
+
+
+@rule("linalg_solve_triangular", "triangular_solve", "linalg_solve", "_linalg_solve_ex")
+def solve_triangular(trace: Trace, out: Any, first: Tensor, second: Tensor, **kwargs):
+    """``first @ out = second``: the equations are in a fixed order."""
+    a, b = trace.of(first), trace.of(second)
+    if trace.operation != "linalg_solve_triangular" or not trace.given.get("left", True):
+        return NotImplemented
+    for axis in (*a[-2:], b[-2]):
+        freeze(axis, ORDER)
+    lead = [
+        unify(x, y) if first.shape[i] == second.shape[i] else None
+        for i, (x, y) in enumerate(zip(a[:-2], b[:-2], strict=True))
+    ]
+    return NotImplemented if None in lead else (*lead, frozen(out.shape[-2], ORDER), b[-1])
+
+
+@rule("_cdist_forward", "_euclidean_dist")
+def distances(trace: Trace, out: Tensor, first: Tensor, second: Tensor, *args):
+    a, b = trace.of(first), trace.of(second)
+    unify(a[-1], b[-1])
+    lead = tuple(unify(x, y) for x, y in zip(a[:-2], b[:-2], strict=True))
+    return (*lead, a[-2], b[-2])
+
+
+@rule("_weight_norm_interface")
+def weight_norm(trace: Trace, out: Any, direction: Tensor, length: Tensor, axis: int = 0):
+    axes = list(trace.of(direction))
+    axes[axis] = unify(axes[axis], trace.of(length)[axis])
+    return [tuple(axes), tuple(layout if i == axis else () for i, layout in enumerate(axes))]
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler", "grid_sampler")
+def grid_sampler(trace: Trace, out: Tensor, source: Tensor, grid: Tensor, *args):
+    x, g = trace.of(source), trace.of(grid)
+    for axis in (*x[2:], g[-1]):
+        freeze(axis, SPATIAL)
+    return (unify(x[0], g[0]), x[1], *g[1:-1])
 
 
 @rule("linear")
@@ -358,6 +501,8 @@ def convolution(trace: Trace, out: Tensor, source: Tensor, weight: Tensor, bias:
 
 @rule("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
       "_scaled_dot_product_efficient_attention", "_scaled_dot_product_attention_math",
+      "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_fused_attention_overrideable",
+      "_scaled_dot_product_attention_math_for_mps",
       "scaled_dot_product_attention")  # fmt: skip
 def attention(trace: Trace, out: Any, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
     q, k, v = (trace.of(tensor) for tensor in (query, key, value))
@@ -367,7 +512,9 @@ def attention(trace: Trace, out: Any, query: Tensor, key: Tensor, value: Tensor,
         lead.append(unify(a, (*shared, *atom(size_of(a) // size_of(shared)))))
     unify(q[-1], k[-1])
     unify(k[-2], v[-2])
-    mask = next((a for a in (*args, kwargs.get("attn_mask")) if isinstance(a, Tensor)), None)
+    mask = next((value for name in ("attn_mask", "attn_bias") if (value := trace.given.get(name)) is not None), None)
+    if trace.given.get("is_causal"):
+        freeze((*q[-2], *k[-2]), ORDER)
     first = out[0] if isinstance(out, tuple | list) else out
     scores = (*lead, q[-2], k[-2])
     trace.virtual(scores)
@@ -443,44 +590,34 @@ def softmax(trace: Trace, out: Tensor, source: Tensor, axis: int, *args):
 
 
 @rule("sum", "mean", "amax", "amin", "max", "min", "var", "std", "any", "all", "prod", "logsumexp", "var_mean", "norm",
-      "linalg_vector_norm", "argmax", "argmin", "count_nonzero", "nansum")  # fmt: skip
+      "linalg_vector_norm", "argmax", "argmin", "count_nonzero", "nansum", "std_mean", "aminmax", "median", "nanmedian",
+      "mode", "kthvalue")  # fmt: skip
 def reduce(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
+    if "other" in trace.given:  # the greater of two
+        return pointwise(trace, out, source, *args)
     first = out if isinstance(out, Tensor) else out[0]
-    name_order = [a for a in args if not isinstance(a, bool)]
-    named = kwargs.get("dim", next((a for a in name_order if isinstance(a, int | list | tuple)), None))
-    if func_is_norm(args) and isinstance(args[0], int | float):
-        named = kwargs.get("dim", args[1] if len(args) > 1 else None)
-    if isinstance(named, Tensor) or any(isinstance(a, Tensor) for a in args):
-        return pointwise(trace, out, source, *args) if isinstance(out, Tensor) else NotImplemented
+    named = trace.given.get("dim")
+    if isinstance(named, int):
+        named = [named]
+    gone = {d % source.ndim for d in named} if named and source.ndim else set(range(source.ndim))
     axes = trace.of(source)
-    if named is None or (isinstance(named, list | tuple) and not named):
-        gone = set(range(source.ndim))
-    else:
-        gone = {d % source.ndim for d in ([named] if isinstance(named, int) else named)}
-    if first.ndim == source.ndim and source.ndim:
+    if trace.given.get("keepdim"):
         left = tuple(() if i in gone else layout for i, layout in enumerate(axes))
     else:
         left = tuple(layout for i, layout in enumerate(axes) if i not in gone)
     if len(left) != first.ndim:
         return NotImplemented
-    for tensor in [out] if isinstance(out, Tensor) else out:
-        if not tensor.is_floating_point() and tensor.dtype != torch.bool and source.is_floating_point():
-            trace.values[id(tensor)] = tuple(node for i in sorted(gone) for node in axes[i])
+    finds_position = trace.operation.startswith("arg") or not isinstance(out, Tensor)
+    if finds_position and trace.operation not in ("var_mean", "std_mean", "aminmax"):
+        where = out if isinstance(out, Tensor) else out[1]
+        trace.values[id(where)] = tuple(node for i in sorted(gone) for node in axes[i])
     return left if isinstance(out, Tensor) else [left for _ in out]
-
-
-def func_is_norm(args: Sequence[Any]) -> bool:
-    """Whether the first argument of a reduction is the order of a norm."""
-    return bool(args) and isinstance(args[0], float)
 
 
 @rule("topk", "sort")
 def top(trace: Trace, out: Sequence[Tensor], source: Tensor, *args, **kwargs):
-    integers = [a for a in args if isinstance(a, int) and not isinstance(a, bool)]
-    is_topk = out[0].shape != source.shape or len(integers) == 2
-    axis = kwargs.get("dim", (integers[1] if len(integers) > 1 else -1) if is_topk else (integers or [-1])[0])
     axes = list(trace.of(source))
-    axis %= source.ndim
+    axis = trace.given["dim"] % max(source.ndim, 1)
     ranked = axes[axis]
     trace.virtual(tuple(layout for i, layout in enumerate(axes) if i != axis))
     axes[axis] = frozen(out[0].shape[axis], "ranks")
@@ -506,17 +643,18 @@ def pool(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
 # Indexing
 
 
-@rule("embedding")
+@rule("embedding", positions=True)
 def embedding(trace: Trace, out: Tensor, weight: Tensor, indices: Tensor, *args):
     return _looked_up(trace, indices, trace.of(weight), 0)
 
 
-@rule("index_select")
+@rule("index_select", positions=True)
 def index_select(trace: Trace, out: Tensor, source: Tensor, axis: int, indices: Tensor):
     return _looked_up(trace, indices, trace.of(source), axis % source.ndim)
 
 
 def _looked_up(trace: Trace, indices: Tensor, axes: Axes, axis: int) -> Axes:
+    """What is looked up along one axis."""
     _tie_values(trace, indices, axes[axis])
     return (*axes[:axis], *trace.of(indices), *axes[axis + 1 :])
 
@@ -529,23 +667,107 @@ def _tie_values(trace: Trace, indices: Tensor, axis: Layout) -> None:
         trace.lookups.append((tuple(node for layout in trace.of(indices) for node in layout), unify(known, axis)))
 
 
-@rule("index")
+@rule("index", "_unsafe_index", positions=True)
 def index(trace: Trace, out: Tensor, source: Tensor, indices: Sequence[Tensor | None]):
-    used = [i for i, entry in enumerate(indices) if entry is not None]
+    if id(source) in trace.values:
+        trace.lose_positions(source, "positions looked up")
+    entries = [(i, entry) for i, entry in enumerate(indices) if entry is not None]
     axes = trace.of(source)
-    if len(used) == 1 and (fixed := _fixed_index(trace, indices[used[0]])) is not None:
-        return tuple(narrow(trace, source, used[0], fixed % source.shape[used[0]], fixed % source.shape[used[0]] + 1))
-    if any(indices[i].dtype == torch.bool for i in used):  # pyright: ignore[reportOptionalMemberAccess]
-        return NotImplemented
-    for i in used:
-        _tie_values(trace, indices[i], axes[i])  # pyright: ignore[reportArgumentType]
-    tensors = [indices[i] for i in used]
-    shape = torch.broadcast_shapes(*(t.shape for t in tensors))  # pyright: ignore[reportOptionalMemberAccess]
-    looked = broadcast(trace, tensors, shape)  # pyright: ignore[reportArgumentType]
+    if any(entry.dtype in (torch.bool, torch.uint8) for _, entry in entries):
+        return _masked(trace, out, axes, entries)
+    if len(entries) == 1 and (fixed := _fixed_index(trace, entries[0][1])) is not None:
+        at = fixed % source.shape[entries[0][0]]
+        return tuple(narrow(trace, axes, entries[0][0], at, at + 1))
+    for i, entry in entries:
+        _tie_values(trace, entry, axes[i])
+    return _around(trace, axes, entries)
+
+
+def _around(trace: Trace, axes: Axes, entries: Sequence[tuple[int, Tensor]]) -> Axes:
+    """The axes of what is looked up: those of the positions in place of the axes they are positions of."""
+    used = [i for i, _ in entries]
+    tensors = [entry for _, entry in entries]
+    looked = broadcast(trace, tensors, torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
     rest = tuple(layout for i, layout in enumerate(axes) if i not in used)
     together = used == list(range(used[0], used[-1] + 1))
     at = used[0] if together else 0
     return (*rest[:at], *looked, *rest[at:])
+
+
+def _masked(trace: Trace, out: Tensor, axes: Axes, entries: Sequence[tuple[int, Tensor]]) -> Any:
+    """What a boolean mask of some neighbouring axes picks."""
+    (start, mask), stop = entries[0], entries[0][0] + entries[0][1].ndim
+    if len(entries) > 1:
+        return NotImplemented
+    for axis in (*axes[start:stop], *trace.of(mask)):
+        freeze(axis, "picked by a mask")
+    return (*axes[:start], frozen(out.shape[start], "picked by a mask"), *axes[stop:])
+
+
+@rule("index_put", "_index_put_impl", "_unsafe_index_put")
+def index_put(trace: Trace, out: Tensor, source: Tensor, indices: Sequence[Tensor | None], values: Tensor, *args):
+    entries = [(i, entry) for i, entry in enumerate(indices) if entry is not None]
+    axes, why = list(trace.of(source)), "written by position"
+    masked = any(entry.dtype in (torch.bool, torch.uint8) for _, entry in entries)
+    if masked and len(entries) > 1:
+        return NotImplemented
+    width = entries[0][1].ndim if masked else 1
+    used = [i + j for i, _ in entries for j in range(width)]
+    for i in used:
+        freeze(axes[i], why)
+        axes[i] = frozen(source.shape[i], why)
+    for _, entry in entries:
+        trace.freeze(entry, why)
+    rest = [i for i in range(source.ndim) if i not in used]
+    after = len([i for i in rest if i > used[-1]]) if used == list(range(used[0], used[-1] + 1)) else len(rest)
+    given = trace.of(values)
+    for k, layout in enumerate(reversed(given)):
+        i = rest[-1 - k] if k < after else None
+        if i is not None and values.shape[-1 - k] == source.shape[i] != 1:
+            axes[i] = unify(axes[i], layout)
+        elif values.shape[-1 - k] != 1:
+            freeze(layout, why)
+            for j in rest[: len(rest) - after]:
+                freeze(axes[j], why)
+    # An axis that only got single values, or the rest of a constant, is constant still.
+    return tuple(axes)
+
+
+@rule("masked_scatter")
+def masked_scatter(trace: Trace, out: Tensor, source: Tensor, mask: Tensor, values: Tensor):
+    """Values are read in order; rows that are written as a whole keep their axis."""
+    axes, why = list(broadcast(trace, [source], out.shape)), "written by a mask"
+    whole = mask.ndim == 0 or mask.shape[-1] == 1 or all(n.kind == "wild" for n in factors(trace.of(mask)[-1]))
+    rows = whole and values.ndim and values.shape[-1] == out.shape[-1]
+    given = trace.of(values)
+    for axis in (*axes[:-1], *given[:-1], *trace.of(mask)):
+        freeze(axis, why)
+    kept = [frozen(size, why) for size in out.shape[:-1]]
+    if rows:
+        return (*kept, unify(axes[-1], given[-1]))
+    freeze((*axes[-1], *(given[-1] if given else ())), why)
+    return (*kept, frozen(out.shape[-1], why))
+
+
+@rule("index_add", "index_copy", "index_fill", "index_reduce")
+def index_add(trace: Trace, out: Tensor, source: Tensor, axis: int, indices: Tensor, values: Any = None, *args, **kw):
+    axes, why = list(trace.of(source)), "written by position"
+    axis %= max(source.ndim, 1)
+    freeze((*axes[axis], *trace.of(indices)[0]) if indices.ndim else axes[axis], why)
+    axes[axis] = frozen(source.shape[axis], why)
+    if isinstance(values, Tensor) and values.ndim:
+        for i, layout in enumerate(trace.of(values)):
+            if i == axis:
+                freeze(layout, why)
+            else:
+                axes[i] = unify(axes[i], layout)
+    return tuple(axes)
+
+
+@rule("repeat_interleave")
+def repeat_interleave(trace: Trace, out: Tensor, repeats: Tensor, *args, **kwargs):
+    trace.freeze(repeats, "a number of repeats")
+    return tuple(frozen(size, "a number of repeats") for size in out.shape)
 
 
 def _fixed_index(trace: Trace, index: Any) -> int | None:
@@ -561,14 +783,12 @@ def as_strided(trace: Trace, out: Tensor, source: Tensor, *args, **kwargs):
     return axes if out is source and [size_of(axis) for axis in axes] == list(out.shape) else NotImplemented
 
 
-@rule("gather")
+@rule("gather", positions=True)
 def gather(trace: Trace, out: Tensor, source: Tensor, axis: int, indices: Tensor, **kwargs):
     axis %= source.ndim
-    known, axes = trace.values.get(id(indices)), list(trace.of(source))
-    if known is not None:
-        unify(known, axes[axis])
-    else:
-        freeze(axes[axis], "looked up by position")
+    axes = list(trace.of(source))
+    _tie_values(trace, indices, axes[axis])
+    _carry_values(trace, out, source)
     result = []
     for i, layout in enumerate(trace.of(indices)):
         whole = i != axis and indices.shape[i] == source.shape[i]
@@ -578,7 +798,7 @@ def gather(trace: Trace, out: Tensor, source: Tensor, axis: int, indices: Tensor
     return tuple(result)
 
 
-@rule("scatter", "scatter_add")
+@rule("scatter", "scatter_add", "scatter_reduce", positions=True)
 def scatter(trace: Trace, out: Tensor, source: Tensor, axis: int, indices: Tensor, value: Any = None, *args, **kwargs):
     axis %= source.ndim
     known, axes = trace.values.get(id(indices)), list(trace.of(source))
@@ -588,7 +808,7 @@ def scatter(trace: Trace, out: Tensor, source: Tensor, axis: int, indices: Tenso
     else:
         axes[axis] = unify(known, axes[axis])
     for tensor in (indices, value):
-        if isinstance(tensor, Tensor):
+        if isinstance(tensor, Tensor) and tensor.ndim:
             for i, layout in enumerate(trace.of(tensor)):
                 if i != axis and tensor.shape[i] == source.shape[i]:
                     axes[i] = unify(axes[i], layout)
@@ -600,16 +820,11 @@ def scatter(trace: Trace, out: Tensor, source: Tensor, axis: int, indices: Tenso
 
 
 @rule("_local_scalar_dense", "is_nonzero", "equal")
-def scalar(trace: Trace, out: Any, source: Tensor, *args):
-    _lose_values(trace, source, "read as a number")
-    return None
+def scalar(trace: Trace, out: Any, *tensors: Tensor):
+    for tensor in tensors:
+        trace.freeze(tensor, "read as a number")
 
 
-@rule("masked_fill")
-def masked_fill(trace: Trace, out: Tensor, source: Tensor, mask: Tensor, value: Any):
-    return pointwise(trace, out, source, mask)
-
-
-def total(axes: Axes) -> int:
-    """Number of elements."""
-    return math.prod(size_of(axis) for axis in axes)
+@rule("_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_size", "sym_numel", "sym_stride")
+def nothing(trace: Trace, out: Any, *args, **kwargs):
+    """Makes no tensor; reads no more than whether something holds."""

@@ -120,9 +120,7 @@ def _first_sum(entries: Iterable[_Entry]) -> Node | None:
     return None
 
 
-def _substitute(
-    entries: Iterable[_Entry], sum_: Node, offset: int, todo: list[_Fixed]
-) -> tuple[_Entry, ...]:
+def _substitute(entries: Iterable[_Entry], sum_: Node, offset: int, todo: list[_Fixed]) -> tuple[_Entry, ...]:
     """Put the part in ``todo`` for the sum's first occurrence, and for other nodes what stands for them in that part."""
     result: list[_Entry] = []
     for entry in entries:

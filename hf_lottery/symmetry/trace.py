@@ -3,27 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .layout import Layout, atom, freeze, frozen
+from .layout import Layout, atom, cut, factors, freeze, frozen, is_frozen, unify
 
 Axes = tuple[Layout, ...]
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
+_KEEPS_POSITIONS: set[str] = set()
+_IN_PARTS = "written in parts"
 
 
-def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register how an ATen operation passes layouts on: ``rule(trace, out, *args, **kwargs)`` -> axes of ``out``."""
+def rule(*names: str, positions: bool = False) -> Callable[[Rule], Rule]:
+    """Register how an ATen operation passes layouts on: ``rule(trace, out, *args, **kwargs)`` -> axes of ``out``.
+
+    Args:
+        names: Names without their overload; a name also serves the operation in place.
+        positions: The rule takes care of integers that are positions along an axis. After any other rule the axis they
+            are positions of is frozen.
+    """
 
     def register(function: Rule) -> Rule:
         for name in names:
             RULES[name] = function
+            if positions:
+                _KEEPS_POSITIONS.add(name)
         return function
 
     return register
@@ -36,6 +47,8 @@ class Trace(TorchDispatchMode):
         seen: The axes of every tensor there was, for finding out which axes always go together.
         unknown: Name of each operation without a rule -> how often it ran.
         reached: ``id`` of each tensor that an operation read.
+        operation: Name of the operation at hand.
+        given: Its arguments by name.
     """
 
     def __init__(self) -> None:
@@ -50,11 +63,33 @@ class Trace(TorchDispatchMode):
         self.unknown: dict[str, int] = {}
         self.reached: set[int] = set()
         self.sources: dict[tuple[Any, ...], int] = {}
+        self.written: dict[int, list[Axes]] = {}  # memory -> what was written into it
+        self.as_of: dict[int, int] = {}  # how often its memory had been written to when a tensor was labelled
+        self.operation = ""
+        self._call: tuple[Any, ...] = ()
+
+    def __enter__(self):
+        self._reads = _Reads(self)
+        self._reads.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self._reads.__exit__(*error)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments of the operation at hand by the names of its schema, defaults included."""
+        func, args, kwargs = self._call
+        names = [argument.name for argument in func._schema.arguments]
+        defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
+        return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
 
     def label(self, tensor: Tensor, axes: Axes) -> None:
         """State what a tensor's axes are."""
         assert len(axes) == tensor.ndim, (axes, tensor.shape)
         self.axes[id(tensor)] = axes
+        self.as_of[id(tensor)] = len(self.written.get(_memory(tensor), ()))
         self.keep.append(tensor)
         self.seen.append(axes)
 
@@ -68,17 +103,35 @@ class Trace(TorchDispatchMode):
 
     def of(self, tensor: Tensor) -> Axes:
         """The axes of a tensor; a constant's are frozen."""
-        found = self.axes.get(id(tensor)) or self.aliases.get(_place(tensor))
+        found = self.axes.get(id(tensor))
+        if found is None:
+            found = self.aliases.get(_place(tensor))
         if found is None:
             found = tuple(frozen(size, "a constant") for size in tensor.shape)
             self.label(tensor, found)
             self.constants.add(id(tensor))
+        elif self._is_stale(tensor, found):
+            # It was constant once, but something was written through another view of its memory.
+            for axes in self.written[_memory(tensor)]:
+                for axis in axes:
+                    freeze(axis, _IN_PARTS)
+            found = tuple(frozen(size, _IN_PARTS) for size in tensor.shape)
+            self.label(tensor, found)
         return found
+
+    def _is_stale(self, tensor: Tensor, axes: Axes) -> bool:
+        writes = len(self.written.get(_memory(tensor), ()))
+        return writes > self.as_of.get(id(tensor), writes) and _has_constant(axes)
 
     def freeze(self, tensor: Tensor, why: str) -> None:
         """Freeze every axis of a tensor."""
         for axis in self.of(tensor):
             freeze(axis, why)
+
+    def lose_positions(self, tensor: Tensor, why: str) -> None:
+        """Freeze the axis that a tensor's values are positions of: they are used in a way that has no rule."""
+        if id(tensor) in self.values:
+            freeze(self.values.pop(id(tensor)), why)
 
     def virtual(self, axes: Axes) -> None:
         """Note axes that have to be consistent among themselves as if a tensor had them."""
@@ -87,29 +140,47 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        results = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
         name = func._schema.name.removeprefix("aten::")
+        if results and not any(tensor.numel() for tensor in results):
+            # Nothing flows through nothing: an expert without tokens was not reached.
+            for tensor in results:
+                self.label(tensor, tuple(frozen(size, "empty") for size in tensor.shape))
+            return out
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
                 self.reached.add(self.sources.get(_place(value), id(value)))
+        self.operation, self._call = name, (func, args, kwargs)
         self._apply(func, name, out, args, kwargs)
         return out
 
     def _apply(self, func, name: str, out: Any, args, kwargs) -> None:
-        function = RULES.get(name)
-        if function is None and torch.Tag.pointwise in func.tags:
-            function = RULES["pointwise"]
-        if function is None and name.endswith("_") and not name.startswith("_"):
-            function = RULES.get(name[:-1])
-        axes = function(self, out, *args, **kwargs) if function else NotImplemented
+        known = _rule_name(func, name)
+        try:
+            axes = RULES[known](self, out, *args, **kwargs) if known else NotImplemented
+        except Exception as error:  # whatever a rule did not foresee: all that it did so far is to tie axes
+            axes, name = NotImplemented, f"{name} ({type(error).__name__})"
         if axes is NotImplemented:
             self.refuse(name, out, args, kwargs)
-        elif isinstance(out, Tensor):
-            if axes is not None:
-                self.label(out, axes)
-        elif axes is not None:
-            for tensor, its_axes in zip(out, axes, strict=True):
-                if isinstance(tensor, Tensor) and its_axes is not None:
-                    self.label(tensor, its_axes)
+            return
+        if known not in _KEEPS_POSITIONS:
+            for value in tree_leaves((args, kwargs)):
+                if isinstance(value, Tensor):
+                    self.lose_positions(value, f"positions used by the operation {name}")
+        if axes is None:
+            return
+        for tensor, its_axes in [(out, axes)] if isinstance(out, Tensor) else zip(out, axes, strict=True):
+            if isinstance(tensor, Tensor) and its_axes is not None:
+                if any(tensor is target for target in _targets(func, args, kwargs)):
+                    self.write(tensor, its_axes)
+                self.label(tensor, its_axes)
+
+    def write(self, tensor: Tensor, axes: Axes) -> None:
+        """Note that a tensor was written to: the views of what was constant there are constant no more."""
+        self.written.setdefault(_memory(tensor), []).append(axes)
+        base = tensor._base
+        if base is not None and id(base) in self.axes and _has_constant(self.axes[id(base)]):
+            self.label(base, _filled(self.axes[id(base)], base, tensor, axes))
 
     def refuse(self, name: str, out: Any, args, kwargs) -> None:
         """Freeze all that an operation without a rule touches: always right."""
@@ -118,16 +189,108 @@ class Trace(TorchDispatchMode):
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
                 self.freeze(value, why)
-                if id(value) in self.values:
-                    freeze(self.values[id(value)], why)
-        for value in tree_leaves(out):
+                self.lose_positions(value, why)
+        for value in (*tree_leaves(out), *_targets(self._call[0], args, kwargs)):
             if isinstance(value, Tensor):
-                self.label(value, tuple(frozen(size, why) for size in value.shape))
+                axes = tuple(frozen(size, why) for size in value.shape)
+                self.write(value, axes)
+                self.label(value, axes)
+
+
+class _Reads(TorchFunctionMode):
+    """Sees what the dispatcher does not: values that leave torch."""
+
+    _LEAVING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self._LEAVING:
+            self.trace.freeze(args[0], "read as numbers")
+            self.trace.lose_positions(args[0], "read as numbers")
+        if func is torch.nn.functional.one_hot and len(args) == 2 and args[1] > 0 and not kwargs:
+            # As torch does, without the check that reads the least and greatest position.
+            zeros = torch.zeros(*args[0].shape, args[1], dtype=args[0].dtype, device=args[0].device)
+            return zeros.scatter(-1, args[0].unsqueeze(-1), 1)
+        return func(*args, **(kwargs or {}))
+
+
+def _rule_name(func, name: str) -> str | None:
+    if name in RULES:
+        return name
+    if torch.Tag.pointwise in func.tags:
+        return "pointwise"
+    in_place = name[:-1] if name.endswith("_") and not name.startswith("_") else ""
+    return in_place if in_place in RULES else None
+
+
+def _targets(func, args, kwargs) -> list[Any]:
+    """The arguments that an operation writes to."""
+    found = []
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[i] if i < len(args) else kwargs.get(argument.name)
+            found += tree_leaves(value)
+    return found
+
+
+def _has_constant(axes: Axes) -> bool:
+    return any(node.kind == "wild" for axis in axes for node in factors(axis))
+
+
+def _filled(old: Axes, base: Tensor, view: Tensor, axes: Axes) -> Axes:
+    """The axes of a tensor that was constant in places, after a view of it was written: matched by their strides."""
+    shown = [i for i in range(view.ndim) if view.shape[i] > 1]
+    strides = {view.stride(i): i for i in shown}
+    own = [step for step, size in zip(base.stride(), base.shape, strict=True) if size > 1]
+    matched, plain = [], len(strides) == len(shown) and len(set(own)) == len(own)
+    for axis, step, size in zip(old, base.stride(), base.shape, strict=True):
+        i = strides.pop(step, None) if size > 1 else None
+        if i is None:
+            matched.append(_kept(axis, size))
+        else:
+            start = (view.storage_offset() - base.storage_offset()) // step % size
+            plain = plain and start + view.shape[i] <= size
+            matched.append(_block_filled(axis, size, start, axes[i], view.shape[i]) if plain else axis)
+    if plain and not strides:
+        return tuple(matched)
+    for axis in (*old, *axes):
+        freeze(axis, _IN_PARTS)
+    return tuple(frozen(size, _IN_PARTS) for size in base.shape)
+
+
+def _kept(axis: Layout, size: int) -> Layout:
+    return frozen(size, _IN_PARTS) if any(node.kind == "wild" for node in factors(axis)) else axis
+
+
+def _block_filled(axis: Layout, size: int, start: int, block: Layout, length: int) -> Layout:
+    """An axis of which one block was written."""
+    if length == size:
+        return unify(axis, block)
+    if not any(node.kind == "wild" for node in factors(axis)):
+        return axis  # the view was cut out of it, and is tied to it
+    found = None if all(map(is_frozen, factors(block))) else cut(whole := atom(size), start, start + length)
+    if found is None:
+        freeze(block, _IN_PARTS)
+        return frozen(size, _IN_PARTS)
+    unify(found[0], block)
+    return whole
+
+
+def _memory(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata
+    except RuntimeError:
+        return id(tensor)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     try:
-        return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype) if tensor.numel() else ()
+        if tensor.numel():
+            return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
+        return (id(tensor),)
     except RuntimeError:
         return (id(tensor),)
 
@@ -144,7 +307,11 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
     try:
         if experts is not None and hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("batched_mm")
-        with torch.no_grad():
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

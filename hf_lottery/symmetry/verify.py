@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,27 @@ class _InDouble(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@contextmanager
+def _double_by_default() -> Iterator[None]:
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def moves_with_weights(name: str, buffer: Tensor, parameters: Iterable[str]) -> bool:
+    """Whether a buffer belongs to the units of a network, as statistics do and a table of angles does not."""
+    last = name.rpartition(".")[2]
+    if last in ("running_mean", "running_var") or last.endswith("correction_bias"):
+        return True
+    if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in parameters:
+        return True
+    # The same everywhere: permuting it does nothing, but what it becomes by training goes with the units.
+    return buffer.is_floating_point() and buffer.numel() > 0 and bool((buffer == buffer.reshape(-1)[0]).all())
+
+
 class Prover:
     """A randomised float64 copy of a model, and its outputs on some inputs.
 
@@ -69,25 +91,42 @@ class Prover:
         self.inputs = tree_map(
             lambda v: (v.cpu().double() if v.is_floating_point() else v.cpu()) if isinstance(v, Tensor) else v, inputs
         )
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                spread = parameter.std().item() if parameter.numel() > 1 else 0.0
-                parameter.add_(noise * (0.3 if parameter.ndim < 2 else max(spread, 0.02)))
-            for name, buffer in self.model.named_buffers():
-                if name.endswith("running_var"):
-                    buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
-                elif name.endswith("running_mean"):
-                    buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64) * 0.1)
-        self.state = {name: tensor.clone() for name, tensor in self.model.state_dict(keep_vars=False).items()}
-        self.before = self.run()
+        self._randomise(torch.Generator().manual_seed(seed))
+        self.state = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        try:
+            self.before = self.run()
+        except SymmetryError:
+            raise
+        except Exception as error:
+            raise SymmetryError(
+                "the model must run in float64 on the CPU to be verified; received an error from its forward pass: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if self.change(self.run()) != 0:
-            raise SymmetryError("the model must give the same output twice in evaluation mode; received another one.")
+            raise SymmetryError(
+                "the model must give the same output twice in evaluation mode; received another one. "
+                "Make it deterministic: fix what it samples, or pass that as an input."
+            )
+
+    @torch.no_grad()
+    def _randomise(self, generator: torch.Generator) -> None:
+        for parameter in self.model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            spread = parameter.std().item() if parameter.numel() > 1 else 0.0
+            parameter.add_(noise * (0.3 if parameter.ndim < 2 else max(spread, 0.02)))
+        for name, buffer in self.model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
+            elif name.endswith(("running_mean", "correction_bias")):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64) * 0.1)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers, also those that a state dict leaves out."""
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     def run(self) -> Outputs:
         """The outputs of the model as it is now."""
-        with plain_kernels(self.model), _InDouble():
+        with plain_kernels(self.model), _double_by_default(), _InDouble():
             return chosen_outputs(call(self.model, self.inputs), self.outputs)
 
     def change(self, after: Outputs) -> float:
@@ -108,7 +147,10 @@ class Prover:
         try:
             return self.change(self.run())
         finally:
-            self.model.load_state_dict(self.state)
+            with torch.no_grad():
+                for name, tensor in self._tensors().items():
+                    if name in self.state:
+                        tensor.copy_(self.state[name])
 
 
 def verify(
@@ -186,6 +228,17 @@ def _permute_alone(model: nn.Module, spec: PermutationSpec, group: str, tensor: 
 
 
 def culprits(spec: PermutationSpec, prover: Prover, rtol: float, seed: int = 0) -> list[str]:
-    """The groups that change an output, each alone; all of them if only their combination does."""
-    found = [n for n in spec.free if not prover.try_out(lambda m, n=n: permute_(m, spec.random(seed, groups=[n]))) <= rtol]
-    return found or list(spec.free)
+    """The groups that change an output, each alone; where only several together do, the last that it takes."""
+
+    def fails(groups: list[str]) -> bool:
+        return not prover.try_out(lambda m: permute_(m, spec.random(seed, groups=groups))) <= rtol
+
+    names = list(spec.free)
+    found = [name for name in names if fails([name])]
+    if found:
+        return found
+    low, high = 0, len(names)  # the first `low` groups are fine together, the first `high` are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fails(names[:middle]) else (middle, high)
+    return names[high - 1 : high]

@@ -1,0 +1,179 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from hand_made import NETWORKS, network, spec_of
+from torch import nn
+
+from hf_lottery.permutation import SpecMismatchError as SameError
+from hf_lottery.symmetry.spec import Axis, Block, Group, PermutationSpec, SpecMismatchError, SymmetryError
+
+
+def axis(*positions: int, leaves: tuple[str, ...] = ("g",)) -> Axis:
+    return Axis(leaves, np.array(positions, dtype=np.int64))
+
+
+def test_groups_and_shapes():
+    _, spec, _ = network("mlp")
+    assert list(spec.groups) == ["in", "h1", "h2", "out"] and list(spec.free) == ["h1", "h2"]
+    assert spec.shapes["2.weight"] == (12, 16)
+    assert spec.members["h1"] == [("0.weight", 0), ("0.bias", 0), ("2.weight", 1)]
+    assert SameError is SpecMismatchError and issubclass(SpecMismatchError, SymmetryError)
+    assert issubclass(SymmetryError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("groups", "blocks", "message"),
+    [
+        ([Group("g", 2), Group("g", 2)], [], "group names must be unique; received 2 groups of 1"),
+        ([Group("g", 0)], [], "the size of group 'g' must be positive; received 0"),
+        ([Group("g", 2, ("h",))], [], "a parent of group 'g' must be a group; received 'h'"),
+        (
+            [Group("a", 2), Group("b", 2, ("a",)), Group("g", 2, ("b",))],
+            [],
+            r"the parents of group 'g' must be closed under ancestors.*received \('b',\) although 'b' has \('a',\)",
+        ),
+        ([Group("g", 2)], [Block((axis(0, 1, leaves=("h",)),))], "an axis of 't' must consist of groups; received 'h'"),
+        ([Group("g", 2)], [Block((axis(0, 1, 2),))], r"must be int64 of shape \[2\]; received int64 \[3\]"),
+        ([Group("g", 2)], [Block((axis(0, 0),))], "must be 0 or more, each once"),
+        ([Group("g", 2)], [Block((axis(-1, 0),))], "must be 0 or more, each once"),
+        ([Group("g", 2)], [Block((axis(0, 2),))], r"cover its shape \[3\]; received 2 elements"),
+        ([Group("g", 2)], [Block((axis(0, 1),)), Block((axis(1, 2),))], "received 4 elements with overlap"),
+        (
+            [Group("g", 2)],
+            [Block((axis(0, 1),)), Block((axis(0, 1),) * 2)],
+            "one axis per tensor dimension; received 2",
+        ),
+        (
+            [Group("h", 2), Group("g", 2, ("h",))],
+            [Block((axis(0, 1),))],
+            "group 'g' must lie with its parent 'h'.*received 0 occurrences",
+        ),
+        (
+            [Group("h", 2), Group("g", 2, ("h",))],
+            [Block((axis(0, 1), axis(0, 1, leaves=("h",)), axis(0, 1, leaves=("h",))))],
+            "group 'g' must lie with its parent 'h'.*received 2 occurrences",
+        ),
+    ],
+)
+def test_contradictions_are_refused(groups, blocks, message):
+    with pytest.raises(SymmetryError, match=message):
+        PermutationSpec(groups, {"t": blocks} if blocks else {})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_random_moves_everything_that_is_free(name):
+    _, spec, _ = network(name)
+    p = spec.random(0)
+    for group in spec.groups.values():
+        fixed = p.entry(group.name) == np.arange(group.size)
+        assert not fixed.any() if group.frozen is None and group.size > 1 else fixed.all()
+    assert p == spec.random(0) != spec.random(1)
+    assert spec.identity().is_identity
+
+
+def test_random_of_some_groups():
+    _, spec, _ = network("gqa")
+    assert set(spec.random(0, groups="^qd$|stream").entries) == {"qd", "stream"}
+    assert set(spec.random(0, groups=["vd"]).entries) == {"vd"}
+
+
+def test_selection_is_checked():
+    _, spec, _ = network("mlp")
+    assert spec.select("^h") == ["h1", "h2"]
+    with pytest.raises(SymmetryError, match="must match a group; received 'nothing'"):
+        spec.select("nothing")
+    with pytest.raises(SymmetryError, match="a group must be in the spec; received 'h'"):
+        spec.select(["h"])
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_spec_fits_its_model(name):
+    model, spec, _ = network(name)
+    spec.check_fits(model)
+    spec.check_fits(model.state_dict())
+    spec.check_fits({"part": torch.zeros(())})
+
+
+def test_a_spec_says_why_it_does_not_fit():
+    model, spec, _ = network("mlp")
+    with pytest.raises(SpecMismatchError, match=r"tensor '0.weight' must have the spec's shape \[16, 6\].*\[2, 2\]"):
+        spec.check_fits({"0.weight": torch.zeros(2, 2)})
+    with pytest.raises(SpecMismatchError, match="tensor 'other' must be in the spec; received no such entry"):
+        spec.check_fits({"other": torch.zeros(2)})
+    with pytest.raises(SpecMismatchError, match=r"the model must have the tensor '4.weight'; received none"):
+        spec.check_fits(model[:4])
+    with pytest.raises(SpecMismatchError, match="tensor 'nothing' must be in the spec"):
+        spec.explain("nothing")
+
+
+def test_coverage():
+    _, spec, _ = network("resnet")
+    kernels = {"stem.weight": 216, "conv1.weight": 720, "depthwise.weight": 90, "conv2.weight": 720, "head.weight": 160}
+    assert spec.coverage() == (1.0, (720 + 90 + 720) / sum(kernels.values()))
+    assert spec.coverage(["conv1.weight"]) == (1.0, 1.0)
+    assert spec.freeze("mid", "test").coverage(["depthwise.weight"]) == (0.0, 0.0)
+    assert spec.coverage([]) == (0.0, 0.0)
+
+
+def test_freeze_keeps_the_first_reason():
+    _, spec, _ = network("mlp")
+    frozen = spec.freeze("h1|in", "because")
+    assert list(frozen.free) == ["h2"] and list(spec.free) == ["h1", "h2"]
+    assert frozen.groups["h1"].frozen == "because" and frozen.groups["in"].frozen == "input or output"
+    assert frozen.fingerprint == spec.fingerprint and frozen != spec
+
+
+def test_explain_and_table():
+    _, spec, _ = network("gqa")
+    text = spec.explain("qkv.weight")
+    assert "qkv.weight [51, 12]" in text
+    assert "block 2 axis 0 (15): kv (3; free) x vd (5 per kv; free)" in text
+    assert "vocab (12; frozen: input or output)" in spec.explain("embed.weight")
+    lines = repr(spec).splitlines()
+    assert lines[0] == "PermutationSpec(8 tensors, 5 of 6 groups free)"
+    assert lines[1].split() == ["group", "size", "parents", "members", "frozen"]
+    assert ["qd", "4", "kv", "2"] in [line.split() for line in lines]
+    assert lines[-1].split() == ["vocab", "12", "2", "input", "or", "output"]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_load_save(name, tmp_path):
+    _, spec, _ = network(name)
+    spec.save(tmp_path / "spec.json")
+    again = PermutationSpec.load(tmp_path / "spec.json")
+    assert again == spec and again.fingerprint == spec.fingerprint and again.shapes == spec.shapes
+
+
+def test_the_file_stays_small_and_keeps_odd_positions(tmp_path):
+    spec = spec_of({"big": 50_000, "odd": 4}, {"big": ("big",)})
+    spec.save(tmp_path / "big.json")
+    assert (tmp_path / "big.json").stat().st_size < 1000
+    odd = PermutationSpec([Group("odd", 4)], {"t": [Block((axis(0, 3, 1, 2, leaves=("odd",)),))]})
+    odd.save(tmp_path / "odd.json")
+    assert PermutationSpec.load(tmp_path / "odd.json") == odd != spec
+
+
+def test_a_bad_file_is_refused(tmp_path):
+    path = tmp_path / "spec.json"
+    with pytest.raises(FileNotFoundError, match=r"the spec must be in .*spec\.json; received no such file"):
+        PermutationSpec.load(path)
+    _, spec, _ = network("mlp")
+    spec.save(path)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "format_version": 2}))
+    with pytest.raises(SymmetryError, match="format_version must be 1; received 2"):
+        PermutationSpec.load(path)
+    for damage in ("[", "[]", json.dumps({**data, "groups": [{}]}), json.dumps({**data, "tensors": {"t": [[{}]]}})):
+        path.write_text(damage)
+        with pytest.raises(SymmetryError, match=r"must be a spec that save\(\) wrote; received"):
+            PermutationSpec.load(path)
+
+
+def test_every_name_of_a_tied_weight_is_checked():
+    model, spec, _ = network("attention")
+    part = PermutationSpec(spec.groups.values(), {k: v for k, v in spec.tensors.items() if k != "head.weight"})
+    with pytest.raises(SpecMismatchError, match=r"'head.weight' must be in the spec"):
+        part.check_fits(model)
+    assert isinstance(model.head, nn.Linear)
