@@ -17,8 +17,10 @@ _WRAPPER_PARTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_mo
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside a data-parallel wrapper."""
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) else model
+    """The module inside data-parallel and compile wrappers."""
+    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or hasattr(model, "_orig_mod"):
+        model = getattr(model, "_orig_mod", None) or model.get_submodule("module")
+    return model
 
 
 class MaskMismatchError(ValueError):

@@ -146,15 +146,16 @@ class Snapshot:
         """Put the weights and buffers back into ``model``, bit for bit, in place.
 
         Raises:
-            MaskMismatchError: The model has other names or shapes; nothing was changed.
+            MaskMismatchError: The model has other names, shapes or dtypes; nothing was changed.
         """
         state = _named_state(model)
         if only := state.keys() ^ self.tensors.keys():
             raise MaskMismatchError(f"the model must have the snapshot's parameters; {min(only)!r} is in one only.")
         for name, tensor in self.tensors.items():
-            if state[name].shape != tensor.shape:
+            if (state[name].shape, state[name].dtype) != (tensor.shape, tensor.dtype):
                 raise MaskMismatchError(
-                    f"{name!r} must have the snapshot's shape {list(tensor.shape)}; received {list(state[name].shape)}."
+                    f"{name!r} must have the snapshot's shape {list(tensor.shape)} and {tensor.dtype}; "
+                    f"received {list(state[name].shape)} and {state[name].dtype}."
                 )
         for name, tensor in self.tensors.items():
             state[name].copy_(tensor)

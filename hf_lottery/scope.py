@@ -148,13 +148,13 @@ def erk(request: PruneRequest) -> dict[str, Tensor]:
     return keep
 
 
-def n_of_m(n: int, m: int, axis: int = 1) -> Scope:
+def n_of_m(n: int, m: int, axis: int | Mapping[str, int] = 1) -> Scope:
     """The scope that keeps the ``n`` highest of every ``m`` consecutive weights along an axis; 2 of 4 is what GPUs run.
 
     Args:
         n: How many stay, from 1 to ``m``. The sparsity of the call must be ``1 - n / m``.
         m: Length of a group. It must divide the length of the axis.
-        axis: The input axis: 1 of ``nn.Linear`` and convolutions, 0 of GPT-2's ``Conv1D``.
+        axis: The input axis: 1 of ``nn.Linear`` and convolutions, 0 of GPT-2's ``Conv1D``; or parameter name -> axis.
 
     Raises:
         ValueError: ``n`` is not in [1, m].
@@ -180,12 +180,13 @@ def n_of_m(n: int, m: int, axis: int = 1) -> Scope:
                 f"the sparsity of n_of_m({n}, {m}) must be 1 - {n}/{m} = {1 - n / m:.6g}; "
                 f"received {request.sparsity:.6g}. Pass that sparsity, or another n_of_m."
             )
+        axes = {name: axis if isinstance(axis, int) else axis[name] for name in request.scores}
         for name, score in request.scores.items():
-            _check_groups(name, score, axis, n, m, request.floors[name])
-        moved = {name: score.movedim(axis, -1) for name, score in request.scores.items()}
-        alive = request.within and {name: request.within[name].movedim(axis, -1) for name in moved}
+            _check_groups(name, score, axes[name], n, m, request.floors[name])
+        moved = {name: score.movedim(axes[name], -1) for name, score in request.scores.items()}
+        alive = request.within and {name: request.within[name].movedim(axes[name], -1) for name in moved}
         keep = keep_highest_of_groups(moved, n, m, alive=alive)
-        return {name: entry.movedim(-1, axis) for name, entry in keep.items()}
+        return {name: entry.movedim(-1, axes[name]) for name, entry in keep.items()}
 
     return scope
 
@@ -195,7 +196,7 @@ def _check_groups(name: str, score: Tensor, axis: int, n: int, m: int, floor: in
     if len(shape) < 2 or not -len(shape) <= axis < len(shape) or shape[axis] % m:
         raise ValueError(
             f"the shape of {name!r} must have two axes or more and a length on axis {axis} that {m} divides; "
-            f"received {shape}. Leave it out of the scores, or choose another axis or m."
+            f"received {shape}. Exclude it, or choose another axis or m."
         )
     if (kept := score.numel() // m * n) < floor:
         raise ValueError(

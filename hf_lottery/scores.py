@@ -146,7 +146,7 @@ def gather_evidence(
         if isinstance(weight := getattr(module, "weight", None), Tensor) and id(weight) in names
     ]
     kept_gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     count = 0
     try:
@@ -161,7 +161,8 @@ def gather_evidence(
             handle.remove()
         for name, parameter in model.named_parameters():
             parameter.grad = kept_gradients[name]
-        model.train(was_training)
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def _evidence(name: str, parameter: Tensor, square: Tensor | None) -> Evidence:

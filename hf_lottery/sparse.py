@@ -52,8 +52,8 @@ def keep_sparse(
     Args:
         model: The module; wrap it (compile, data-parallel) before or after.
         mask: Parameter name -> bool tensor, True keeps.
-        optimizer: The optimizer, if it exists already: its state is masked at once. Without it, the state of every
-            torch optimizer that holds one of the parameters is masked before its first step.
+        optimizer: An optimizer whose state is to be masked at once. That of every other torch optimizer that holds one
+            of the parameters is masked before its first step.
         packed: Keep one bit instead of one number a weight: at most 0.13 byte a weight, at two to three times the time.
 
     Returns:
@@ -87,14 +87,14 @@ class SparseHandle:
         self._bound = {name: (weights[name], kind(entry, weights[name])) for name, entry in mask.items()}
         self._prunes = mask.kept < mask.weights
         self._seen: WeakSet[optim.Optimizer] = WeakSet()
-        self._handles = [self._guard_gradient(*bound) for bound in self._bound.values() if bound[0].requires_grad]
-        if optimizer is None:
-            self._handles.append(register_optimizer_step_pre_hook(self._before_step))
-            self._handles.append(register_optimizer_step_post_hook(self._after_step))
-        else:
-            inner: optim.Optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no hooks
-            self._meet(inner)
-            self._handles.append(inner.register_step_post_hook(self._after_step))
+        self._guarded: set[str] = set()
+        self._handles = [
+            register_optimizer_step_pre_hook(self._before_step),
+            register_optimizer_step_post_hook(self._after_step),
+        ]
+        self._guard_gradients()
+        if optimizer is not None:
+            self._meet(getattr(optimizer, "optimizer", optimizer))  # accelerate's wrapper has no hooks of its own
 
     def verify(self) -> None:
         """Prove that every pruned weight is exactly zero now, and that there is one.
@@ -110,7 +110,8 @@ class SparseHandle:
             if count := int((leaked != 0).sum()):  # NaN is not zero either
                 raise SparsityLeakError(
                     f"pruned weights of {name!r} must be exactly 0; received {count} others, up to "
-                    f"{leaked.abs().max().item():.3g}. Something wrote to the weights outside the optimizer."
+                    f"{leaked.abs().max().item():.3g}. Something wrote to weights or gradients besides backward and "
+                    "the optimizer."
                 )
 
     def remove(self) -> None:
@@ -126,6 +127,13 @@ class SparseHandle:
         self.remove()
         if kind is None:
             self.verify()
+
+    def _guard_gradients(self) -> None:
+        """Guard every weight that is trained; one that was frozen so far is met before the next step."""
+        for name, (weight, mask) in self._bound.items():
+            if weight.requires_grad and name not in self._guarded:
+                self._guarded.add(name)
+                self._handles.append(self._guard_gradient(weight, mask))
 
     def _guard_gradient(self, weight: Tensor, mask: _FloatMask | _PackedMask):
         def zero_pruned(parameter: Tensor) -> None:  # torch wants None back
@@ -150,6 +158,8 @@ class SparseHandle:
     def _before_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
         if optimizer not in self._seen and self._holds_ours(optimizer):
             self._meet(optimizer)
+        if optimizer in self._seen and len(self._guarded) < len(self._bound):
+            self._guard_gradients()
 
     def _after_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
         if optimizer in self._seen and type(optimizer) not in _ELEMENTWISE:

@@ -32,7 +32,7 @@ def staged_folder(folder: str | Path, *, last: str) -> Iterator[Path]:
     try:
         yield stage
         if not target.exists():
-            stage.chmod(0o755)  # mkdtemp makes it private
+            stage.chmod(0o777 & ~_umask())  # mkdtemp makes it private
             os.rename(stage, target)
             return
         for file in sorted(stage.iterdir(), key=lambda file: file.name == last):
@@ -51,8 +51,15 @@ def write_atomically(path: str | Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """The permissions that the user takes away from new files; it can only be read by setting it."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

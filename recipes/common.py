@@ -93,12 +93,12 @@ def load_task_data(model_args: ModelArguments, data_args: DataArguments, config:
     )
 
 
-def build_model(model_args: ModelArguments, data: Data, seed: int) -> PreTrainedModel:
-    """The pretrained model, or one initialized from the configuration with ``seed``."""
+def build_model(model_args: ModelArguments, data: Data, seed: int, *, fresh: bool = False) -> PreTrainedModel:
+    """The pretrained model, or one initialized from the configuration with ``seed``: always that if ``fresh``."""
     set_seed(seed)
     config = model_args.load_config(**data.config_kwargs)
     auto = AUTO_MODELS[model_args.task]
-    if model_args.model_name_or_path is None:
+    if fresh or model_args.model_name_or_path is None:
         return auto.from_config(config)
     return auto.from_pretrained(
         model_args.model_name_or_path,

@@ -1,7 +1,7 @@
-"""Controls: what a ticket must beat at its own sparsity, trained on the same schedule.
+"""Controls: what a ticket must beat at its own sparsity.
 
-``reinit`` is the ticket's mask on a fresh random initialization, ``shuffled`` the ticket's weights under its mask
-shuffled within each parameter.
+``reinit`` is the ticket's mask on a fresh random initialization, trained on the whole schedule; ``shuffled`` the
+ticket's weights under its mask shuffled within each parameter, trained as the ticket is.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from torch import nn
 from transformers import set_seed
 
 from hf_lottery import LotteryTrainer, Mask, SparseTrainer, Ticket
+from hf_lottery.staging import write_atomically
 
-Start = Callable[[Ticket, ModelArguments, Data, int], tuple[nn.Module, Mask]]
-
-
-def _reinit(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> tuple[nn.Module, Mask]:
-    return build_model(model_args, data, seed), ticket.mask
+# What a control starts from: network, mask, and the steps that lie behind the weights.
+Start = Callable[[Ticket, ModelArguments, Data, int], tuple[nn.Module, Mask, int]]
 
 
-def _shuffled(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> tuple[nn.Module, Mask]:
+def _reinit(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> tuple[nn.Module, Mask, int]:
+    return build_model(model_args, data, seed, fresh=True), ticket.mask, 0
+
+
+def _shuffled(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> tuple[nn.Module, Mask, int]:
     model = build_model(model_args, data, seed)
     ticket.rewind.restore_(model)
-    return model, ticket.mask.shuffled(seed)
+    return model, ticket.mask.shuffled(seed), ticket.rewind.step
 
 
 CONTROLS: dict[str, Start] = {"reinit": _reinit, "shuffled": _shuffled}
@@ -47,14 +49,14 @@ def train_controls(names: Sequence[str], trainer: LotteryTrainer, model_args: Mo
             if key in results:
                 continue
             seed = int(np.random.SeedSequence([args.seed, record["level"], *name.encode()]).generate_state(1)[0])
-            model, mask = CONTROLS[name](ticket, model_args, data, seed)
+            model, mask, first_step = CONTROLS[name](ticket, model_args, data, seed)
             args.output_dir, args.save_strategy = str(results_file.parent / "controls"), "no"
             set_seed(seed)
             control = SparseTrainer(
-                model=model, args=args, mask=mask, first_step=ticket.rewind.step,
+                model=model, args=args, mask=mask, first_step=first_step,
                 **trainer_arguments(model_args.task, data),
             )  # fmt: skip
             control.train()
             results[key] = {"sparsity": record["sparsity"], **control.evaluate()}
             if args.should_save:
-                results_file.write_text(json.dumps(results, indent=2) + "\n")
+                write_atomically(results_file, (json.dumps(results, indent=2) + "\n").encode())

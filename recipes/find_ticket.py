@@ -12,7 +12,7 @@ A run that was stopped goes on where it stopped. The ticket lies in ``output_dir
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common import ModelArguments, build_model, load_task_data, set_up, trainer_arguments
@@ -45,7 +45,8 @@ def main() -> None:
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
     model = build_model(model_args, data, args.seed)
-    trainer = LotteryTrainer(model=model, args=args, **trainer_arguments(model_args.task, data))
+    settings = asdict(model_args) | asdict(data_args)
+    trainer = LotteryTrainer(model=model, args=args, settings=settings, **trainer_arguments(model_args.task, data))
     logging.info("%s", trainer.weights)
     trainer.train(resume_from_checkpoint=True)
     if args.should_save:

@@ -1,6 +1,7 @@
 """Train a saved ticket, or the controls it must beat.
 
-    accelerate launch recipes/train_ticket.py --config recipes/digits/imp.yaml --ticket outputs/digits-imp/ticket
+    accelerate launch recipes/train_ticket.py --config recipes/digits/imp.yaml --ticket outputs/digits-imp/ticket \\
+        --output_dir outputs/digits-lth
 
 ``--init ticket --mask ticket`` (the default) is the lottery-ticket run; ``--init seed:7`` the naive transfer to another
 initialization; ``--init checkpoint:FOLDER --mask aligned --aligned FOLDER`` the permuted one (see align_mask.py);
@@ -53,6 +54,9 @@ def main() -> None:
     parser = RecipeParser([TicketArguments, ModelArguments, DataArguments, LotteryArguments])
     ticket_args, model_args, data_args, args = parser.parse()
     set_up(args)
+    for name in ("lottery_state.json", "rewind.safetensors"):
+        if (Path(args.output_dir) / name).exists():
+            parser.error(f"output_dir must not hold a ticket or a search; received {args.output_dir}. Choose another.")
     ticket = Ticket.from_pretrained(ticket_args.ticket)
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
@@ -82,7 +86,7 @@ def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: D
         if not Path(value).is_dir():
             raise FileNotFoundError(f"the checkpoint must be a folder; received {value}, which does not exist.")
         return AUTO_MODELS[model_args.task].from_pretrained(value)
-    model = build_model(model_args, data, int(value) if kind == "seed" else seed)
+    model = build_model(model_args, data, int(value) if kind == "seed" else seed, fresh=kind == "seed")
     if kind == "ticket":
         ticket.rewind.restore_(model)
     return model

@@ -3,8 +3,21 @@ import itertools
 import pytest
 import torch
 from torch import nn, optim
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
-from hf_lottery import Evidence, Mask, Snapshot, find_ticket, movement, one_shot, prunable, rewind, saliency, uniform
+from hf_lottery import (
+    Evidence,
+    Mask,
+    Snapshot,
+    find_ticket,
+    movement,
+    one_shot,
+    prunable,
+    random,
+    rewind,
+    saliency,
+    uniform,
+)
 
 
 def network() -> nn.Module:
@@ -97,6 +110,34 @@ def test_rewind_beyond_training():
         run(rewind.step(9))
 
 
+def test_steps_are_counted_of_the_models_own_optimizer_and_while_it_trains():
+    class Distilled(Trainer):
+        def __call__(self, model, start):
+            teacher = network()
+            optimizer = optim.SGD(teacher.parameters(), lr=0.1)
+            teacher(torch.ones(2, 6)).sum().backward()
+            optimizer.step()
+            return super().__call__(model, start)
+
+    model, train, hooks = network(), Distilled(), len(_global_optimizer_post_hooks)
+    levels = list(find_ticket(model, train, rewind=rewind.step(2), levels=1, within=prunable(model)))
+    assert same(levels[1].start, train.moments[2]) and len(_global_optimizer_post_hooks) == hooks
+
+
+@pytest.mark.parametrize("score", [random, lambda w, e: -w.abs()])
+def test_levels_nest_whatever_the_score(score):
+    levels, *_ = run(score=score, rewind_to=rewind.learning_rate)
+    assert all(before.mask & after.mask == after.mask for before, after in itertools.pairwise(levels))
+
+
+def test_names_of_a_compiled_model_levels_and_min_density():
+    model = network()
+    within = {f"_orig_mod.{name}": p for name, p in prunable(model).items()}
+    levels = list(find_ticket(model, Trainer(), within=within, levels=1, pruning_fraction=0.3, min_density=0.68))
+    assert list(levels[1].mask) == ["0.weight", "3.weight"] and len(levels) == 2
+    assert max(levels[1].mask.layer_sparsities().values()) <= 0.32
+
+
 def test_scope_schedule_and_score_are_passed_through():
     levels, _, _, _ = run(scope=uniform, schedule=one_shot, sparsity=0.5)
     assert len(levels) == 2 and set(levels[1].mask.layer_sparsities().values()) == {0.5}
@@ -141,3 +182,39 @@ def test_bad_settings_are_refused_before_training(settings, message):
     with pytest.raises(ValueError, match=message):
         find_ticket(model, train, rewind=settings.pop("rewind_to", rewind.init), **settings)
     assert not train.seen
+
+
+def test_parameters_of_another_model_are_refused():
+    model = network()
+    for within in (prunable(network()), {"3.weight": model[0].weight.detach()[:3, :1].expand(3, 12)}):
+        with pytest.raises(ValueError, match="within must hold the parameters of this very model"):
+            find_ticket(model, Trainer(), within=within, sparsity=0.5)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"received another '1.weight', or the second name of a tied one"):
+        find_ticket(model, Trainer(), within={"1.weight": model[1].weight}, sparsity=0.5)
+
+
+def test_a_level_that_removes_nothing_is_refused():
+    model = network()
+    with pytest.raises(ValueError, match="level 1 must remove weights; received sparsity 0 and then 0.001 of 108"):
+        find_ticket(model, Trainer(), within=prunable(model), sparsity=0.001)
+
+
+def test_of_several_optimizers_the_first_counts():
+    model = network()
+    seen = []
+
+    def train(model, start):
+        groups = [list(model[0].parameters()), list(model[3].parameters())]
+        optimizers = [optim.SGD(group, lr=0.1) for group in groups]
+        for step in range(start.step, 6):
+            model(torch.randn(8, 6)).square().mean().backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            if start.level == 0:
+                seen.append((step, model[0].weight.detach().clone()))
+
+    levels = list(find_ticket(model, train, within=prunable(model), levels=1, rewind=rewind.step(4)))
+    assert torch.equal(levels[1].start.tensors["0.weight"], seen[3][1])

@@ -22,13 +22,15 @@ def test_scores_by_hand():
     assert saliency(w, evidence).tolist() == [[3.0, 2.0], [1.0, 0.0]]
     assert movement(w, evidence).tolist() == [[-1.5, 2.0], [0.0, -0.5]]
     assert wanda(w, evidence).tolist() == [[10.0, 2.0], [5.0, 0.0]]
+    for score in (magnitude, saliency, movement, wanda):
+        assert not score(nn.Parameter(w), evidence).requires_grad
 
 
 def test_random_repeats_with_the_seed():
     torch.manual_seed(5)
     first = random(torch.zeros(100))
     torch.manual_seed(5)
-    assert torch.equal(first, random(torch.zeros(100)))
+    assert torch.equal(first, random(torch.zeros(100))) and not torch.equal(first, random(torch.zeros(100)))
     assert first.unique().numel() > 90 and first.min() >= 0 and first.max() < 1
 
 
@@ -44,6 +46,10 @@ def test_movement_is_the_limit_of_the_accumulated_sum():
 def test_score_weights_takes_any_callable_and_names_the_culprit():
     model = nn.Linear(2, 1)
     assert score_weights(model, lambda w, e: -w)["weight"].tolist() == (-model.weight).tolist()
+    evidence = {"weight": Evidence(start=model.weight + 1)}
+    assert torch.equal(
+        score_weights({"weight": model.weight}, lambda w, e: e.start, evidence)["weight"], model.weight + 1
+    )
     with pytest.raises(ValueError, match=r"'weight': saliency must be given evidence with a gradient; received none"):
         score_weights(model, saliency)
     with pytest.raises(ValueError, match=r"score of 'weight' must have the weight's shape \[1, 2\]; received \[\]"):
@@ -92,6 +98,21 @@ def test_input_norms_of_convolutions_broadcast_to_each_filter(groups):
         assert torch.allclose(found[filter_, :, 0, 0], norm[first : first + 4 // groups])
 
 
+def test_input_norms_without_a_batch_and_in_half_precision():
+    x = torch.randn(4, 9)
+    expected = (2 * x.square().sum(1)).sqrt()[None, :, None].expand(6, 4, 1)
+    assert torch.allclose(input_norm(nn.Conv1d(4, 6, 3), x), expected)
+    many = torch.ones(1000, 3, dtype=torch.bfloat16)  # a sum in bfloat16 stops growing at 256
+    assert input_norm(nn.Linear(3, 2, dtype=torch.bfloat16), many).tolist() == [[pytest.approx(2000**0.5)] * 3]
+
+
+def test_layers_without_input_norms():
+    assert input_norm(nn.LayerNorm(3), torch.randn(4, 3)) is None
+    layer = nn.Linear(3, 2)
+    found = gather_evidence(layer, [torch.ones(1, 3)], lambda m, b: m(input=b).sum(), within={"w": layer.weight})
+    assert found["w"].input_norm is None and found["w"].gradient is not None
+
+
 def test_evidence_that_cannot_be_had():
     model = nn.Linear(3, 2)
     with pytest.raises(ValueError, match="batches must hold at least one batch; received none"):
@@ -99,3 +120,10 @@ def test_evidence_that_cannot_be_had():
     other = nn.Linear(3, 2)
     with pytest.raises(ValueError, match="'other' must get a gradient from the batches; received none"):
         gather_evidence(model, [(torch.ones(1, 3), torch.ones(1, 2))], squared_error, within={"other": other.weight})
+
+
+def test_modes_are_kept_module_by_module():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)).train()
+    model[1].eval()
+    gather_evidence(model, [(torch.randn(5, 3), torch.randn(5, 2))], squared_error, within={"w": model[0].weight})
+    assert [module.training for module in model] == [True, False, True]

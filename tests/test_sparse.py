@@ -1,6 +1,7 @@
 """keep_sparse must train bit-equal to a network whose forward uses weight * mask."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,6 +149,14 @@ def test_loaded_optimizer_state_is_masked():
         train(model, optimizer, model)
 
 
+def test_the_wrapper_of_accelerate_is_looked_through():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    train(model, optimizer, model)
+    with keep_sparse(model, mask_for(model), SimpleNamespace(optimizer=optimizer)):
+        train(model, optimizer, model)
+
+
 def test_gradients_of_an_earlier_backward_are_masked():
     model = network()
     nn.functional.cross_entropy(model(torch.ones(2, 10)), torch.tensor([0, 1])).backward()
@@ -161,6 +170,28 @@ def test_other_models_are_left_alone():
     with keep_sparse(model, mask_for(model)):
         train(other, optim.SGD(other.parameters(), lr=0.1), other)
     assert (other[0].weight != 0).all()
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_step_that_needs_no_projection_hides_no_leak(ours):
+    class Custom(optim.SGD):  # not known to be elementwise, so its own weights are projected
+        pass
+
+    model, other = network(), network()
+    trained, make = (model, optim.SGD) if ours else (other, Custom)
+    with pytest.raises(SparsityLeakError), keep_sparse(model, mask_for(model)):
+        model[0].weight.data.add_(1)
+        train(trained, make(trained.parameters(), lr=0.1), trained)
+
+
+def test_an_optimizer_that_was_found_is_met_once():
+    model = network()
+    optimizer = optim.AdamW(model.parameters())
+    with keep_sparse(model, mask_for(model)) as handle:
+        train(model, optimizer, model, steps=1)
+        hooks = len(handle._handles)
+        train(model, optimizer, model)
+        assert len(handle._handles) == hooks
 
 
 def test_it_lets_go():
@@ -257,8 +288,41 @@ def test_the_model_stays_plain():
 
 
 def test_packed_mask_takes_an_eighth_of_a_byte():
-    model = nn.Linear(1000, 1000, bias=False)
-    handle = keep_sparse(model, Mask({"weight": torch.rand(1000, 1000) > 0.5}), packed=True)
+    model = nn.Linear(1001, 1001, bias=False)
+    entry = torch.rand(1001, 1001) > 0.5
+    handle = keep_sparse(model, Mask({"weight": entry}), packed=True)
     (_, mask), *_ = handle._bound.values()
     assert mask.bits.nbytes / 1_000_000 <= 0.13
+    model(torch.ones(1, 1001)).sum().backward()
+    assert torch.equal(model.weight.grad, entry.float())
+    handle.verify()
     handle.remove()
+
+
+@pytest.mark.parametrize("given", [0, 1, None])
+def test_several_optimizers_are_all_held(given):
+    model = network()
+    mask = mask_for(model)
+    optimizers = [
+        optim.Muon([p for p in model.parameters() if p.ndim == 2], lr=0.1),
+        optim.AdamW([p for p in model.parameters() if p.ndim < 2], lr=0.1),
+    ]
+    with keep_sparse(model, mask, None if given is None else optimizers[given]):
+        for x, y in batches(4):
+            nn.functional.cross_entropy(model(x), y).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        assert pruned_are_zero(model, mask)
+
+
+def test_a_weight_that_is_unfrozen_later_is_held_too():
+    model = network()
+    mask = mask_for(model)
+    model[0].weight.requires_grad_(False)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with keep_sparse(model, mask, optimizer):
+        train(model, optimizer, model, steps=2)
+        model[0].weight.requires_grad_(True)
+        train(model, optimizer, model, steps=3)
+        assert pruned_are_zero(model, mask)

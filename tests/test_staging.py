@@ -67,3 +67,16 @@ def test_write_atomically(tmp_path, monkeypatch):
         write_atomically(tmp_path / "deep/file", b"2")
     assert (tmp_path / "deep/file").read_bytes() == b"1"
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_permissions_are_the_users(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with staged_folder(tmp_path / "out", last="a") as stage:
+            (stage / "a").write_text("1")
+        write_atomically(tmp_path / "file", b"1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~umask
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import TrainingArguments
 
@@ -35,8 +37,14 @@ class LotteryArguments(TrainingArguments):
         ValueError: A setting is out of range or unknown.
     """
 
+    # Pairs of which one flag on the command line rules out the other's value in a file.
+    ALTERNATIVES: ClassVar[tuple[tuple[str, str], ...]] = (("sparsity", "levels"),)
+
     sparsity: float | None = field(
-        default=None, metadata={"help": "Target sparsity in (0, 1), hit exactly by the last level. Or give levels."}
+        default=None,
+        metadata={
+            "help": "Target sparsity in (0, 1), hit exactly by the last level. Or give levels.",
+        },
     )
     levels: int | None = field(default=None, metadata={"help": "Number of levels of pruning, instead of a sparsity."})
     pruning_fraction: float = field(
@@ -91,12 +99,26 @@ class LotteryArguments(TrainingArguments):
         """The rewind that the string names."""
         return parse_rewind(self.rewind)
 
-    def get_scope(self) -> Scope:
-        """The scope that the string names."""
+    def get_scope(self, kinds: Mapping[str, str] | None = None) -> Scope:
+        """The scope that the string names.
+
+        Args:
+            kinds: Name -> kind of each weight (:attr:`Prunable.kinds`), which says where N:M finds the inputs.
+
+        Raises:
+            ValueError: The string is unknown, or N:M is asked of weights that do not say where their inputs are.
+        """
         if self.scope in SCOPES:
             return SCOPES[self.scope]
         if groups := re.fullmatch(r"(\d+):(\d+)", self.scope):
-            return n_of_m(int(groups[1]), int(groups[2]))
+            if experts := [name for name, kind in (kinds or {}).items() if kind == "experts"]:
+                raise ValueError(
+                    f"{self.scope} must know the input axis of every weight; received stacked experts {experts[0]!r}, "
+                    "which have it here or there. Exclude them."
+                )
+            # GPT-2 keeps its weights as [inputs, outputs].
+            axes = {name: 0 if kind == "Conv1D" else 1 for name, kind in (kinds or {}).items()}
+            return n_of_m(int(groups[1]), int(groups[2]), axes or 1)
         raise ValueError(f"scope must be one of {', '.join(SCOPES)} or N:M, such as 2:4; received {self.scope!r}.")
 
     def get_sparsities(self) -> list[float]:

@@ -35,8 +35,10 @@ class RecipeParser(HfArgumentParser):
             SystemExit: With a message on standard error, for an unknown key or a bad value.
         """
         arguments = list(sys.argv[1:] if arguments is None else arguments)
-        for path in self._take_configs(arguments):
-            self._set_defaults(path)
+        configs = self._take_configs(arguments)
+        given = {text.split("=")[0].lstrip("-").replace("-", "_") for text in arguments if text.startswith("--")}
+        for path in configs:
+            self._set_defaults(path, self._ruled_out(given))
         try:
             *parsed, unknown = self.parse_args_into_dataclasses(
                 arguments, return_remaining_strings=True, look_for_args_file=False
@@ -64,7 +66,12 @@ class RecipeParser(HfArgumentParser):
             paths.append(Path(value or arguments.pop(i)))
         return paths
 
-    def _set_defaults(self, path: Path) -> None:
+    def _ruled_out(self, given: set[str]) -> set[str]:
+        """Keys that flags on the command line stand instead of: `--levels 3` drops the file's sparsity."""
+        pairs = [pair for kind in self.dataclass_types for pair in getattr(kind, "ALTERNATIVES", ())]
+        return {other for pair in pairs for one, other in (pair, pair[::-1]) if one in given}
+
+    def _set_defaults(self, path: Path, ruled_out: set[str]) -> None:
         import yaml
 
         if not path.is_file():
@@ -78,7 +85,7 @@ class RecipeParser(HfArgumentParser):
         if unknown := [key for key in values if key not in self._known()]:
             self._unknown(str(path), unknown)
         for action in self._actions:  # a flag that is on by default has two: --x and --no_x
-            if action.dest in values:
+            if action.dest in values and action.dest not in ruled_out:
                 value = values[action.dest]
                 # As text, argparse converts a number to the field's type; YAML itself reads 1e-3 as text.
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)

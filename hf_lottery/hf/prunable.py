@@ -10,7 +10,7 @@ from contextlib import suppress
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..mask import plain_name
+from ..mask import plain_name, unwrap
 
 _LAYERS = {nn.Linear: "Linear", nn.Conv1d: "Conv1d", nn.Conv2d: "Conv2d", nn.Conv3d: "Conv3d", Conv1D: "Conv1D"}
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
@@ -83,7 +83,7 @@ def prunable(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module; received {type(model).__name__}. Load it first.")
-    model = _unwrap(model)
+    model = unwrap(model)
     kinds = _kinds(model)
     named = {plain_name(name): parameter for name, parameter in model.named_parameters()}
     found = {name: parameter for name, parameter in named.items() if id(parameter) in kinds}
@@ -106,12 +106,6 @@ def prunable(
         )
     covered = {name: parameter for name, parameter in found.items() if name in selected}
     return Prunable(covered, {name: kinds[id(parameter)] for name, parameter in covered.items()}, tuple(head))
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or hasattr(model, "_orig_mod"):
-        model = getattr(model, "_orig_mod", None) or model.get_submodule("module")
-    return model
 
 
 def _kinds(model: nn.Module) -> dict[int, str]:
@@ -185,6 +179,8 @@ def _matching(option: str, patterns: str | Sequence[str], found: dict, named: di
     """Names in ``found`` that one of the patterns matches; each pattern must match some."""
     matching: set[str] = set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if not pattern:
+            raise ValueError(f"{option} must be a regular expression; received an empty one. Use '.*' to match all.")
         try:
             search = re.compile(pattern).search
         except re.error as error:

@@ -38,7 +38,7 @@ class RunFolder:
         resume: Whether to go on where an earlier process stopped.
 
     Raises:
-        FileExistsError: The folder holds a run and ``resume`` is false.
+        FileExistsError: The folder holds a run and ``resume`` is false, or levels that belong to no run.
         ValueError: The run in the folder had other settings.
     """
 
@@ -48,6 +48,11 @@ class RunFolder:
         self._settings = json.loads(json.dumps(settings))  # as they will be read back
         state = self.root / _STATE_NAME
         if not state.exists():
+            if levels := sorted(self.root.glob("level-*")):
+                raise FileExistsError(
+                    f"output_dir must not hold levels without {_STATE_NAME}; received {levels[0]}. "
+                    "Choose another output_dir, or delete them."
+                )
             return
         if not resume:
             raise FileExistsError(
@@ -82,9 +87,10 @@ class RunFolder:
         """The file of the moment that levels rewind to."""
         return self.root / REWIND_NAME
 
-    def begin(self) -> None:
-        """Claim the folder: from now on it holds a run with these settings."""
-        self._write()
+    def save(self) -> None:
+        """Write settings and finished levels: from now on the folder holds this run."""
+        state = {"settings": self._settings, "finished": self.finished}
+        write_atomically(self.root / _STATE_NAME, (json.dumps(state, indent=2) + "\n").encode())
 
     def write_start(self, number: int, mask: Mask, start: Snapshot | Path) -> None:
         """Write what a level starts from: its mask, and weights or the file that holds them already."""
@@ -105,9 +111,12 @@ class RunFolder:
         return Mask.from_pretrained(folder), Snapshot.load(folder / REWIND_NAME)
 
     def last_checkpoint(self, number: int) -> str | None:
-        """The newest checkpoint of a level that was written to the end, if there is one."""
-        checkpoints = sorted(self.level(number).glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        for checkpoint in reversed(checkpoints):
+        """The newest checkpoint of a level that was written to the end and can be gone on from, if there is one."""
+        folders = [path for path in self.level(number).glob("checkpoint-*") if path.name[11:].isdecimal()]
+        for checkpoint in sorted(folders, key=lambda path: int(path.name[11:]), reverse=True):
+            # Without these (save_only_model) a training would go on with fresh moments and another learning rate.
+            if not all((checkpoint / name).is_file() for name in ("optimizer.pt", "scheduler.pt")):
+                continue
             try:  # the Trainer writes its state last
                 TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
             except (OSError, ValueError, TypeError):
@@ -115,18 +124,9 @@ class RunFolder:
             return str(checkpoint)
         return None
 
-    def finish(self, record: dict[str, Any]) -> None:
-        """Note that a level is finished."""
-        self.finished.append(record)
-        self._write()
-
     def drop_trained(self, number: int) -> None:
         """Delete the trained model of a level."""
         shutil.rmtree(self.trained(number), ignore_errors=True)
-
-    def _write(self) -> None:
-        state = {"settings": self._settings, "finished": self.finished}
-        write_atomically(self.root / _STATE_NAME, (json.dumps(state, indent=2) + "\n").encode())
 
 
 def link_or_copy(source: Path, target: Path) -> None:

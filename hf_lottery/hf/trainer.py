@@ -14,28 +14,34 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, ProgressCallback, Trainer, enable_full_determinism, set_seed
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProgressCallback,
+    Trainer,
+    enable_full_determinism,
+    set_seed,
+)
 from transformers.trainer_utils import TrainOutput, has_length
 
+from ..imp import check_levels
 from ..mask import Mask
 from ..mask_file import write_mask
 from ..prune import prune
 from ..rewind import Snapshot
-from ..scores import Evidence, Score, gather_evidence, magnitude, movement, random, score_weights
+from ..scores import Evidence, Score, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
 from .arguments import SCORES, LotteryArguments
 from .callback import SnapshotCallback, SparsityCallback, refuse_sharding
 from .prunable import prunable
 from .run_folder import RunFolder
 from .ticket import Ticket
 
-# What must be the same for a resumed run to be the run it resumes.
-_LOTTERY_SETTINGS = (
-    "sparsity", "levels", "pruning_fraction", "schedule", "rewind", "score", "score_batches", "scope", "min_density",
-    "include", "exclude", "fine_tuning_learning_rate",
-)  # fmt: skip
-_TRAINING_SETTINGS = (
-    "seed", "data_seed", "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps",
-    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "optim", "max_grad_norm", "bf16", "fp16",
+# What a resumed run may do otherwise than the run it resumes, by the beginning of its name: it changes no weight.
+_FREE_SETTINGS = (
+    "output_dir", "logging", "log_", "save_", "eval_on", "eval_do", "report_to", "run_name", "project", "trackio",
+    "disable_tqdm", "dataloader_num", "dataloader_pin", "dataloader_pers", "dataloader_pref", "hub_", "push_to",
+    "resume", "debug", "skip_memory", "include_", "do_", "per_device_eval", "prediction_loss", "ddp_", "use_cpu",
+    "local_rank", "accelerator_config", "restore_callback", "torch_empty", "enable_jit",
 )  # fmt: skip
 
 
@@ -67,6 +73,7 @@ class SparseTrainer(Trainer):
     @mask.setter
     def mask(self, mask: Mask | None) -> None:
         if self._sparsity is not None:
+            self._sparsity.release()
             self.remove_callback(self._sparsity)
         self._sparsity = None
         if mask is not None:
@@ -85,12 +92,17 @@ class SparseTrainer(Trainer):
         Raises:
             ValueError: ``first_step`` lies beyond training, or the schedule cannot be resumed at a step.
         """
-        if not self.first_step:
-            return super().train(*args, **kwargs)
-        _, steps = self.count_steps()
-        self.check_step(self.first_step, steps)
-        with _changed(self.args, max_steps=steps - self.first_step):
-            return super().train(*args, **kwargs)
+        changed = {}
+        if self.first_step:
+            _, steps = self.count_steps()
+            self.check_step(self.first_step, steps)
+            changed["max_steps"] = steps - self.first_step
+        try:
+            with _changed(self.args, **changed):
+                return super().train(*args, **kwargs)
+        finally:
+            if self._sparsity is not None:
+                self._sparsity.release()  # also of a training that was interrupted
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """The Trainer's scheduler; with a ``first_step``, the one of the whole training, resumed there."""
@@ -160,8 +172,9 @@ class LotteryTrainer(SparseTrainer):
 
     Args:
         args: :class:`LotteryArguments`, with ``sparsity`` or ``levels``.
-        score: Your own score, instead of the one that ``args.score`` names. The other arguments are the Trainer's;
-            a ``model_init`` is called once.
+        score: Your own score, instead of the one that ``args.score`` names.
+        settings: What else must be the same for a run to be resumed, in JSON terms, such as the name of the data set.
+            The other arguments are the Trainer's; a ``model_init`` is called once.
 
     Attributes:
         weights: Name -> parameter that may be pruned.
@@ -171,22 +184,23 @@ class LotteryTrainer(SparseTrainer):
         ValueError: A setting is out of range, the rewind step lies beyond training, or the model has nothing to prune.
     """
 
-    def __init__(self, *args, score: Score | None = None, **kwargs):
+    def __init__(self, *args, score: Score | None = None, settings: Mapping[str, Any] | None = None, **kwargs):
+        if given := {"mask", "first_step"} & kwargs.keys():
+            raise TypeError(f"a LotteryTrainer must find its own mask; received {min(given)}. Use SparseTrainer.")
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, LotteryArguments):
             raise TypeError(f"args must be LotteryArguments; received {type(self.args).__name__}.")
-        if self.optimizer is not None or self.lr_scheduler is not None:
-            raise ValueError(
-                "every level must make an optimizer and a schedule of its own; received `optimizers`. "
-                "Pass optimizer_cls_and_kwargs, or override create_optimizer."
-            )
+        self._check_arguments()
+        self.settings = dict(settings or {})
         # The Trainer would call it at every train(), which would undo the rewinding.
         self.model_init = None
         self.lottery = self.args
         self.score = score or SCORES[self.lottery.score]
         self.sparsities = self.lottery.get_sparsities()
         self.rewind = self.lottery.get_rewind()
-        self.weights = prunable(self._network, self.lottery.include, exclude=self.lottery.exclude)
+        self.weights = prunable(self._network, self.lottery.include, self.lottery.exclude)
+        self.scope = self.lottery.get_scope(self.weights.kinds)
+        self._check_levels()
         self.history: list[dict[str, Any]] = []
         self._level = 0
         if self.pop_callback(ProgressCallback) is not None:
@@ -220,20 +234,46 @@ class LotteryTrainer(SparseTrainer):
             )
         moment = self._moment()
         run = RunFolder(base, self._settings(), resume=bool(resume_from_checkpoint))
-        self._write(run.begin)
-        if not run.has_start(0):
-            start = Snapshot.capture(self._network)
-            self._write(lambda: run.write_start(0, Mask.dense(self.weights), start))
-        try:
-            for number in range(len(run.finished), len(self.sparsities)):
-                self._train_level(run, number, moment, ignore_keys_for_eval)
-        finally:
-            self.args.output_dir = base
+        self.accelerator.wait_for_everyone()  # every process has looked before one of them writes
+        self._write(lambda: self._begin(run))
+        for number in range(len(run.finished), len(self.sparsities)):
+            self._train_level(run, number, moment, ignore_keys_for_eval)
         return self._conclude(run)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does; every record says its level and sparsity."""
-        super().log({**logs, "level": self._level, "sparsity": self.sparsities[self._level]}, start_time)
+        sparsity = self.mask.sparsity if self.mask else 0.0
+        super().log({**logs, "level": self._level, "sparsity": sparsity}, start_time)
+
+    def _check_arguments(self) -> None:
+        if self.optimizer is not None or self.lr_scheduler is not None:
+            raise ValueError(
+                "every level must make an optimizer and a schedule of its own; received `optimizers`. "
+                "Pass optimizer_cls_and_kwargs, or override create_optimizer."
+            )
+        for name in ("bf16_full_eval", "fp16_full_eval"):
+            if getattr(self.args, name):
+                raise ValueError(
+                    f"{name} must be off, as it casts the weights that are pruned and rewound; received True. "
+                    "Use bf16 or fp16, which do not."
+                )
+
+    def _check_levels(self) -> None:
+        """Find out before the first training what would fail after it."""
+        check_levels(self.weights, self.sparsities, scope=self.scope, min_density=self.lottery.min_density)
+        for name, weight in self.weights.items():
+            if self.score is saliency and not weight.requires_grad:
+                raise ValueError(f"saliency must be able to train {name!r}; received a frozen one. Exclude it.")
+            if self.score is wanda and self.weights.kinds[name] in ("experts", "MultiheadAttention"):
+                raise ValueError(
+                    f"wanda must see the input of a weight; received {name!r}, a {self.weights.kinds[name]} parameter. "
+                    "Exclude it, or choose another score."
+                )
+
+    def _begin(self, run: RunFolder) -> None:
+        run.save()
+        if not run.has_start(0):
+            run.write_start(0, Mask.dense(self.weights), Snapshot.capture(self._network))
 
     def _train_level(self, run: RunFolder, number: int, moment: int, ignore_keys) -> None:
         mask, start = run.read_start(number)
@@ -276,7 +316,8 @@ class LotteryTrainer(SparseTrainer):
                     )
             self._write(lambda: run.write_start(number + 1, following, begin))
         record = {"level": number, "sparsity": mask.sparsity, "metrics": _plain(metrics)}
-        self._write(lambda: run.finish({**record, "steps": output.global_step, "loss": output.training_loss}))
+        run.finished.append({**record, "steps": output.global_step, "loss": output.training_loss})
+        self._write(run.save)
         if number and not self.lottery.save_level_models:
             self._write(lambda: run.drop_trained(number - 1))
 
@@ -292,7 +333,8 @@ class LotteryTrainer(SparseTrainer):
             "settings": self._settings(),
             "history": self.history,
         }
-        self.ticket = Ticket(mask, start, info, getattr(self.model, "config", None))
+        config = getattr(self.model, "config", None)
+        self.ticket = Ticket(mask, start, info, config if isinstance(config, PreTrainedConfig) else None)
         self._write(lambda: self.ticket.save_pretrained(run.ticket))
         record = run.finished[-1]
         return TrainOutput(record["steps"], record["loss"], record["metrics"])
@@ -310,7 +352,7 @@ class LotteryTrainer(SparseTrainer):
         return prune(
             scores,
             self.sparsities[self._level + 1],
-            scope=self.lottery.get_scope(),
+            scope=self.scope,
             min_density=self.lottery.min_density,
             within=mask,
         )
@@ -348,8 +390,9 @@ class LotteryTrainer(SparseTrainer):
         return changed
 
     def _settings(self) -> dict[str, Any]:
-        settings = {name: _plain(getattr(self.lottery, name)) for name in _LOTTERY_SETTINGS + _TRAINING_SETTINGS}
-        return settings | {"score": getattr(self.score, "__name__", str(self.score))}
+        settings = {name: value for name, value in self.args.to_dict().items() if not name.startswith(_FREE_SETTINGS)}
+        score = getattr(self.score, "__name__", str(self.score))
+        return _plain({**settings, **self.settings, "score": score, "world_size": self.args.world_size})
 
     def _loss(self, model: torch.nn.Module, inputs: Any) -> Tensor:
         return cast(Tensor, self.compute_loss(model, inputs))

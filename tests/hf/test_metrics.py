@@ -1,3 +1,4 @@
+import sys
 import warnings
 
 import evaluate
@@ -25,6 +26,22 @@ def test_accuracy_is_an_evaluate_module_that_loads_by_path(tmp_path, monkeypatch
 def test_other_names_go_to_evaluate(monkeypatch):
     monkeypatch.setattr(evaluate, "load", lambda name: f"loaded {name}")
     assert load_metric("f1") == "loaded f1"
+
+
+def test_compute_metrics_of_another_name_for_every_token(monkeypatch):
+    class Errors:
+        def compute(self, *, predictions, references):
+            return {"errors": int((predictions != references).sum()), "of": predictions.shape}
+
+    monkeypatch.setattr(evaluate, "load", {"errors": Errors()}.get)
+    prediction = EvalPrediction(predictions=np.array([[1, 2], [3, 4]]), label_ids=np.array([[1, 2], [3, 3]]))
+    assert classification_metrics("errors")(prediction) == {"errors": 1, "of": (4,)}
+
+
+def test_metrics_without_evaluate(monkeypatch):
+    monkeypatch.setitem(sys.modules, "evaluate", None)
+    with pytest.raises(ImportError, match=r"metrics need the evaluate library\. Install hf-lottery\[recipes\]"):
+        load_metric("accuracy")
 
 
 def test_compute_metrics_for_the_trainer():

@@ -47,6 +47,31 @@ def test_a_flag_that_is_on_by_default_can_be_put_off(yaml_file, text):
     assert parse("--config", yaml_file(text))[1].dataloader_pin_memory is False
 
 
+def test_numbers_become_what_their_field_holds(yaml_file, capsys):
+    small, args = parse("--config", yaml_file("name: 5\nlearning_rate: 1\nneeded: 2\n"))
+    assert (small.name, small.needed) == ("5", 2) and type(args.learning_rate) is float
+    assert "invalid int value: '1.5'" in fails(capsys, "--config", yaml_file("needed: 1.5"))
+
+
+def test_a_file_gives_what_has_no_default(yaml_file, capsys):
+    @dataclass
+    class Strict:
+        needed: int
+
+    parser = RecipeParser([Strict])
+    assert parser.parse(["--config", yaml_file("needed: 3")]) == (Strict(3),)
+    with pytest.raises(SystemExit):
+        RecipeParser([Strict]).parse([])
+    assert "arguments are required: --needed" in capsys.readouterr().err
+
+
+def test_the_command_line_is_the_default_and_no_other_file_is_read(tmp_path, monkeypatch):
+    (tmp_path / "script.args").write_text("--name file --sparsity 0.9")
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "script.py"), "--needed", "4"])
+    small, args = RecipeParser([Small, LotteryArguments]).parse()
+    assert (small.needed, small.name, args.sparsity) == (4, "none", None)
+
+
 def test_a_later_file_wins(yaml_file, tmp_path):
     (tmp_path / "second.yaml").write_text("sparsity: 0.7")
     path = yaml_file("sparsity: 0.5\nname: first")
@@ -64,10 +89,14 @@ def test_a_later_file_wins(yaml_file, tmp_path):
         (["--sparsity", "80"], "sparsity must be in [0, 1); received 80.0"),
         (["--sparsity", "many"], "invalid float value: 'many'"),
         (["--sparsity", "0.5", "--levels", "3"], "exactly one of sparsity and levels must be given"),
+        (["--levels", "0"], "levels must be at least 1; received 0"),
         (["--rewind", "late"], "rewind must be init, step:K"),
         (["--score", "l1"], "score must be one of magnitude, movement, random, saliency, wanda; received 'l1'"),
         (["--schedule", "linear"], "schedule must be one of cubic, geometric, one_shot; received 'linear'"),
         (["--scope", "local"], "scope must be one of erk, global, uniform or N:M, such as 2:4; received 'local'"),
+        (["--scope", "2:4x"], "or N:M, such as 2:4; received '2:4x'"),
+        (["--scope", "4:2"], "received n=4, m=2"),
+        (["--pruning_fraction", "1", "--levels", "2"], "pruning_fraction must be in (0, 1); received 1.0"),
         (["--score_batches", "0"], "score_batches must be at least 1; received 0"),
         (["--config"], "--config must name a YAML file; received nothing"),
         (["--config", "no.yaml"], "received no.yaml, which does not exist"),
@@ -83,6 +112,7 @@ def test_bad_command_lines(capsys, arguments, message):
     [
         ("sparsty: 0.5", "must hold known keys; received sparsty (nearest: sparsity)"),
         ("config: other.yaml", "received config"),
+        ("help: true", "received help"),
         ("qqqq: 1", "received qqqq."),
         ("- a", "must hold keys and values; received list"),
         ("a: [", "must be YAML"),
@@ -93,5 +123,18 @@ def test_bad_files(capsys, yaml_file, text, message):
     assert message in fails(capsys, "--config", yaml_file(text))
 
 
+def test_the_least_that_is_allowed():
+    args = parse("--score_batches", "1", "--levels", "1", "--scope", "2:4")[1]
+    assert (args.score_batches, args.get_sparsities()) == (1, [0.0, 0.2])
+
+
 def test_an_empty_file_changes_nothing(yaml_file):
     assert parse("--config", yaml_file(""))[1].sparsity is None
+
+
+@pytest.mark.parametrize("line", [["--levels", "3"], ["--levels=3"]])
+def test_a_flag_rules_out_the_files_alternative(yaml_file, line):
+    args = parse("--config", yaml_file("sparsity: 0.5"), *line)[1]
+    assert (args.levels, args.sparsity) == (3, None)
+    args = parse("--config", yaml_file("levels: 4"), "--sparsity", "0.6")[1]
+    assert (args.levels, args.sparsity) == (None, 0.6)

@@ -390,3 +390,10 @@ def test_a_model_without_prunable_weights():
         prunable(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2)))
     with pytest.raises(TypeError, match=r"the model must be a torch\.nn\.Module; received str"):
         prunable("bert-base-uncased")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("option", ["include", "exclude"])
+@pytest.mark.parametrize("empty", ["", [""]])
+def test_an_empty_pattern_is_refused(option, empty):
+    with pytest.raises(ValueError, match=f"{option} must be a regular expression; received an empty one"):
+        prunable(nn.Linear(2, 2), **{option: empty})

@@ -1,7 +1,9 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_lottery import Mask, MaskFileError, MaskMismatchError, Snapshot, Ticket, prunable
@@ -48,6 +50,31 @@ def test_round_trip_without_a_pickle(ticket, tmp_path):
     assert Mask.from_pretrained(tmp_path / "t") == ticket.mask
 
 
+def test_a_ticket_of_a_plain_module_says_less(tmp_path):
+    plain = nn.Linear(2, 2)
+    ticket = Ticket(Mask({"weight": torch.ones(2, 2).tril() > 0}), Snapshot.capture(plain))
+    ticket.save_pretrained(tmp_path / "t")
+    loaded = Ticket.from_pretrained(tmp_path / "t")
+    assert (loaded.mask, loaded.info, loaded.model_config) == (ticket.mask, {}, None)
+    card = (tmp_path / "t/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: hf_lottery\n") and "# A lottery ticket\n\n3 of 4 prunable" in card
+    assert "| `weight`  | 2x2   | 25.00%   |" in card
+
+
+def test_the_config_with_the_checksums_is_written_last(ticket, tmp_path, monkeypatch):
+    def fail_for_the_config(source, target):
+        if Path(target).name == "mask_config.json":
+            raise OSError("disk full")
+        Path(source).rename(target)
+
+    monkeypatch.setattr("os.replace", fail_for_the_config)
+    with pytest.raises(OSError, match="disk full"):
+        ticket.save_pretrained(tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "README.md", "config.json", "mask.safetensors", "rewind.safetensors",
+    ]  # fmt: skip
+
+
 def test_apply_puts_a_model_where_the_ticket_starts(ticket):
     other = model(seed=9)
     ticket.apply_(other)
@@ -62,6 +89,12 @@ def test_apply_to_another_model_changes_nothing(ticket):
     with pytest.raises(MaskMismatchError):
         ticket.apply_(other)
     assert Snapshot.capture(other).sha256() == before
+    wrong = Ticket(Mask({"x": torch.ones(2, dtype=torch.bool)}), ticket.rewind)
+    other = model(seed=9)
+    before = Snapshot.capture(other).sha256()
+    with pytest.raises(MaskMismatchError, match="'x' must name a parameter"):
+        wrong.apply_(other)
+    assert Snapshot.capture(other).sha256() == before
 
 
 def test_the_card_says_what_it_is_and_what_it_is_not(ticket, tmp_path):
@@ -70,7 +103,8 @@ def test_the_card_says_what_it_is_and_what_it_is_not(ticket, tmp_path):
     assert "library_name: hf_lottery" in card and "- lottery-ticket" in card
     assert f"sparsity **{ticket.mask.sparsity:.2%}**" in card
     assert "| 0     | 0.0000   | 0.8750   | 0.5000 |" in card
-    assert ("| rewind   | `step:5` |" in card and "vit.encoder" in card) or "vit.layers" in card
+    assert "# A lottery ticket of `ViTForImageClassification`\n" in card and "| rewind   | `step:5` |" in card
+    assert all(f"| `{name}` " in card for name in ticket.mask)
     assert "not faster" in card
 
 
@@ -100,10 +134,12 @@ def test_mask_and_weights_of_different_models(ticket, tmp_path):
     ticket.save_pretrained(tmp_path / "t")
     Snapshot.capture(model(size=32)).save(tmp_path / "t/rewind.safetensors")
     config = json.loads((tmp_path / "t/mask_config.json").read_text())
-    del config["rewind"]
-    (tmp_path / "t/mask_config.json").write_text(json.dumps(config))
-    with pytest.raises(MaskFileError, match="must fit each other"):
-        Ticket.from_pretrained(tmp_path / "t")
+    for unknown in ({"rewind": "elsewhere"}, {"rewind": {}}, {}):
+        del config["rewind"]
+        config |= unknown
+        (tmp_path / "t/mask_config.json").write_text(json.dumps(config))
+        with pytest.raises(MaskFileError, match="must fit each other"):
+            Ticket.from_pretrained(tmp_path / "t")
 
 
 def test_an_error_half_way_leaves_no_ticket(ticket, tmp_path, monkeypatch):

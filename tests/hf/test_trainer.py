@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.func import functional_call
 from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
 
 from hf_lottery import (
+    LotteryArguments,
     LotteryTrainer,
     Mask,
     MaskMismatchError,
@@ -18,7 +20,13 @@ from hf_lottery import (
     SparsityCallback,
     SparsityLeakError,
     Ticket,
+    gather_evidence,
+    movement,
     prunable,
+    prune,
+    saliency,
+    score_weights,
+    wanda,
 )
 
 
@@ -155,8 +163,9 @@ def test_bad_masks_and_models(tmp_path):
         SparseTrainer(net(), arguments(tmp_path), mask=Mask({"x": torch.ones(2, dtype=torch.bool)}))
     with pytest.raises(FileNotFoundError, match="must hold mask_config.json"):
         SparseTrainer(net(), arguments(tmp_path), mask="no/such/folder")
-    with pytest.raises(ValueError, match="step to start from must lie within training; received step 6 of 6"):
-        SparseTrainer(net(), arguments(tmp_path), train_dataset=Points(), first_step=6).train()
+    for first in (6, -1):
+        with pytest.raises(ValueError, match=f"start from must lie within training; received step {first} of 6"):
+            SparseTrainer(net(), arguments(tmp_path), train_dataset=Points(), first_step=first).train()
 
 
 def test_the_guard_speaks_at_the_end_of_training(tmp_path):
@@ -172,7 +181,59 @@ def test_the_guard_speaks_at_the_end_of_training(tmp_path):
         SparseTrainer(net(), arguments(tmp_path), train_dataset=Points(), mask=Mask.dense(net())).train()
 
 
-@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP"])
+def test_a_finished_training_lets_go_also_after_an_interrupted_one(tmp_path):
+    kill, model = KillAt(0, 2), net()
+    sparse = SparsityCallback(mask_for(net()))
+    ours = Trainer(model, arguments(tmp_path / "level-00"), train_dataset=Points(), callbacks=[kill, sparse])
+    with pytest.raises(Killed):
+        ours.train()
+    ours.remove_callback(kill)
+    ours.train()
+    assert not model.inner.weight._post_accumulate_grad_hooks and not model.outer.weight._post_accumulate_grad_hooks
+
+
+def test_another_mask_takes_the_place_of_the_first(tmp_path):
+    first, model = mask_for(net()), net()
+    ours = SparseTrainer(model, arguments(tmp_path), train_dataset=Points(), mask=first)
+    ours.mask = ~first
+    ours.train()
+    assert Mask.from_model(prunable(model)) == ours.mask == ~first
+    ours.mask = None
+    ours.train()
+    assert ours.mask is None and Mask.from_model(prunable(model)).sparsity < 0.1  # dead units keep their zeros
+
+
+def test_a_callback_can_keep_one_bit_a_weight():
+    for packed, kind in ((True, "_PackedMask"), (False, "_FloatMask")):
+        callback = SparsityCallback(mask_for(net()), packed=packed)
+        callback.on_train_begin(None, None, None, model=net())
+        assert {type(kept).__name__ for _, kept in callback.handle._bound.values()} == {kind}
+        callback.release()
+
+
+def test_only_the_process_that_saves_writes_the_mask(tmp_path, monkeypatch):
+    ours = SparseTrainer(net(), arguments(tmp_path), mask=mask_for(net()))
+    monkeypatch.setattr(LotteryArguments, "should_save", False)
+    ours.save_model(tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, (3, 6)),
+        ({"num_train_epochs": 1.5}, (3, 5)),
+        ({"gradient_accumulation_steps": 2}, (2, 4)),
+        ({"max_steps": 4}, (3, 4)),
+    ],
+)
+def test_steps_are_those_that_the_trainer_takes(tmp_path, changes, expected):
+    ours = SparseTrainer(net(), arguments(tmp_path, **changes), train_dataset=Points())
+    assert ours.count_steps() == expected
+    assert ours.train().global_step == expected[1]
+
+
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
 def test_sharded_training_is_refused(tmp_path, monkeypatch, kind):
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType
@@ -205,7 +266,12 @@ def test_levels_nest_hit_the_target_and_leave_a_ticket(tmp_path):
     assert [record["level"] for record in ours.history] == [0, 1, 2, 3]
     assert all("eval_loss" in record["metrics"] for record in ours.history)
     assert output.global_step == 6 and ours.args.output_dir == str(tmp_path)
+    assert output.metrics == ours.history[-1]["metrics"] and output.training_loss == output.metrics["train_loss"]
+    assert ticket.info == {
+        "level": 3, "architecture": "Net", "settings": ours._settings(), "history": ours.history,
+    }  # fmt: skip
     assert not list((tmp_path / "ticket").glob("*.bin"))
+    assert len(list(tmp_path.glob("level-*/checkpoint-6"))) == 4 and not list(tmp_path.glob("checkpoint-*"))
 
 
 def test_init_rewinds_to_the_initial_weights_bit_for_bit(tmp_path):
@@ -215,6 +281,25 @@ def test_init_rewinds_to_the_initial_weights_bit_for_bit(tmp_path):
     for level in range(4):
         assert weights_of(tmp_path / f"level-{level:02d}/rewind.safetensors") == initial.sha256()
     assert Ticket.from_pretrained(tmp_path / "ticket").rewind.step == 0
+
+
+@pytest.mark.parametrize("rewind", ["init", "step:2", "learning_rate"])
+def test_every_level_trains_from_its_ticket(tmp_path, rewind):
+    starts = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 0:
+                starts.append(Snapshot.capture(model).sha256())
+
+    ours = trainer(tmp_path, rewind=rewind)
+    ours.add_callback(Watch())
+    ours.train()
+    for level in range(4):
+        expected = Net()
+        Ticket.from_pretrained(tmp_path / f"level-{level:02d}").apply_(expected)
+        assert starts[level] == Snapshot.capture(expected).sha256()
+    assert len(starts) == 4
 
 
 @pytest.mark.parametrize(("rewind", "step"), [("step:2", 2), ("epoch:1", 3), ("step:5", 5)])
@@ -252,7 +337,7 @@ def test_fine_tuning_trains_at_a_constant_rate(tmp_path, rate, expected):
     ours, record = trainer(tmp_path, rewind="none", fine_tuning_learning_rate=rate), Record()
     ours.add_callback(record)
     ours.train()
-    assert record.rates[6:] == [pytest.approx(expected)] * 18
+    assert len(set(record.rates[:6])) == 6 and record.rates[6:] == [pytest.approx(expected)] * 18
     assert ours.args.learning_rate == 0.01 and ours.args.lr_scheduler_type == "linear"
 
 
@@ -260,7 +345,8 @@ def test_every_log_record_says_level_and_sparsity(tmp_path):
     ours, record = trainer(tmp_path), Record()
     ours.add_callback(record)
     ours.train()
-    assert {(log["level"], log["sparsity"]) for log in record.logs} == {(0, 0.0), (1, 0.3), (2, 0.51), (3, 0.6)}
+    found = {(log["level"], round(log["sparsity"], 2)) for log in record.logs}
+    assert found == {(0, 0.0), (1, 0.3), (2, 0.51), (3, 0.6)}
     assert [log["level"] for log in record.logs if "eval_loss" in log] == [0, 1, 2, 3]
 
 
@@ -297,6 +383,57 @@ def test_scores_and_scopes_and_rewinds_in_pairs(tmp_path, score, scope, rewind):
     ours = trainer(tmp_path, score=score, scope=scope, rewind=rewind, num_train_epochs=1, sparsity=0.4)
     ours.train()
     assert ours.mask.kept == pytest.approx(ours.mask.weights * 0.6, abs=1)
+    assert Mask.from_pretrained(tmp_path / "level-01") & ours.mask == ours.mask
+
+
+@pytest.mark.parametrize("score", [movement, saliency, wanda])
+def test_scores_are_of_the_trained_model_and_the_start_of_its_level(tmp_path, score):
+    ours = trainer(tmp_path, score=score.__name__, sparsity=0.5, schedule="one_shot")
+    ours.train()
+    model, data = Net(), Points()
+    model.load_state_dict(_safetensors(tmp_path / "level-00/trained"))
+    weights, start = prunable(model), Snapshot.load(tmp_path / "level-00/rewind.safetensors")
+    batch = {"x": data.x, "labels": data.labels}
+    evidence = gather_evidence(model, [batch], lambda m, b: m(**b)["loss"], within=weights)
+    evidence = {name: known._replace(start=start.tensors[name]) for name, known in evidence.items()}
+    assert ours.mask.overlap(prune(score_weights(weights, score, evidence), 0.5)).iou > 0.95
+
+
+def test_an_own_score_is_given_all_evidence(tmp_path):
+    seen = []
+    model = net()
+    initial = Snapshot.capture(model).tensors["inner.weight"]
+    own = trainer(
+        tmp_path, model=model, own_score=lambda w, e: (seen.append(e), w.abs())[1], sparsity=0.5, schedule="one_shot"
+    )
+    own.train()
+    inner, outer = seen
+    assert torch.equal(inner.start, initial) and inner.gradient.shape == initial.shape
+    assert (inner.input_norm.shape, outer.input_norm.shape) == ((1, 6), (1, 20))
+    with pytest.raises(ValueError, match="received score='magnitude' instead of '<lambda>'"):
+        trainer(tmp_path, sparsity=0.5, schedule="one_shot").train(resume_from_checkpoint=True)
+
+
+def test_evidence_is_of_as_many_batches_as_asked(tmp_path, monkeypatch):
+    taken = []
+
+    def spy(model, batches, loss, *, within):
+        taken.append(list(batches))
+        return gather_evidence(model, taken[-1], loss, within=within)
+
+    monkeypatch.setattr("hf_lottery.hf.trainer.gather_evidence", spy)
+    trainer(tmp_path, score="saliency", score_batches=2, num_train_epochs=1).train()
+    assert [len(batches) for batches in taken] == [2, 2, 2]
+
+
+def test_a_random_mask_depends_on_the_seed_alone(tmp_path):
+    masks = []
+    for name, changes in (("a", {}), ("b", {"num_train_epochs": 2}), ("c", {"seed": 7})):
+        settings = {"score": "random", "sparsity": 0.5, "schedule": "one_shot", "num_train_epochs": 1} | changes
+        ours = trainer(tmp_path / name, **settings)
+        ours.train()
+        masks.append(ours.mask)
+    assert masks[0] == masks[1] != masks[2]
 
 
 def test_own_score_min_density_include_and_2_of_4(tmp_path):
@@ -312,6 +449,26 @@ def test_own_score_min_density_include_and_2_of_4(tmp_path):
     two.train()
     assert list(two.mask) == ["outer.weight"]
     assert (two.mask["outer.weight"].view(3, 5, 4).sum(2) == 2).all()
+
+
+def test_include_and_exclude_select_the_weights(tmp_path):
+    assert list(trainer(tmp_path, include=["outer"]).weights) == ["outer.weight"]
+    assert list(trainer(tmp_path, exclude=["outer"]).weights) == ["inner.weight"]
+
+
+def test_full_determinism_and_keys_to_ignore_reach_every_level(tmp_path, monkeypatch):
+    seeds, ignored = [], []
+
+    class Spy(LotteryTrainer):
+        def evaluate(self, *args, ignore_keys=None, **kwargs):
+            ignored.append(ignore_keys)
+            return super().evaluate(*args, ignore_keys=ignore_keys, **kwargs)
+
+    monkeypatch.setattr("transformers.trainer.enable_full_determinism", lambda seed: None)
+    monkeypatch.setattr("hf_lottery.hf.trainer.enable_full_determinism", seeds.append)
+    args = arguments(tmp_path, full_determinism=True, num_train_epochs=1, eval_strategy="epoch")
+    Spy(model=net(), args=args, train_dataset=Points(), eval_dataset=Points(20)).train(ignore_keys_for_eval=["x"])
+    assert len(set(seeds)) == 4 and ignored == [["x"]] * 8
 
 
 def test_model_init_is_called_once(tmp_path):
@@ -349,7 +506,7 @@ def test_killed_at_any_step_and_resumed_is_bit_identical(tmp_path, whole, level,
         pytest.skip("a rewound level has four steps")
     with pytest.raises(Killed):
         trainer(tmp_path, kill=(level, step), rewind=rewind).train()
-    resumed = trainer(tmp_path, model=net(77) if level else None, rewind=rewind)
+    resumed = trainer(tmp_path, model=net(77), rewind=rewind)
     resumed.train(resume_from_checkpoint=True)
     assert resumed.mask == expected.mask
     assert equal(state(resumed.model), state(expected.model))
@@ -366,8 +523,10 @@ def test_a_checkpoint_cut_off_while_it_was_written_is_passed_over(tmp_path, whol
     shutil.copytree(last, tmp_path / "level-01/checkpoint-99")
     (tmp_path / "level-01/checkpoint-99/trainer_state.json").unlink()
     (tmp_path / "level-01/checkpoint-99/model.safetensors").write_bytes(b"half")
-    resumed = trainer(tmp_path, rewind=rewind)
+    resumed, record, steps = trainer(tmp_path, rewind=rewind), Record(), 4 if rewind == "step:2" else 6
+    resumed.add_callback(record)
     resumed.train(resume_from_checkpoint=True)
+    assert len(record.rates) == steps - 2 + 2 * steps  # it went on from checkpoint-2
     assert equal(state(resumed.model), state(expected.model))
 
 
@@ -410,6 +569,7 @@ def test_a_model_that_is_saved_under_other_names_resumes_too(tmp_path, rewind):
 
     whole = run("whole", vit())
     whole.train()
+    assert Ticket.from_pretrained(tmp_path / "whole/ticket").model_config.hidden_size == 16
     for kill in ((0, 5), (2, 3)):
         with pytest.raises(Killed):
             run(f"killed-{kill}", vit(), kill).train()
@@ -467,6 +627,13 @@ def test_a_run_is_never_overwritten(tmp_path):
     assert (tmp_path / "lottery_state.json").read_text() == before
 
 
+def test_a_run_that_was_killed_in_its_first_level_is_a_run(tmp_path):
+    with pytest.raises(Killed):
+        trainer(tmp_path, kill=(0, 1)).train()
+    with pytest.raises(FileExistsError, match="must not hold a run already"):
+        trainer(tmp_path).train()
+
+
 def test_interrupted_state_file_is_never_half_written(tmp_path):
     trainer(tmp_path).train()
     state = json.loads((tmp_path / "lottery_state.json").read_text())
@@ -508,8 +675,10 @@ def test_a_stream_of_data(tmp_path):
 
 def test_an_optimizer_for_all_levels_is_refused(tmp_path):
     model = net()
-    with pytest.raises(ValueError, match="every level must make an optimizer and a schedule of its own"):
-        LotteryTrainer(model=model, args=arguments(tmp_path), optimizers=(torch.optim.SGD(model.parameters()), None))
+    optimizer = torch.optim.SGD(model.parameters())
+    for optimizers in ((optimizer, None), (None, torch.optim.lr_scheduler.ConstantLR(optimizer))):
+        with pytest.raises(ValueError, match="every level must make an optimizer and a schedule of its own"):
+            LotteryTrainer(model=model, args=arguments(tmp_path), optimizers=optimizers)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -524,9 +693,12 @@ def test_levels_under_compile_bf16_and_accumulation(tmp_path, bf16, accumulate):
     assert sorted(_safetensors(tmp_path / "level-02/trained")) == sorted(net().state_dict())
 
 
-def test_a_schedule_that_cannot_be_resumed(tmp_path):
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+def test_a_schedule_that_cannot_be_resumed(tmp_path, schedule):
+    changes = {"lr_scheduler_type": schedule, "eval_strategy": "epoch"}
     with pytest.raises(ValueError, match="must be a function of the step to resume at step 2"):
-        trainer(tmp_path, rewind="step:2", lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="epoch").train()
+        trainer(tmp_path, rewind="step:2", **changes).train()
+    trainer(tmp_path, **changes).check_step(0, 6)
 
 
 def test_plain_arguments_are_refused(tmp_path):
@@ -544,3 +716,127 @@ def _safetensors(folder):
     from safetensors.torch import load_file
 
     return load_file(folder / "model.safetensors")
+
+
+# --- what is refused or released --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bf16_full_eval", "fp16_full_eval"])
+def test_evaluation_must_not_cast_the_weights(tmp_path, name):
+    with pytest.raises(ValueError, match=f"{name} must be off.*received True"):
+        trainer(tmp_path, **{name: True})
+
+
+@pytest.mark.parametrize("given", [{"mask": Mask({"x": torch.ones(1, dtype=torch.bool)})}, {"first_step": 3}])
+def test_a_search_takes_no_mask(tmp_path, given):
+    with pytest.raises(TypeError, match=f"must find its own mask; received {next(iter(given))}"):
+        LotteryTrainer(model=net(), args=arguments(tmp_path), train_dataset=Points(), **given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"scope": "2:4", "include": ["outer"]}, r"level 1, sparsity 0.3, cannot be pruned: .*1 - 2/4"),
+        ({"scope": "erk", "min_density": 0.5, "sparsity": 0.9}, "level . cannot be pruned|cannot be pruned: "),
+        ({"pruning_fraction": 0.001, "sparsity": 0.01}, "level 1 must remove weights"),
+        ({"score": "saliency", "frozen": True}, "saliency must be able to train 'inner.weight'; received a frozen one"),
+    ],
+)
+def test_what_cannot_be_pruned_is_refused_before_training(tmp_path, changes, message):
+    model = net()
+    model.inner.weight.requires_grad_(not changes.pop("frozen", False))
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, model=model, **changes)
+
+
+def test_2_of_4_runs_along_the_inputs_of_gpt2():
+    from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+
+    from hf_lottery import prune, score_weights
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    weights = prunable(GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=8, vocab_size=20)))
+    args = arguments("unused", scope="2:4")
+    mask = prune(score_weights(weights), 0.5, scope=args.get_scope(weights.kinds))
+    assert (mask["transformer.h.0.mlp.c_fc.weight"].T.reshape(-1, 4).sum(1) == 2).all()
+    moe = prunable(MixtralForCausalLM(MixtralConfig(**sizes, intermediate_size=16, num_local_experts=2)))
+    with pytest.raises(ValueError, match="must know the input axis of every weight; received stacked experts"):
+        args.get_scope(moe.kinds)
+
+
+def test_wanda_cannot_see_experts(tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    model = MixtralForCausalLM(
+        MixtralConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20, intermediate_size=16)
+    )
+    with pytest.raises(ValueError, match="wanda must see the input of a weight; received 'model.layers.0.mlp.experts"):
+        trainer(tmp_path, model=model, score="wanda")
+
+
+def test_an_interrupted_training_lets_go(tmp_path):
+    model = net()
+    sparse = SparseTrainer(
+        model, arguments(tmp_path / "level-00"), train_dataset=Points(), mask=mask_for(model), callbacks=[KillAt(0, 2)]
+    )
+    with pytest.raises(Killed):
+        sparse.train()
+    sparse.mask = None
+    sparse.remove_callback(KillAt)
+    sparse.train()
+    assert Mask.from_model(prunable(model)).sparsity < 0.1  # a dead unit may keep a few zeros
+
+
+def test_weights_only_checkpoints_restart_the_level(tmp_path, whole):
+    rewind, _, expected = whole
+    with pytest.raises(Killed):
+        trainer(tmp_path, kill=(1, 4), rewind=rewind, save_only_model=True).train()
+    assert list((tmp_path / "level-01").glob("checkpoint-*"))
+    resumed = trainer(tmp_path, rewind=rewind)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.mask == expected.mask and equal(state(resumed.model), state(expected.model))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"weight_decay": 0.5}, "weight_decay"),
+        ({"adam_beta1": 0.5}, "adam_beta1"),
+        ({"adam_epsilon": 1e-3}, "adam_epsilon"),
+        ({"include": ["inner"]}, "include"),
+    ],
+)
+def test_every_setting_that_changes_weights_is_compared(tmp_path, changes, name):
+    trainer(tmp_path, num_train_epochs=1, sparsity=0.3).train()
+    with pytest.raises(ValueError, match=f"settings it began with; received {name}="):
+        trainer(tmp_path, num_train_epochs=1, sparsity=0.3, **changes).train(resume_from_checkpoint=True)
+    again = trainer(tmp_path, num_train_epochs=1, sparsity=0.3, logging_steps=7, save_steps=50, disable_tqdm=True)
+    again.train(resume_from_checkpoint=True)
+
+
+def test_settings_of_the_caller_are_compared_too(tmp_path):
+    def run(name):
+        return LotteryTrainer(
+            model=net(),
+            args=arguments(tmp_path, num_train_epochs=1, sparsity=0.3),
+            train_dataset=Points(),
+            settings={"dataset_name": name},
+        )
+
+    run("digits").train()
+    with pytest.raises(ValueError, match="received dataset_name='letters' instead of 'digits'"):
+        run("letters").train(resume_from_checkpoint=True)
+
+
+def test_levels_without_a_state_are_refused(tmp_path):
+    trainer(tmp_path, num_train_epochs=1, sparsity=0.3).train()
+    (tmp_path / "lottery_state.json").unlink()
+    with pytest.raises(FileExistsError, match=r"must not hold levels without lottery_state.json; received .*level-00"):
+        trainer(tmp_path, num_train_epochs=1, sparsity=0.3).train(resume_from_checkpoint=True)
+
+
+def test_a_config_that_is_not_of_transformers_is_left_out(tmp_path):
+    model = net()
+    model.config = SimpleNamespace(hidden=20, use_cache=False, to_json_string=lambda: "{}")
+    trainer(tmp_path, model=model, num_train_epochs=1, sparsity=0.3).train()
+    assert Ticket.from_pretrained(tmp_path / "ticket").model_config is None
