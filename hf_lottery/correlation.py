@@ -38,10 +38,9 @@ class Moments:
         self._sums: list[Tensor] = []
 
     def add(self, target: Tensor, source: Tensor) -> None:
-        """Count observations ``[rows, units]`` of both networks; they are overwritten. Unpaired ones spoil the lot."""
+        """Count observations ``[rows, units]`` of both networks; they are overwritten."""
         if target.shape != source.shape:
-            self.count = float("nan")
-            return
+            return self.spoil()
         source = source.to(target.device)
         if self._shift is None:
             self._shift = target.mean(0), source.mean(0)
@@ -51,6 +50,10 @@ class Moments:
         new = [part.to(torch.float64) for part in new]
         self._sums = [a.add_(b) for a, b in zip(self._sums, new, strict=True)] if self._sums else new
         self.count += len(target)
+
+    def spoil(self) -> None:
+        """Forget all: the two networks did not make the same number of observations here (tokens that are routed)."""
+        self.count = float("nan")
 
     def correlation(self) -> np.ndarray | None:
         """Pearson correlations ``[target, source]``, over all processes; None if there were no paired observations."""
@@ -107,34 +110,41 @@ def correlations(
     moments = {site: Moments(site.axis.positions.size) for site in chosen}
     seen = 0
     for seen, batch in enumerate(batches, 1):
-        held: dict[Site, list[Tensor]] = {site: [] for site in chosen}
-        raw: list[tuple[Site, Tensor, int]] = []
-
-        def hold(site: Site, x: Tensor, held=held, raw=raw, first=seen == 1) -> None:
-            held[site].append(_rows(site, x))
-            if first:
-                raw.append((site, x, x._version))
-
-        with evaluating(source), _watching(source, chosen, hold):
-            run(source, batch, forward)
-        if seen == 1:
-            chosen = _distinct(chosen, raw)
-            raw.clear()
+        held, raw = _record(source, chosen, batch, forward, keep=seen == 1)
+        chosen = _distinct(chosen, raw) if seen == 1 else chosen
+        del raw
 
         def pair(site: Site, x: Tensor, held=held) -> None:
             if held[site]:
                 moments[site].add(_rows(site, x), held[site].pop(0))
             else:
-                moments[site].count = float("nan")
+                moments[site].spoil()
 
         with evaluating(target), _watching(target, chosen, pair):
             run(target, batch, forward)
         for site in chosen:
             if held[site]:
-                moments[site].count = float("nan")
+                moments[site].spoil()
     if not seen:
         raise ValueError("activation matching must see at least one batch; received none. An iterator may be used up.")
     return _mean_per_axis((site, moments[site].correlation()) for site in chosen)
+
+
+def _record(
+    model: nn.Module, chosen: Sequence[Site], batch: Any, forward: Forward | None, keep: bool
+) -> tuple[dict[Site, list[Tensor]], list[tuple[Site, Tensor, int]]]:
+    """Observations of every site in one forward pass; with ``keep`` also the very tensors, and their versions."""
+    held: dict[Site, list[Tensor]] = {site: [] for site in chosen}
+    raw: list[tuple[Site, Tensor, int]] = []
+
+    def hold(site: Site, x: Tensor) -> None:
+        held[site].append(_rows(site, x))
+        if keep:
+            raw.append((site, x, x._version))
+
+    with evaluating(model), _watching(model, chosen, hold):
+        run(model, batch, forward)
+    return held, raw
 
 
 def sites(spec: PermutationSpec, model: nn.Module, groups: Collection[str]) -> list[Site]:

@@ -98,7 +98,8 @@ class WeightTie:
         if order not in self._arranged:
             self._arranged[order] = self._target.permute(order).reshape(shape)
         target = self._arranged[order]
-        if any(parent in cluster.members for k in cluster.rest for parent in self.slots[k].parents):
+        moving = [self.slots[k] for k in cluster.rest if self.slots[k].group in entries]
+        if any(parent in cluster.members for slot in moving for parent in slot.parents):
             rows = []  # the other groups move differently for every destination
             for n, at in enumerate(np.ndindex(*members)):
                 fixed = dict(zip(cluster.members, at, strict=True))

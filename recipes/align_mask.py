@@ -4,9 +4,9 @@
         --source_model outputs/digits-imp/level-00/trained --target_model outputs/dense-7 --method activation \\
         --output_dir outputs/aligned
 
-Finds which axes of the network may be permuted (``discover``, verified on the network itself), matches the dense trained
-``source_model`` that the ticket comes from to the dense trained ``target_model``, and writes the permuted mask, the
-permutation and a table of the match. Then ``train_ticket.py --init checkpoint:... --mask aligned --aligned
+Finds which axes of the network may be permuted (``discover``, verified on the network itself), matches the dense
+trained ``source_model`` that the ticket comes from to the dense trained ``target_model``, and writes the permuted mask,
+the permutation and a table of the match. Then ``train_ticket.py --init checkpoint:... --mask aligned --aligned
 outputs/aligned`` trains it on the target's seed.
 
 Reference: Adnan et al., 2025, arXiv:2505.05143.
@@ -45,9 +45,7 @@ class AlignArguments:
     target_model: str = field(metadata={"help": "Folder of the dense trained network of the other seed."})
     source_model: str | None = field(
         default=None,
-        metadata={
-            "help": "Folder of the dense trained network that the ticket comes from. Default: beside the ticket."
-        },
+        metadata={"help": "Folder of the dense trained network the ticket comes from. Default: beside the ticket."},
     )
     method: str = field(default="activation", metadata={"help": f"Matching: {', '.join(METHODS)}."})
     match_batches: int = field(default=32, metadata={"help": "Training batches to match activations on."})

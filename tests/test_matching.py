@@ -8,9 +8,11 @@ import torch.distributed as dist
 from hand_made import NETWORKS, network, spec_of
 from torch import nn
 
+from hf_lottery import correlation, matching
 from hf_lottery.assignment import assign, families
 from hf_lottery.correlation import correlations, sites
-from hf_lottery.matching import activation_matching, weight_matching
+from hf_lottery.descent import descend, inward
+from hf_lottery.matching import _weight_ties, activation_matching, weight_matching
 from hf_lottery.permutation import SpecMismatchError, SymmetryError, permute_
 
 NOISE = 0.02
@@ -287,6 +289,61 @@ def test_sites_are_where_groups_are_read():
     assert names("experts", "I") == []
 
 
+def test_one_input_read_by_two_layers_is_counted_once(monkeypatch):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.a(x) + self.b(x) + self.b(2 * x)
+
+    added, add = [], correlation.Moments.add
+    monkeypatch.setattr(correlation.Moments, "add", lambda self, *pair: added.append(self) or add(self, *pair))
+    spec = spec_of(
+        {"i": (4, (), "input"), "h": 6, "o": (2, (), "output")},
+        {f"{n}.weight": ("h", "i") if n == "first" else ("o", "h") for n in ("first", "a", "b")}
+        | {"first.bias": ("h",), "a.bias": ("o",), "b.bias": ("o",)},
+    )
+    source, target = Pair(), Pair()
+    correlations(spec, ["h"], source=source, target=target, batches=[torch.randn(9, 4)])
+    assert len(added) == 3  # b also reads something else
+    added.clear()
+    for model in (source, target):
+        model.forward = lambda x, m=model: (lambda y: m.a(y) + m.b(y))(m.first(x).relu())
+    correlations(spec, ["h"], source=source, target=target, batches=[torch.randn(9, 4)] * 2)
+    assert len(added) == 2
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_inward_start_alone_finds_what_is_planted(name):
+    for seed in range(8):
+        source, target, spec, _, p = planted(name, seed)
+        chosen = list(spec.free)
+        among, ties = families(spec, chosen), _weight_ties(spec, source, target, chosen)
+        start = inward(spec, ties, among)
+        found = descend(spec, ties, among, seed=0, iterations=10, start=start)
+        assert found == p and len(found.report.objective) <= 4
+        assert start == p or name != "experts"
+
+
+def test_the_first_restart_is_the_inward_start(monkeypatch):
+    source, target, spec, _, p = planted("experts", 7)
+    starts = []
+    monkeypatch.setattr(matching, "inward", lambda *args: starts.append(inward(*args)) or starts[-1])
+    assert weight_matching(spec, source=source, target=target, restarts=0) != p and not starts
+    assert weight_matching(spec, source=source, target=target) == p and len(starts) == 1
+    assert weight_matching(spec, source=source, target=target, restarts=3) == p and len(starts) == 2
+
+
+def test_frozen_inner_groups_cost_nothing(monkeypatch):
+    """A rotary head dimension lies inside the head but never moves: no product for every destination."""
+    source, target, spec, _, _ = planted("gqa")
+    monkeypatch.setattr(torch, "einsum", None)
+    assert weight_matching(spec.freeze("qd", "rotary"), source=source, target=target).report.converged
+
+
 def test_dead_units_are_counted():
     source, target, spec, x, _ = planted("mlp")
     with torch.no_grad():
@@ -355,3 +412,24 @@ def test_processes_add_up_their_batches(tmp_path):
         np.testing.assert_allclose(
             np.load(tmp_path / f"score{rank}.npy"), [match.matched for match in p.report.groups.values()], rtol=1e-9
         )
+
+
+def test_routed_tokens_that_do_not_pair_up_are_left_to_the_weights():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.inner, self.last = nn.Linear(4, 9), nn.Linear(9, 7), nn.Linear(7, 2)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.last(self.inner(x[x[:, 0] > x[:, 0].median()][: 3 + int(self.inner.bias[0] > 0)]).tanh())
+
+    groups = {"i": (4, (), "input"), "h": 9, "r": 7, "o": (2, (), "output")}
+    axes = {"first": ("h", "i"), "inner": ("r", "h"), "last": ("o", "r")}
+    tensors = {f"{n}.weight": a for n, a in axes.items()} | {f"{n}.bias": (a[0],) for n, a in axes.items()}
+    spec, source = spec_of(groups, tensors), Routed()
+    with torch.no_grad():
+        source.inner.bias.copy_(torch.tensor([1, -1, -1, -1, -1, -1, -1.0]))
+    p, target = spec.random(0, groups="r"), copy.deepcopy(source)
+    permute_(target, p)
+    assert activation_matching(spec, source=source, target=target, batches=[torch.randn(40, 4)]) == p

@@ -29,6 +29,17 @@ def test_an_inner_permutation_is_indexed_by_its_destination():
     assert new.tolist() == [4, 5, 6, 2, 3, 1]
 
 
+def test_a_parent_on_the_same_axis_comes_first():
+    """A form between heads, ``[h d, h d]``: on each axis the inner order is that of the axis's own head."""
+    spec = spec_of({"h": 4, "d": (3, ("h",))}, {"form": ("h d", "h d"), "x": ("h d",)})
+    state = {"form": torch.randn(12, 12), "x": torch.randn(12)}
+    p = spec.random(0)
+    moved = p(state)
+    before, after = (s["x"] @ s["form"] @ s["x"] for s in (state, moved))
+    torch.testing.assert_close(after, before)
+    assert same(p.inverse()(moved), state)
+
+
 def test_composition_applies_the_right_one_first():
     spec = spec_of({"units": 3}, {"bias": ("units",)})
     p, q = Permutation(spec, {"units": [2, 0, 1]}), Permutation(spec, {"units": [1, 0, 2]})

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .layout import Layout, Node, atom, child_of, concatenate, cut, factors, find, freeze, frozen, is_frozen, regroup
-from .layout import size_of, unify, wild
+from .layout import (
+    Layout,
+    Node,
+    atom,
+    child_of,
+    concatenate,
+    cut,
+    factors,
+    find,
+    freeze,
+    frozen,
+    is_frozen,
+    regroup,
+    size_of,
+    unify,
+    wild,
+)
 from .trace import Axes, Trace, rule
 
 ORDER = "its order matters to the operation"
@@ -19,13 +34,16 @@ KERNEL = "a convolution kernel's axis"
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int]) -> Axes:
-    """Unify tensors as a pointwise operation does; an axis of length 1 or along which a tensor is constant gives way."""
+    """Unify tensors as a pointwise operation does; what has length 1 or is constant along an axis gives way."""
+    return _broadcast([(tensor.shape, trace.of(tensor)) for tensor in tensors], shape)
+
+
+def _broadcast(labelled: Sequence[tuple[Sequence[int], Axes]], shape: Sequence[int]) -> Axes:
     result: list[Layout] = [wild(size) for size in shape]
-    for tensor in tensors:
-        axes = trace.of(tensor)
+    for sizes, axes in labelled:
         start = len(shape) - len(axes)
         for i, axis in enumerate(axes):
-            if tensor.shape[i] != 1:
+            if sizes[i] != 1:
                 result[start + i] = unify(result[start + i], axis)
     return tuple(result)
 
@@ -47,6 +65,7 @@ def _tensors(args: Any, kwargs: Any = None) -> list[Tensor]:
     "_prelu_kernel",
     "rrelu_with_noise",
     "log_sigmoid",
+    "masked_fill",
 )
 def pointwise(trace: Trace, out: Any, *args, **kwargs):
     tensors = _tensors(args, kwargs)
@@ -135,12 +154,45 @@ def view(trace: Trace, out: Tensor, source: Tensor, *args):
     if out.dtype != source.dtype:
         return NotImplemented
     _carry_values(trace, out, source)
-    axes = regroup(trace.of(source), out.shape)
-    if axes is not None:
-        return tuple(axes)
-    why = f"a view {list(source.shape)} -> {list(out.shape)} that does not align"
-    trace.freeze(source, why)
-    return tuple(frozen(size, why) for size in out.shape)
+    if not out.numel():
+        return _view_of_nothing(trace, out, source)
+    axes, result = trace.of(source), []
+    for old, new in _segments(source.shape, out.shape):
+        found = regroup(axes[slice(*old)], out.shape[slice(*new)])
+        if found is None:
+            why = f"a view {list(source.shape)} -> {list(out.shape)} that does not align"
+            for axis in axes[slice(*old)]:
+                freeze(axis, why)
+            found = [frozen(size, why) for size in out.shape[slice(*new)]]
+        result += found
+    return tuple(result)
+
+
+def _segments(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """The shortest runs of axes that hold the same elements before and after a view."""
+    i = j = 0
+    while i < len(old) or j < len(new):
+        start, a, b = (i, j), 1, 1
+        while True:
+            if a <= b and i < len(old):
+                a, i = a * old[i], i + 1
+            elif j < len(new):
+                b, j = b * new[j], j + 1
+            else:
+                a, i = a * old[i], i + 1
+            if a == b and (i, j) != start and (j > start[1] or i == len(old)):
+                break
+        yield (start[0], i), (start[1], j)
+
+
+def _view_of_nothing(trace: Trace, out: Tensor, source: Tensor) -> Axes:
+    """The last axes, as far as they agree: what an expert without tokens does with its units counts all the same."""
+    axes = [frozen(size, "empty") for size in out.shape]
+    for i in range(1, min(out.ndim, source.ndim) + 1):
+        if out.shape[-i] != source.shape[-i] or not out.shape[-i]:
+            break
+        axes[-i] = trace.of(source)[-i]
+    return tuple(axes)
 
 
 @rule("expand", positions=True)
@@ -180,6 +232,9 @@ def narrow(trace: Trace, axes: Sequence[Layout], axis: int, start: int, stop: in
     if (start, stop) == (0, size_of(axes[axis])):
         return axes
     why = "cut at fixed places"
+    if stop <= start:
+        axes[axis] = frozen(0, why)
+        return axes
     if all(is_frozen(node) and find(node).kind != "sum" for node in factors(axes[axis])):
         # Positions and batches: what holds for one block is asked of all.
         constant = all(node.kind == "wild" for node in factors(axes[axis]))
@@ -241,24 +296,38 @@ def split(trace: Trace, out: Sequence[Tensor], source: Tensor, sizes: Any, axis:
     return result
 
 
-@rule("cat")
+@rule("cat", positions=True)
 def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], axis: int = 0):
-    tensors = [tensor for tensor in tensors if tensor.numel()]
     axis %= out.ndim
     result = [wild(size) for size in out.shape]
+    pieces = []
     for tensor in tensors:
+        if tensor.ndim != out.ndim:
+            continue  # an empty list of numbers joins anything
         for i, layout in enumerate(trace.of(tensor)):
             if i != axis:
                 result[i] = unify(result[i], layout)
-    pieces = [trace.of(tensor)[axis] or (Node(1),) for tensor in tensors if tensor.shape[axis]]
-    result[axis] = concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        if tensor.shape[axis]:
+            pieces.append(trace.of(tensor)[axis])
+    result[axis] = pieces[0] if len(pieces) == 1 else concatenate(pieces)
+    _join_values(trace, out, tensors)
     return tuple(result)
 
 
-@rule("stack")
+def _join_values(trace: Trace, out: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Positions along one axis stay so together; mixed with other numbers they are lost."""
+    known = [trace.values.get(id(tensor)) for tensor in tensors]
+    if all(axis is not None for axis in known):
+        trace.values[id(out)] = functools.reduce(unify, known)  # pyright: ignore[reportArgumentType]
+    for tensor in tensors if id(out) not in trace.values else ():
+        trace.lose_positions(tensor, "positions among other numbers")
+
+
+@rule("stack", positions=True)
 def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], axis: int = 0):
     axes = list(broadcast(trace, tensors, tensors[0].shape))
     axes.insert(axis % out.ndim, frozen(len(tensors), "a stack"))
+    _join_values(trace, out, tensors)
     return tuple(axes)
 
 
@@ -436,18 +505,15 @@ def solve_triangular(trace: Trace, out: Any, first: Tensor, second: Tensor, **kw
         return NotImplemented
     for axis in (*a[-2:], b[-2]):
         freeze(axis, ORDER)
-    lead = [
-        unify(x, y) if first.shape[i] == second.shape[i] else None
-        for i, (x, y) in enumerate(zip(a[:-2], b[:-2], strict=True))
-    ]
-    return NotImplemented if None in lead else (*lead, frozen(out.shape[-2], ORDER), b[-1])
+    lead = _broadcast([(first.shape[:-2], a[:-2]), (second.shape[:-2], b[:-2])], out.shape[:-2])
+    return (*lead, frozen(out.shape[-2], ORDER), b[-1])
 
 
 @rule("_cdist_forward", "_euclidean_dist")
 def distances(trace: Trace, out: Tensor, first: Tensor, second: Tensor, *args):
     a, b = trace.of(first), trace.of(second)
     unify(a[-1], b[-1])
-    lead = tuple(unify(x, y) for x, y in zip(a[:-2], b[:-2], strict=True))
+    lead = _broadcast([(first.shape[:-2], a[:-2]), (second.shape[:-2], b[:-2])], out.shape[:-2])
     return (*lead, a[-2], b[-2])
 
 

