@@ -151,7 +151,10 @@ class Mask(Mapping[str, Tensor]):
 
     def layer_sparsities(self) -> dict[str, float]:
         """Fraction removed of each parameter, by name (0.0 for a parameter without elements)."""
-        return {name: 1 - int(entry.sum()) / max(entry.numel(), 1) for name, entry in self._entries.items()}
+        return {
+            name: 1 - int(entry.sum()) / entry.numel() if entry.numel() else 0.0
+            for name, entry in self._entries.items()
+        }
 
     def __and__(self, other: Mask) -> Mask:
         """The weights that both masks keep."""

@@ -138,13 +138,15 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise MaskFileError(f"{path}: tensors must name at least one parameter; received {tensors!r}.")
     for name, spec in tensors.items():
         _check_spec(path, name, spec)
+    if not any(math.prod(spec["shape"]) for spec in tensors.values()):
+        raise MaskFileError(f"{path}: tensors must have at least one weight; received only empty shapes.")
     return config
 
 
 def _check_spec(path: Path, name: str, spec: Any) -> None:
     shape = spec.get("shape") if isinstance(spec, dict) else None
     kept = spec.get("kept") if isinstance(spec, dict) else None
-    if not isinstance(shape, list) or any(type(size) is not int or size < 0 for size in shape):
+    if not isinstance(shape, list) or any(type(size) is not int or not 0 <= size < 2**63 for size in shape):
         raise MaskFileError(f"{path}: the shape of {name!r} must be a list of sizes; received {shape!r}.")
     if type(kept) is not int or not 0 <= kept <= math.prod(shape):
         raise MaskFileError(f"{path}: kept of {name!r} must be a count within its shape {shape}; received {kept!r}.")

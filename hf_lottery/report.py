@@ -54,13 +54,11 @@ def plot_against_density(
     Raises:
         ImportError: matplotlib is not installed.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.figure import Figure  # without pyplot, which would choose a backend for the whole process
 
-    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
     for label, points in series.items():
         kept = [100 * (1 - sparsity) for sparsity in points]
         mean = np.array([np.mean(values) for values in points.values()])
@@ -76,4 +74,3 @@ def plot_against_density(
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
-    plt.close(figure)

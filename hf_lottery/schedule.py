@@ -39,14 +39,14 @@ def geometric(
             f"exactly one of sparsity and levels must be given; received sparsity={sparsity}, levels={levels}. "
             "Drop one of them."
         )
-    if not 0 < pruning_fraction < 1:
+    if not 1e-6 <= pruning_fraction < 1:
         raise ValueError(f"pruning_fraction must be in (0, 1); received {pruning_fraction}. Try 0.2.")
     if levels is not None:
         _check_levels(levels)
         return [_round(1 - (1 - pruning_fraction) ** level) for level in range(levels + 1)]
     assert sparsity is not None
     check_sparsity(sparsity)
-    # The tolerance keeps 0.36 from getting a level of its own after 1 - 0.8 ** 2 = 0.35999999999999999.
+    # The tolerance keeps a target such as 0.1 + 0.2 from getting a level of its own after 0.3.
     path = [0.0]
     while (following := _round(1 - (1 - path[-1]) * (1 - pruning_fraction))) < sparsity - 1e-9:
         path.append(following)

@@ -153,6 +153,11 @@ class SparseHandle:
         for weight, mask in self._bound.values():
             for value in optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
+                    if not value.is_floating_point():
+                        raise NotImplementedError(
+                            f"the state of {type(optimizer).__name__} must be floating point; received {value.dtype}, "
+                            "whose codes cannot be masked. Use an optimizer that does not quantise its state."
+                        )
                     mask.clear_pruned_(value)
 
     def _before_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:

@@ -151,3 +151,8 @@ def test_tied_weight_fits_under_both_names():
 
 def test_repr_says_the_sparsity():
     assert repr(mask_of("1000")) == "Mask(1 parameters, 1 of 4 weights kept, sparsity 0.7500)"
+
+
+def test_a_parameter_without_elements_has_sparsity_zero():
+    empty = torch.zeros(0, 3, dtype=torch.bool)
+    assert Mask({"a": torch.ones(2, dtype=torch.bool), "e": empty}).layer_sparsities() == {"a": 0.0, "e": 0.0}

@@ -114,6 +114,8 @@ def test_truncated_file(folder, size):
         ("tensors", {"a": {"shape": [2], "kept": -1}}, "kept of 'a' must be a count within"),
         ("tensors", {"a": {"shape": [2], "kept": True}}, "kept of 'a' must be a count within"),
         ("tensors", {"../x": {"shape": [2], "kept": 1}}, "must hold exactly the tensors"),
+        ("tensors", {"a": {"shape": [0, 2**70], "kept": 0}}, "list of sizes"),
+        ("tensors", {"a": {"shape": [0], "kept": 0}}, "must have at least one weight"),
     ],
 )
 def test_bad_config(folder, key, value, message):

@@ -1,5 +1,7 @@
-import matplotlib.pyplot as plt
+import sys
+
 import pytest
+from matplotlib.figure import Figure
 
 from hf_lottery import level_table, markdown_table, plot_against_density
 
@@ -24,12 +26,14 @@ def test_level_table_shows_what_there_is():
 
 
 def test_picture(tmp_path, monkeypatch):
-    closed, close = [], plt.close
-    monkeypatch.setattr(plt, "close", lambda figure: (closed.append(figure), close(figure)))
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     series = {"ticket": {0.0: [0.9, 0.92], 0.5: [0.91, 0.93]}, "control": {0.5: [0.8]}}
     plot_against_density(tmp_path / "p.png", series, ylabel="accuracy", title="t")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    (axes,) = closed[0].axes
+    assert "matplotlib.pyplot" not in sys.modules  # it would choose a backend for the whole process
+    (axes,) = drawn[0].axes
     ticket, control = (line.get_xydata().tolist() for line in axes.lines)
     assert ticket == [[100, pytest.approx(0.91)], [50, pytest.approx(0.92)]] and control == [[50, 0.8]]
     band, spread = axes.collections[0].get_datalim(axes.transData), 0.01 * 2**0.5

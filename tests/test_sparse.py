@@ -326,3 +326,12 @@ def test_a_weight_that_is_unfrozen_later_is_held_too():
         model[0].weight.requires_grad_(True)
         train(model, optimizer, model, steps=3)
         assert pruned_are_zero(model, mask)
+
+
+def test_a_quantised_state_is_refused():
+    model = nn.Linear(4, 4)
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    optimizer.state[model.weight] = {"moment": torch.zeros(4, 4, dtype=torch.uint8)}
+    mask = Mask({"weight": torch.eye(4, dtype=torch.bool)})
+    with pytest.raises(NotImplementedError, match=r"state of SGD must be floating point; received torch.uint8"):
+        keep_sparse(model, mask, optimizer)

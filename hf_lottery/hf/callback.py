@@ -44,8 +44,10 @@ class SparsityCallback(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         """Verify the mask and let go."""
         assert self.handle is not None
-        self.handle.verify()
-        self.release()
+        try:
+            self.handle.verify()
+        finally:
+            self.release()
 
     def release(self) -> None:
         """Let the model go, if it is bound."""

@@ -46,8 +46,8 @@ def ticket_card(mask: Mask, info: dict[str, Any]) -> str:
     architecture = info.get("architecture")
     settings = info.get("settings", {})
     layers = [
-        [f"`{name}`", "x".join(map(str, entry.shape)), f"{1 - int(entry.sum()) / max(entry.numel(), 1):.2%}"]
-        for name, entry in mask.items()
+        [f"`{name}`", "x".join(map(str, mask[name].shape)), f"{sparsity:.2%}"]
+        for name, sparsity in mask.layer_sparsities().items()
     ]
     text = _TEXT.format(
         of=f" of `{architecture}`" if architecture else "",

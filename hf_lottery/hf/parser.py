@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -77,8 +78,8 @@ class RecipeParser(HfArgumentParser):
         if not path.is_file():
             self.error(f"--config must name a YAML file; received {path}, which does not exist.")
         try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except yaml.YAMLError as error:
+            values = yaml.load(path.read_text(), _loader()) or {}
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             self.error(f"{path} must be YAML; received: {error}")
         if not isinstance(values, dict):
             self.error(f"{path} must hold keys and values; received {type(values).__name__}.")
@@ -87,6 +88,8 @@ class RecipeParser(HfArgumentParser):
         for action in self._actions:  # a flag that is on by default has two: --x and --no_x
             if action.dest in values and action.dest not in ruled_out:
                 value = values[action.dest]
+                if (value is None and action.default is not None) or (isinstance(value, list) and action.nargs is None):
+                    self.error(f"{path}: {action.dest} must have a value of its own type; received {value!r}.")
                 # As text, argparse converts a number to the field's type; YAML itself reads 1e-3 as text.
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
                 action.default = str(value) if is_number else value
@@ -101,3 +104,19 @@ class RecipeParser(HfArgumentParser):
             near = difflib.get_close_matches(str(key), self._known(), n=1, cutoff=0.5)
             hints.append(f"{key}" + (f" (nearest: {near[0]})" if near else ""))
         self.error(f"{where} must hold known keys; received {', '.join(hints)}.")
+
+
+def _loader() -> Any:
+    """YAML 1.1 reads 2:4 as a number of base 60; here it is text, as it is on the command line."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        pass
+
+    number = re.compile(r"[-+]?[0-9][0-9_]*$|0x[0-9a-fA-F_]+$|0o?[0-7_]+$")
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:int"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver("tag:yaml.org,2002:int", number, list("-+0123456789"))
+    return Loader

@@ -5,7 +5,7 @@
     output_dir/
       lottery_state.json        settings, finished levels and their metrics; rewritten when a level is finished
       rewind.safetensors        the moment that levels rewind to, if it is later than the start
-      level-00/  level-01/ ...  mask and starting weights of the level (a ticket), checkpoints while it trains
+      level-00/  level-01/ ...  mask and starting weights of the level (a ticket), its checkpoints
         trained/                its trained model
       ticket/                   the last level as a ticket with a card
 """

@@ -25,7 +25,7 @@ class Ticket:
         mask: Which weights stay.
         rewind: The weights and buffers that training starts from.
         info: Where it comes from, in JSON terms: ``level``, ``settings``, ``history`` of (level, sparsity, metrics),
-            ``architecture``; kept in ``mask_config.json``.
+            ``architecture``, or your own; kept in ``mask_config.json``.
         model_config: Configuration to build the model from; None if it is not a transformers model.
     """
 
@@ -49,6 +49,7 @@ class Ticket:
 
         A new folder appears in one step. In an existing one files are replaced, but for a README.md.
         """
+        self.mask.check_fits(self.rewind.tensors)
         keep_card = (Path(folder) / "README.md").exists()
         with staged_folder(folder, last=CONFIG_NAME) as stage:
             self.rewind.save(stage / REWIND_NAME)
@@ -57,7 +58,8 @@ class Ticket:
             if not keep_card:
                 (stage / "README.md").write_text(ticket_card(self.mask, self.info))
             rewind = {"step": self.rewind.step, "sha256": self.rewind.sha256()}
-            stage_mask(stage, self.mask, {"rewind": rewind, **self.info})
+            has_config = self.model_config is not None  # a config.json may also be of what lay there before
+            stage_mask(stage, self.mask, {"rewind": rewind, "model_config": has_config, "info": self.info})
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Ticket:
@@ -81,10 +83,9 @@ class Ticket:
             mask.check_fits(rewind.tensors)
         except MaskMismatchError as error:
             raise MaskFileError(f"{folder}: mask and rewind weights must fit each other; {error}") from error
-        # The keys of the file format itself are the mask's; the rest is what save_pretrained was given.
-        info = {key: config[key] for key in ("level", "settings", "history", "architecture") if key in config}
+        info = config.get("info", {})
         model_config = None
-        if (folder / "config.json").is_file():
+        if config.get("model_config") is True:
             from transformers import AutoConfig
 
             model_config = AutoConfig.from_pretrained(folder)

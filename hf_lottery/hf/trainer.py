@@ -227,7 +227,10 @@ class LotteryTrainer(SparseTrainer):
         base = cast(str, self.args.output_dir)
         if trial is not None:
             raise NotImplementedError("hyperparameter search over whole runs must go through your own loop.")
-        if isinstance(resume_from_checkpoint, str) and Path(resume_from_checkpoint).resolve() != Path(base).resolve():
+        if (
+            isinstance(resume_from_checkpoint, str | Path)
+            and Path(resume_from_checkpoint).resolve() != Path(base).resolve()
+        ):
             raise ValueError(
                 f"a run must be resumed from its output_dir {base}; received {resume_from_checkpoint}. "
                 "Pass resume_from_checkpoint=True."

@@ -138,3 +138,19 @@ def test_a_flag_rules_out_the_files_alternative(yaml_file, line):
     assert (args.levels, args.sparsity) == (3, None)
     args = parse("--config", yaml_file("levels: 4"), "--sparsity", "0.6")[1]
     assert (args.levels, args.sparsity) == (None, 0.6)
+
+
+@pytest.mark.parametrize(("text", "scope"), [("scope: 2:4", "2:4"), ("scope: '1:4'", "1:4"), ("scope: erk", "erk")])
+def test_groups_are_no_numbers_of_base_60(yaml_file, text, scope):
+    small, args = parse("--config", yaml_file(text + "\nneeded: 12\nsparsity: 5e-1"))
+    assert (args.scope, small.needed, args.sparsity) == (scope, 12, 0.5)
+
+
+@pytest.mark.parametrize("text", ["rewind: null", "seed: [1]"])
+def test_values_of_another_type(capsys, yaml_file, text):
+    assert "must have a value of its own type; received" in fails(capsys, "--config", yaml_file(text))
+
+
+def test_a_file_that_is_no_text(capsys, tmp_path):
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
+    assert "must be YAML" in fails(capsys, "--config", str(tmp_path / "bytes.yaml"))

@@ -147,3 +147,24 @@ def test_an_error_half_way_leaves_no_ticket(ticket, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         ticket.save_pretrained(tmp_path / "t")
     assert not list(tmp_path.iterdir())
+
+
+def test_info_of_ones_own_comes_back_and_shadows_nothing(ticket, tmp_path):
+    own = Ticket(ticket.mask, ticket.rewind, {"rewind": "mine", "sha256": "mine", "notes": [1, 2]}, None)
+    own.save_pretrained(tmp_path / "t")
+    assert Ticket.from_pretrained(tmp_path / "t").info == own.info
+    Snapshot.capture(model(seed=3), 5).save(tmp_path / "t/rewind.safetensors")
+    with pytest.raises(MaskFileError, match="must hold the weights"):
+        Ticket.from_pretrained(tmp_path / "t")
+
+
+def test_a_config_that_lay_there_before_is_not_the_tickets(ticket, tmp_path):
+    ticket.save_pretrained(tmp_path / "t")
+    Ticket(ticket.mask, ticket.rewind).save_pretrained(tmp_path / "t")
+    assert (tmp_path / "t/config.json").exists() and Ticket.from_pretrained(tmp_path / "t").model_config is None
+
+
+def test_a_mask_that_does_not_fit_its_weights_is_not_saved(ticket, tmp_path):
+    with pytest.raises(MaskMismatchError):
+        Ticket(Mask({"x": torch.ones(2, dtype=torch.bool)}), ticket.rewind).save_pretrained(tmp_path / "t")
+    assert not list(tmp_path.iterdir())
