@@ -40,6 +40,7 @@ def weight_matching(
     restarts: int = 1,
     groups: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
+    residual: bool | None = None,
 ) -> Permutation:
     """The permutation of ``source`` with the largest inner product with ``target``, over all parameters.
 
@@ -57,6 +58,8 @@ def weight_matching(
             algorithm of the paper, in half the time.
         groups: Match only these free groups (names, or a regular expression); all by default.
         exclude: Leave these groups as they are.
+        residual: Whether to match residual streams too. Default: not those of a network with attention, where the
+            literature finds the identity best; see :func:`residual_streams`.
 
     Returns:
         The permutation, with a :class:`MatchReport` in its ``report``.
@@ -67,7 +70,7 @@ def weight_matching(
     Reference:
         Ainsworth et al., 2023, "Git Re-Basin", arXiv:2209.04836, Algorithm 1.
     """
-    chosen = _chosen(spec, groups, exclude)
+    chosen = _chosen(spec, groups, exclude, residual)
     ties = _weight_ties(spec, source, target, chosen)
     among = families(spec, chosen)
     best = descend(spec, ties, among, seed=seed, iterations=iterations)
@@ -89,6 +92,7 @@ def activation_matching(
     iterations: int = 100,
     groups: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
+    residual: bool | None = None,
 ) -> Permutation:
     """The permutation of ``source`` whose units correlate best with those of ``target`` on the same data.
 
@@ -107,6 +111,7 @@ def activation_matching(
         iterations: Sweeps at most.
         groups: As in :func:`weight_matching`.
         exclude: As in :func:`weight_matching`.
+        residual: As in :func:`weight_matching`.
 
     Returns:
         The permutation, with a :class:`MatchReport` in its ``report``.
@@ -119,7 +124,7 @@ def activation_matching(
         Adnan et al., 2025, arXiv:2505.05143, section 3. They match layer after layer on permuted prefixes, one pass
         over the data each; permutation equivariance gives the same correlations from the unpermuted networks at once.
     """
-    chosen = _chosen(spec, groups, exclude)
+    chosen = _chosen(spec, groups, exclude, residual)
     weights = _weight_ties(spec, source, target, chosen)
     found = correlations(spec, chosen, source=source, target=target, batches=batches, forward=forward)
     ties = [CorrelationTie(spec, axis, matrix) for axis, matrix in found]
@@ -132,9 +137,34 @@ def activation_matching(
     return permutation
 
 
-def _chosen(spec: PermutationSpec, groups: Any, exclude: Any) -> list[str]:
+def residual_streams(spec: PermutationSpec) -> list[str]:
+    """The groups that run through a whole network with attention: tied to five matrices or more, and to no head.
+
+    A feed-forward layer ties at most three matrices (gate, up, down), the heads of an attention have inner groups.
+    There are none in a network without nested groups, such as a convolutional one.
+
+    Reference:
+        Verma and Elbayad, 2024, "Merging Text Transformer Models from Different Initializations", arXiv:2403.00986
+        (of all ways to permute the residual stream of BERT, the identity has the lowest barrier).
+    """
+    outer = {parent for group in spec.free.values() for parent in group.parents}
+    if not outer:
+        return []
+    matrices = {
+        name: {tensor for tensor, _ in spec.members[name] if len(spec.shapes[tensor]) > 1} for name in spec.free
+    }
+    return [
+        name
+        for name, group in spec.free.items()
+        if not group.parents and name not in outer and len(matrices[name]) >= 5
+    ]
+
+
+def _chosen(spec: PermutationSpec, groups: Any, exclude: Any, residual: bool | None) -> list[str]:
     chosen = list(spec.free) if groups is None else [name for name in spec.select(groups) if name in spec.free]
     left_out = set() if exclude is None else set(spec.select(exclude))
+    if not residual and (residual is not None or groups is None):
+        left_out |= set(residual_streams(spec))
     return [name for name in chosen if name not in left_out and spec.groups[name].size > 1]
 
 

@@ -433,3 +433,22 @@ def test_routed_tokens_that_do_not_pair_up_are_left_to_the_weights():
     p, target = spec.random(0, groups="r"), copy.deepcopy(source)
     permute_(target, p)
     assert activation_matching(spec, source=source, target=target, batches=[torch.randn(40, 4)]) == p
+
+
+def test_residual_streams_stay_unless_they_are_asked_for():
+    from transformers import BertConfig, BertForSequenceClassification
+
+    from hf_lottery import discover
+    from hf_lottery.matching import residual_streams
+
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, vocab_size=30, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    source, target = BertForSequenceClassification(config).eval(), BertForSequenceClassification(config).eval()
+    spec = discover(source, {"input_ids": torch.randint(1, 30, (2, 9))})
+    (stream,) = residual_streams(spec)
+    assert stream == "bert.embeddings.word_embeddings.weight[1]"
+    assert stream not in weight_matching(spec, source=source, target=target).entries
+    assert stream in weight_matching(spec, source=source, target=target, residual=True).entries
+    assert stream in weight_matching(spec, source=source, target=target, groups=[stream]).entries

@@ -12,10 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from ..mask import plain_name, unwrap
 from ..permutation import SymmetryError, permute_
-from . import rules  # noqa: F401  # registers the rules
 from .layout import freeze as freeze_axis
 from .layout import frozen
 from .outputs import chosen_outputs
+from .rules import pointwise  # noqa: F401  # importing them registers the rules
 from .solve import solve
 from .spec import PermutationSpec
 from .trace import Axes, Trace, call, plain_kernels

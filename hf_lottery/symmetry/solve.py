@@ -24,14 +24,16 @@ def solve(
     Args:
         tensors: Name -> axes of each parameter and buffer.
         seen: The axes of everything that was traced.
-        lookups: Axes of positions -> the axis they were looked up in: a tensor with all of the first goes with the second.
+        lookups: Axes of positions -> the axis they were looked up in: what is seen with all of the first goes with the
+            second.
     """
-    seen = [*seen, *tensors.values()]
-    while _merge_children(seen):
+    seen = [*seen]
+    while _merge_children([*seen, *tensors.values()]):
         pass
     blocks = {name: list(_blocks(axes)) for name, axes in tensors.items()}
     wanted = {node for parts in blocks.values() for block in parts for leaves, _ in block for node in leaves}
-    parents = _parents(wanted, seen, [({*factors(a)}, {*factors(b)}) for a, b in lookups])
+    found = [({*factors(a)}, {*factors(b)} & wanted) for a, b in lookups]
+    parents = _parents(wanted, [(axes, found) for axes in seen] + [(axes, []) for axes in tensors.values()])
     names = _names(blocks)
     groups = [
         Group(names[node], node.size, tuple(names[p] for p in parents.get(node, ())), node.frozen)
@@ -121,7 +123,7 @@ def _first_sum(entries: Iterable[_Entry]) -> Node | None:
 
 
 def _substitute(entries: Iterable[_Entry], sum_: Node, offset: int, todo: list[_Fixed]) -> tuple[_Entry, ...]:
-    """Put the part in ``todo`` for the sum's first occurrence, and for other nodes what stands for them in that part."""
+    """Put the part in ``todo`` for the sum's first occurrence, and for other nodes what stands for them there."""
     result: list[_Entry] = []
     for entry in entries:
         if isinstance(entry, _Fixed):
@@ -152,27 +154,22 @@ def _place(entries: Iterable[_Entry]) -> _Part:
     return tuple(leaves), positions
 
 
-def _parents(
-    wanted: set[Node], seen: Sequence[Axes], lookups: Sequence[tuple[set[Node], set[Node]]]
-) -> dict[Node, tuple[Node, ...]]:
+_Lookups = Sequence[tuple[set[Node], set[Node]]]
+
+
+def _parents(wanted: set[Node], seen: Sequence[tuple[Axes, _Lookups]]) -> dict[Node, tuple[Node, ...]]:
     """Which free atoms may be permuted anew for each index of which others: those that never go without them."""
     always: dict[Node, set[Node]] = {}
     outer: Counter[tuple[Node, Node]] = Counter()
-    for axes in seen:
+    for axes, lookups in seen:
         for block in _blocks(axes):
-            present = {node for leaves, _ in block for node in leaves}
-            looked = {n for positions, axis in lookups if positions and positions <= present for n in axis} & wanted
             counts = [Counter(node for node in leaves if node in wanted) for leaves, _ in block]
-            total = sum(counts, Counter())
-            order = [*looked, *(node for leaves, _ in block for node in leaves)]
-            total.update(looked - total.keys())
-            for node in total:
-                fit = {
-                    other
-                    for other in total
-                    if other is not node
-                    and (total[other] == 1 or all(c[other] == c[node] for c in counts if c[node] or c[other]))
-                }
+            present = {node for leaves, _ in block for node in leaves}
+            # Where the experts of some tokens were looked up, a token stands for its expert; but not for itself.
+            looked = [(at, of - present) for at, of in lookups if at and at <= present]
+            order = [*(node for _, of in looked for node in of), *(node for leaves, _ in block for node in leaves)]
+            for node in dict.fromkeys(node for node in order if node in wanted):
+                fit = _company(node, counts) | {other for at, of in looked if node not in at for other in of}
                 always[node] = always[node] & fit if node in always else fit
                 for other in fit:
                     outer[other, node] += 1 if order.index(other) < order.index(node) else -1
@@ -187,6 +184,16 @@ def _parents(
         chain = sorted(mine, key=lambda o: (len(parents.get(o, ())), o.order))
         closed[node] = tuple(o for o in chain if all(p in mine for p in parents.get(o, ())))
     return closed
+
+
+def _company(node: Node, counts: Sequence[Counter[Node]]) -> set[Node]:
+    """The nodes that go with one in a block, so that it is clear which occurrence goes with which."""
+    total = sum(counts, Counter())
+    return {
+        other
+        for other in total
+        if other is not node and (total[other] == 1 or all(count[other] == count[node] <= 1 for count in counts))
+    }
 
 
 def _names(blocks: Mapping[str, Sequence[Sequence[_Part]]]) -> dict[Node, str]:

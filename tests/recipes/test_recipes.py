@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import align_mask
 import common
 import data
 import find_ticket
 import pytest
+import three_trainings
 import torch
 import train_ticket
 import transformers
@@ -252,3 +254,56 @@ def test_killed_for_real_and_run_again(tmp_path):
     assert [a["metrics"]["eval_loss"] for a in whole.info["history"]] == [
         b["metrics"]["eval_loss"] for b in killed.info["history"]
     ]
+
+
+def test_align_and_train_the_permuted_mask(run, tmp_path):
+    """The three trainings of the alignment paper, by hand: another seed, its dense network, the mask carried over."""
+    find_digits(run, tmp_path / "a")
+    common_flags = [*DIGITS, "--num_train_epochs", 3, "--max_train_samples", 128, "--ticket", tmp_path / "a/ticket"]
+    run(train_ticket, *common_flags, "--init", "seed:7", "--mask", "none", "--output_dir", tmp_path / "b")
+    for method in ("activation", "weight"):
+        out = run(
+            align_mask, *DIGITS, "--ticket", tmp_path / "a/ticket", "--target_model", tmp_path / "b", "--method",
+            method,
+            "--output_dir", tmp_path / method, "--match_batches", 2,
+        )  # fmt: skip
+        assert "overlap with the mask before" in out
+        aligned, mask = (Mask.from_pretrained(tmp_path / name) for name in (method, "a/ticket"))
+        assert aligned != mask and aligned.layer_sparsities() == mask.layer_sparsities()
+    run(
+        train_ticket, *common_flags, "--init", f"checkpoint:{tmp_path / 'b'}", "--mask", "aligned", "--aligned",
+        tmp_path / "activation", "--output_dir", tmp_path / "permuted",
+    )  # fmt: skip
+    assert Mask.from_pretrained(tmp_path / "permuted") == Mask.from_pretrained(tmp_path / "activation")
+
+
+def test_three_trainings_on_two_seeds(run, tmp_path):
+    def again():
+        return run(
+            three_trainings, *DIGITS, "--num_train_epochs", 3, "--sparsity", 0.5, "--max_train_samples", 128,
+            "--output_dir", tmp_path / "run", "--seeds", 0, 1, "--match_batches", 2,
+        )  # fmt: skip
+
+    out = again()
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
+    assert rows[2:4] == ["0", "1"] and rows[6:] == [
+        "dense", "lth", "naive", "permuted", "permuted - naive", "lth - permuted"
+    ]  # fmt: skip
+    results = json.loads((tmp_path / "run/three_trainings.json").read_text())
+    assert all(len(set(results[seed][name] for name in ("lth", "naive", "permuted"))) > 1 for seed in "01")
+    assert again().splitlines()[-8:] == out.splitlines()[-8:]
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("align", ["--method", "luck"], "method must be one of activation, weight; received 'luck'"),
+        ("align", ["--match_batches", "0"], "match_batches must be at least 1; received 0"),
+        ("train", ["--mask", "aligned"], "aligned must be given with mask=aligned; received aligned and None"),
+    ],
+)
+def test_bad_alignment_command_lines(run, capsys, module, arguments, message):
+    recipe, more = (align_mask, ["--target_model", "x"]) if module == "align" else (train_ticket, [])
+    with pytest.raises(SystemExit):
+        run(recipe, *DIGITS, "--ticket", "x", *more, *arguments)
+    assert message in capsys.readouterr().err
