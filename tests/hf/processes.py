@@ -9,18 +9,25 @@ from small_task import Net, Points, arguments, net
 
 from hf_lottery import LotteryTrainer, Snapshot
 
-folder, score, slow = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-args = arguments(
-    folder / "run", per_device_train_batch_size=8, score=score, rewind="step:2", ddp_find_unused_parameters=False
-)
-ours = LotteryTrainer(model=net(), args=args, train_dataset=Points(), eval_dataset=Points(20))
-assert isinstance(ours.model, Net) and args.world_size == 2
-if args.process_index == slow:
-    time.sleep(1)
-ours.train()
-found = {
-    "mask": {name: entry.int().tolist() for name, entry in ours.mask.items()},
-    "weights": Snapshot.capture(ours.model).sha256(),
-    "levels": [record["level"] for record in ours.history],
-}
-(folder / f"rank-{args.process_index}.json").write_text(json.dumps(found))
+
+def main() -> None:
+    """Run the search, the process ``slow`` a second late."""
+    folder, score, slow = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    args = arguments(
+        folder / "run", per_device_train_batch_size=8, score=score, rewind="step:2", ddp_find_unused_parameters=False
+    )
+    ours = LotteryTrainer(model=net(), args=args, train_dataset=Points(), eval_dataset=Points(20))
+    assert isinstance(ours.model, Net) and args.world_size == 2
+    if args.process_index == slow:
+        time.sleep(1)
+    ours.train()
+    found = {
+        "mask": {name: entry.int().tolist() for name, entry in ours.mask.items()},
+        "weights": Snapshot.capture(ours.model).sha256(),
+        "levels": [record["level"] for record in ours.history],
+    }
+    (folder / f"rank-{args.process_index}.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
