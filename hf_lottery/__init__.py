@@ -24,7 +24,7 @@ from .mask_file import MaskFileError
 from .matching import activation_matching, weight_matching
 from .permutation import Permutation, SpecMismatchError, SymmetryError, permute_
 from .prune import prune
-from .report import level_table, markdown_table, plot_against_density
+from .report import level_table, markdown_table, plot_against_density, plot_match
 from .rewind import Rewind, Snapshot, parse_rewind
 from .schedule import cubic, geometric, one_shot
 from .scope import PruneRequest, erk, global_, n_of_m, uniform
@@ -110,6 +110,7 @@ __all__ = [
     "parse_rewind",
     "permute_",
     "plot_against_density",
+    "plot_match",
     "predicted_classes",
     "prunable",
     "prune",

@@ -27,12 +27,12 @@ _ROUNDS = 20
 def assign(score: np.ndarray) -> np.ndarray:
     """The permutation ``p`` that maximises ``score[i, p[i]]`` summed over i.
 
-    Column and then row minima are subtracted first: the optimum is the same and the solver is 1.2 to 2.4 times faster.
+    Row and then column minima are subtracted first: the optimum is the same, and the solver has less left to do.
     """
     cost = -np.asarray(score, dtype=np.float64)
     if len(cost) >= 64:
-        cost -= cost.min(axis=0)
         cost -= cost.min(axis=1, keepdims=True)
+        cost -= cost.min(axis=0)
     return linear_sum_assignment(cost)[1].astype(np.int64)
 
 

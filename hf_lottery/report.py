@@ -74,3 +74,31 @@ def plot_against_density(
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)
+
+
+def plot_match(path: str | Path, groups: Mapping[str, tuple[float, float]], *, score: str, title: str) -> None:
+    """Draw how well the units of two networks go together, group by group, before and after matching, as a PNG.
+
+    Args:
+        path: The file to write.
+        groups: Group name -> score in the order they had, and as matched.
+        score: Name of the score.
+        title: Title of the picture.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 0.4 * len(groups) + 1.4), layout="constrained")
+    axes, place = figure.subplots(), np.arange(len(groups))
+    series = zip((-0.2, 0.2), ("as they were", "matched"), zip(*groups.values(), strict=True), strict=True)
+    for offset, label, values in series:
+        axes.barh(place + offset, values, 0.4, label=label)
+    axes.set_yticks(place, list(groups), fontsize=7)
+    axes.invert_yaxis()
+    axes.set(xlabel=score, title=title)
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower right", ncols=2)
+    figure.savefig(path, dpi=150)

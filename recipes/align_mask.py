@@ -31,6 +31,7 @@ from hf_lottery import (
     RecipeParser,
     activation_matching,
     discover,
+    plot_match,
     weight_matching,
 )
 
@@ -84,7 +85,10 @@ def main() -> None:
         print(
             f"\n{permutation.report}\n\noverlap with the mask before: {overlap.iou:.3f} (chance {overlap.chance:.3f})"
         )
-        print(f"aligned mask: {folder}")
+        scores = {name: (group.identity, group.matched) for name, group in permutation.report.groups.items()}
+        score = "correlation" if align.method == "activation" else "inner product"
+        plot_match(folder / "match.png", scores, score=f"mean {score} of units", title=type(source).__name__)
+        print(f"aligned mask: {folder}\npicture: {folder / 'match.png'}")
 
 
 def load_network(folder: str, task: str) -> PreTrainedModel:

@@ -3,7 +3,7 @@ import sys
 import pytest
 from matplotlib.figure import Figure
 
-from hf_lottery import level_table, markdown_table, plot_against_density
+from hf_lottery import level_table, markdown_table, plot_against_density, plot_match
 
 
 def test_markdown_table():
@@ -42,3 +42,13 @@ def test_picture(tmp_path, monkeypatch):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "50"]
     assert (axes.get_ylabel(), axes.get_title()) == ("accuracy", "t")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ticket", "control"]
+
+
+def test_picture_of_a_match(tmp_path, monkeypatch):
+    drawn, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+    plot_match(tmp_path / "m.png", {"a": (0.1, 0.7), "b": (0.0, 0.5)}, score="correlation", title="t")
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    (axes,) = drawn[0].axes
+    assert [[bar.get_width() for bar in bars] for bars in axes.containers] == [[0.1, 0.0], [0.7, 0.5]]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]

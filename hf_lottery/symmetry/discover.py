@@ -41,7 +41,8 @@ def discover(
         inputs: One call's arguments, on the model's device: a dict of keywords, or a tuple.
         outputs: Output fields that must not change. Default: all but hidden states, attentions and caches.
         freeze: Regular expressions of parameters and buffers whose axes stay as they are.
-        strict: Refuse a model with a parameter that the pass did not reach; else such parameters are frozen.
+        strict: Refuse a model with a parameter that the pass did not reach; else such parameters are frozen, and the
+            spec holds for inputs that do not reach them either.
 
     Returns:
         The spec; print it for a table of its groups.
@@ -52,12 +53,14 @@ def discover(
             a parameter, or has no head and ``outputs`` does not say what counts.
 
     Example:
+        >>> import torch
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> list(discover(model, (torch.randn(5, 4),)).free)
         ['0.weight[0]']
 
     References:
-        Ainsworth, Hayase and Srinivasa, 2023, "Git Re-Basin", arXiv:2209.04836 (which writes the specification by hand).
+        Ainsworth, Hayase and Srinivasa, 2023, "Git Re-Basin", arXiv:2209.04836 (which writes the
+        specification by hand).
     """
     _check_arguments(model, inputs, outputs, freeze)
     model = unwrap(model)
@@ -65,11 +68,13 @@ def discover(
     parameters = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
     _check_tensors(named, parameters)
     trace, axes = _traced(model, inputs, outputs, named, parameters)
-    _freeze_unreached(trace, {name: named[name] for name in named if name in parameters}, axes, strict)
+    lost = [n for n, tensor in named.items() if n in parameters and tensor.numel() and id(tensor) not in trace.reached]
+    _freeze_unreached(lost, axes, strict)
     _freeze_chosen(axes, freeze)
     if trace.unknown:
         warnings.warn(f"operations without a rule froze what they touch: {trace.unknown}", stacklevel=2)
-    return _proven(solve(axes, trace.seen, trace.lookups), model, inputs, outputs)
+    spec = solve(axes, trace.seen, trace.lookups)
+    return _proven(spec, Prover(model, inputs, outputs), lost)
 
 
 def _traced(
@@ -92,25 +97,28 @@ def _traced(
         except Exception as error:
             raise SymmetryError(
                 "the model must run on the inputs; received an error from its forward pass: "
-                f"{type(error).__name__}: {error} Give one call's arguments, in the model's precision and on its device; "
-                "if a kernel is missing there, move the model with .float() or .cpu()."
+                f"{type(error).__name__}: {error} Give one call's arguments, in the model's precision and on its "
+                "device; if a kernel is missing there, move the model with .float() or .cpu()."
             ) from error
         for name, value in chosen_outputs(result, outputs).items():
             trace.freeze(value, f"the output {name}")
     return trace, axes
 
 
-def _proven(spec: PermutationSpec, model: nn.Module, inputs: Any, outputs: Sequence[str] | None) -> PermutationSpec:
+def _proven(spec: PermutationSpec, prover: Prover, lost: Sequence[str]) -> PermutationSpec:
     """The spec without the groups that change an output after all."""
-    prover = Prover(model, inputs, outputs)
     while spec.free:
         error = prover.try_out(lambda m: permute_(m, spec.random(0)))  # noqa: B023  # called at once
         if error <= RTOL:
             break
         wrong = culprits(spec, prover, RTOL)
+        reason = (
+            f"Parameters that the traced pass did not reach take part, such as {lost[0]!r}: give more inputs."
+            if lost
+            else "The tracing rules are wrong for this architecture; please report it."
+        )
         warnings.warn(
-            f"permuting {wrong[:3]} ({len(wrong)} groups) changes the outputs by {error:.2g}: frozen. The tracing rules "
-            "are wrong for this architecture; please report it.",
+            f"permuting {wrong[:3]} ({len(wrong)} groups) changes the outputs by {error:.2g}: frozen. {reason}",
             stacklevel=3,
         )
         spec = spec.freeze(wrong, "verification failed")
@@ -150,8 +158,7 @@ def _check_tensors(named: Mapping[str, Tensor], parameters: set[str]) -> None:
             )
 
 
-def _freeze_unreached(trace: Trace, parameters: Mapping[str, Tensor], axes: Mapping[str, Axes], strict: bool) -> None:
-    lost = [name for name, tensor in parameters.items() if tensor.numel() and id(tensor) not in trace.reached]
+def _freeze_unreached(lost: Sequence[str], axes: Mapping[str, Axes], strict: bool) -> None:
     if lost and strict:
         raise SymmetryError(
             f"every parameter must take part in the traced pass; received no use of {lost[:3]} "

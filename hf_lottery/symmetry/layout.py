@@ -116,7 +116,7 @@ def unify(first: Iterable[Node], second: Iterable[Node], why: str = "two views o
         a, b = x[0], y[0]
         if a is b or a.size == b.size:
             known.append(_tie(a, b))
-            x.pop(0), y.pop(0)
+            del x[0], y[0]
         elif a.size < b.size:
             if not _split(b, a.size):
                 return _misaligned(first, second, why)
@@ -248,23 +248,11 @@ def _cut_at(node: Node, offset: int) -> bool:
         return False
     start = 0
     for index, part in enumerate(node.parts):
-        if start == offset:
-            return True
         if start < offset < start + part.size:
-            flat = factors([part])
-            inner = math.prod(f.size for f in flat[1:]) if flat else 1
-            part = find(part)
-            if part.kind == "product" and (offset - start) % inner == 0:
-                outer = flat[0]
-                if not _cut_at(outer, (offset - start) // inner):
-                    return False
-                pieces = _flat_sum(outer)
-                new = [Node(p.size * inner, "product", [p, *flat[1:]]) for p in pieces]
-            elif part.kind in ("atom", "sum") and _cut_at(part, offset - start):
-                new = list(find(part).parts)
-            else:
+            halves = _halves(part, offset - start)
+            if halves is None:
                 return False
-            node.parts[index : index + 1] = new
+            node.parts[index : index + 1] = halves
             # What stood for the other axes in the whole part stands for them in each half.
             for other, (_, at), child in _with_children(node):
                 if at == start:
@@ -272,6 +260,18 @@ def _cut_at(node: Node, offset: int) -> bool:
             return True
         start += part.size
     return True
+
+
+def _halves(part: Node, offset: int) -> list[Node] | None:
+    """A part of a sum as the parts before and after ``offset``; None if its structure forbids the cut."""
+    part = find(part)
+    if part.kind == "product":
+        outer, *rest = factors([part])
+        inner = size_of(rest)
+        if offset % inner or not _cut_at(outer, offset // inner):
+            return None
+        return [Node(piece.size * inner, "product", [piece, *rest]) for piece in _flat_sum(outer)]
+    return list(find(part).parts) if _cut_at(part, offset) else None
 
 
 def _flat_sum(node: Node) -> list[Node]:
@@ -320,7 +320,7 @@ def concatenate(axes: Sequence[Layout]) -> Layout:
 
 
 def regroup(axes: Sequence[Layout], sizes: Sequence[int]) -> list[Layout] | None:
-    """The axes of a view: the factors in row-major order, dealt out to axes of other sizes; None if they do not align."""
+    """The axes of a view: the factors in row-major order, dealt out to other sizes; None if they do not align."""
     flat = [node for axis in axes for node in factors(axis)]
     result: list[Layout] = []
     for size in sizes:

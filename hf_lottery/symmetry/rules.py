@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from .layout import (
     Layout,
@@ -49,7 +50,7 @@ def _broadcast(labelled: Sequence[tuple[Sequence[int], Axes]], shape: Sequence[i
 
 
 def _tensors(args: Any, kwargs: Any = None) -> list[Tensor]:
-    return [v for v in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+    return [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
 
 
 @rule(
@@ -578,7 +579,8 @@ def attention(trace: Trace, out: Any, query: Tensor, key: Tensor, value: Tensor,
         lead.append(unify(a, (*shared, *atom(size_of(a) // size_of(shared)))))
     unify(q[-1], k[-1])
     unify(k[-2], v[-2])
-    mask = next((value for name in ("attn_mask", "attn_bias") if (value := trace.given.get(name)) is not None), None)
+    mask = trace.given.get("attn_mask")
+    mask = trace.given.get("attn_bias") if mask is None else mask
     if trace.given.get("is_causal"):
         freeze((*q[-2], *k[-2]), ORDER)
     first = out[0] if isinstance(out, tuple | list) else out
@@ -883,6 +885,12 @@ def scatter(trace: Trace, out: Tensor, source: Tensor, axis: int, indices: Tenso
                 else:
                     freeze(layout, "written by position")
     return tuple(axes)
+
+
+@rule("_is_all_true", "_is_any_true")
+def whether(trace: Trace, out: Tensor, source: Tensor):
+    """One number for a whole tensor, the same in any order."""
+    return ()
 
 
 @rule("_local_scalar_dense", "is_nonzero", "equal")

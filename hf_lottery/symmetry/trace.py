@@ -277,7 +277,7 @@ def _filled(old: Axes, base: Tensor, view: Tensor, axes: Axes) -> Axes:
         if i is None:
             matched.append(_kept(axis, size))
         else:
-            start = (view.storage_offset() - base.storage_offset()) // step % size
+            start = int(view.storage_offset() - base.storage_offset()) // step % size
             plain = plain and start + view.shape[i] <= size
             matched.append(_block_filled(axis, size, start, axes[i], view.shape[i]) if plain else axis)
     if plain and not strides:
@@ -297,7 +297,8 @@ def _block_filled(axis: Layout, size: int, start: int, block: Layout, length: in
         return unify(axis, block)
     if not any(node.kind == "wild" for node in factors(axis)):
         return axis  # the view was cut out of it, and is tied to it
-    found = None if all(map(is_frozen, factors(block))) else cut(whole := atom(size), start, start + length)
+    whole = atom(size)
+    found = None if all(map(is_frozen, factors(block))) else cut(whole, start, start + length)
     if found is None:
         freeze(block, _IN_PARTS)
         return frozen(size, _IN_PARTS)
@@ -331,28 +332,26 @@ _FUSED_RECURRENCE = (
 @contextmanager
 def plain_kernels(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients, and without kernels that hide several operations in one."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    training = {module: module.training for module in model.modules()}
-    experts = getattr(model, "get_experts_implementation", lambda: None)()
-    torch.backends.mha.set_fastpath_enabled(False)
-    # Through train mode, so that what a module cached in evaluation mode is made again.
-    model.train().eval()
-    try:
-        if experts is not None and hasattr(model, "set_experts_implementation"):
-            model.set_experts_implementation("batched_mm")
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-                for get, turn in _FUSED_RECURRENCE:
-                    stack.callback(turn, get())
-                    turn(False)
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        if experts is not None and hasattr(model, "set_experts_implementation"):
-            model.set_experts_implementation(experts)
-        for module, mode in training.items():
-            module.training = mode
+    modes = {module: module.training for module in model.modules()}
+    with ExitStack() as stack:
+        for module, mode in modes.items():
+            stack.callback(setattr, module, "training", mode)
+        # Through train mode, so that what a module cached in evaluation mode is made again.
+        model.train().eval()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
+        torch.backends.mha.set_fastpath_enabled(False)
+        # All experts at once: one at a time they have no common axis.
+        experts = getattr(model, "get_experts_implementation", lambda: None)()
+        choose: Callable[[Any], None] | None = getattr(model, "set_experts_implementation", None)
+        if experts is not None and choose is not None:
+            stack.callback(choose, experts)
+            choose("batched_mm")
+        if any(isinstance(module, nn.RNNBase) for module in modes):
+            for get, turn in _FUSED_RECURRENCE:
+                stack.callback(turn, get())
+                turn(False)
+        stack.enter_context(torch.no_grad())
+        yield
 
 
 def call(model: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...]) -> Any:

@@ -40,7 +40,7 @@ def cpu_seconds(action: Callable[[], Any], repeats: int) -> float:
 
 def pairs() -> dict[str, tuple[Callable[[], torch.nn.Module], dict[str, torch.Tensor]]]:
     """Name -> network and a batch."""
-    resnet = ResNetCifarConfig(num_channels=1, image_size=28, num_labels=10)
+    resnet = ResNetCifarConfig(num_channels=1, image_size=28, id2label=dict(enumerate("0123456789")))
     bert = BertConfig(
         hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, vocab_size=1000
     )
@@ -76,9 +76,12 @@ def measure(name: str, repeats: int) -> list[str]:
 
 
 def assignment(n: int, repeats: int) -> list[str]:
-    """One row: scipy on correlations of two random layers with unequal scales, plain and reduced."""
+    """One row: scipy on the correlations of two layers of ReLU units over the same eight factors, plain and reduced."""
     generator = np.random.default_rng(0)
-    x, y = generator.standard_normal((2, 4 * n, n)) * generator.lognormal(0, 1, n)
+    factors = generator.standard_normal((4000, 8))
+    layers = [np.maximum(factors @ generator.standard_normal((8, n)) + generator.standard_normal((4000, n)), 0)
+              for _ in range(2)]  # fmt: skip
+    x, y = ((layer - layer.mean(0)) / layer.std(0) for layer in layers)
     cost = -(x.T @ y) / len(x)
     plain = cpu_seconds(lambda: linear_sum_assignment(cost), repeats)
     reduced = cpu_seconds(lambda: assign(-cost), repeats)

@@ -9,6 +9,7 @@ import torch
 from architectures import ARCHITECTURES, TimmAttention, TwoLayers
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from hf_lottery.permutation import permute_
 from hf_lottery.symmetry.discover import discover
@@ -72,7 +73,8 @@ def test_an_axis_that_was_unfrozen_is_found(name):
     for group in spec.groups.values():
         if group.frozen is None or group.size < 2 or not any(t in parameters for t, _ in spec.members[group.name]):
             continue
-        if "looked up" in group.frozen:  # a permuted vocabulary may be one that the inputs do not show
+        # A vocabulary has words that the inputs do not show, and a table of angles could move with queries and keys.
+        if "looked up" in group.frozen or "constant buffer" in group.frozen:
             continue
         with pytest.raises(SymmetryVerificationError):
             verify(unfrozen(spec, group.name), model, architecture.inputs(1), negative_control=False)
@@ -172,9 +174,7 @@ class Recurrence(nn.Module):
 def test_pitfall_1_what_is_constant_is_written_in_parts():
     model = Recurrence()
     spec = discover(model, x(2, 4, 6))
-    assert spec.members["a.weight[0]"] == [("decay", 0), ("a.weight", 0), ("a.bias", 0), ("head.weight", 1)] or (
-        {tensor for tensor, _ in spec.members["decay[0]"]} == {"decay", "a.weight", "a.bias", "head.weight"}
-    )
+    assert {tensor for tensor, _ in spec.members["decay[0]"]} == {"decay", "a.weight", "a.bias", "head.weight"}
     report = verify(spec, model, x(3, 7, 6))
     assert report.visible == 4 and len(spec.free) == 1
 
@@ -277,7 +277,7 @@ class Buffers(nn.Module):
 
 def test_pitfall_7_buffers():
     model = Buffers().eval()
-    nn.utils.prune.random_unstructured(model.a, "weight", 0.5)
+    prune.random_unstructured(model.a, "weight", 0.5)
     spec = discover(model, x(3, 6))
     moving = {tensor for name in spec.free for tensor, _ in spec.members[name]}
     assert {"norm.running_mean", "norm.running_var", "a.weight_mask", "correction_bias", "scale"} <= moving
@@ -304,8 +304,8 @@ def test_pitfall_9_every_output_counts():
     model = TwoOutputs()
     spec = discover(model, x(3, 6))
     assert sum(group.size for group in spec.free.values()) == 6  # the two boxes stay where they are
-    assert list(discover(model, x(3, 6), outputs=["logits"]).free) == ["a.weight[0]"]
-    assert not discover(model, x(3, 6), outputs=["hidden_states"]).free
+    assert sum(group.size for group in discover(model, x(3, 6), outputs=["logits"]).free.values()) == 8
+    assert all("head" in name for name in discover(model, x(3, 6), outputs=["hidden_states"]).free)
 
 
 class Squared(nn.Module):
