@@ -198,7 +198,7 @@ def test_bad_command_lines(run, capsys, arguments, message):
     ("arguments", "message"),
     [
         (["--init", "seed"], "init must be ticket, seed:N or checkpoint:FOLDER; received 'seed'"),
-        (["--mask", "some"], "mask must be one of ticket, random, shuffled, none; received 'some'"),
+        (["--mask", "some"], "mask must be one of ticket, aligned, random, shuffled, none; received 'some'"),
     ],
 )
 def test_bad_training_command_lines(run, capsys, arguments, message):

@@ -1,9 +1,9 @@
-"""Small models of every row of the measured table in the reference, and modules that show one phenomenon each.
+"""Small models of many architectures, and modules that show one phenomenon each.
 
 Each row says how many groups are expected (and how many of them are nested), and the least share of the prunable
-elements that a free group reaches on one axis and on both. The counts are the table's; where a configuration here has
-another number of layers, they follow the same formula. Coverage depends on the configuration: the frozen axes (image
-patches, classes, vocabulary) weigh more in a small model, so a comment gives the table's share where it is larger.
+elements that a free group reaches on one axis and on both. The counts follow from the layers: an encoder has its
+stream and, for each layer, heads, the inner dimensions of q/k and of v/o, and the feed-forward units. Coverage depends on the size:
+the frozen axes (image patches, classes, vocabulary) weigh more in a small model, as comments say.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def fixed(*shape: int) -> Callable[[int], Inputs]:
     return lambda k: {"x": noise(shape[0] + k, *shape[1:], seed=k)}
 
 
-# Transformers. Three layers for encoders and GPT-2, two for other decoders, as in the table.
+# Transformers. Three layers for encoders and GPT-2, two for other decoders.
 
 TOKENS = dict(vocab_size=100, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, **TOKENS)
@@ -127,7 +127,7 @@ add("modernbert", make("ModernBertForSequenceClassification", "ModernBertConfig"
                        sep_token_id=4), text, 11, 3, both=0.99)  # fmt: skip
 add("gpt2", make("GPT2LMHeadModel", "GPT2Config", n_embd=32, n_layer=3, n_head=4, n_positions=32, vocab_size=100,
                  bos_token_id=1, eos_token_id=2), text, 13, 6, both=1.0, slow=False)  # fmt: skip
-# The table's 0.91 to 0.93: here the untied vocabulary of 100 weighs more.
+# At real size 0.91 to 0.93: here the untied vocabulary of 100 weighs more.
 add("gpt_neox", make("GPTNeoXForCausalLM", "GPTNeoXConfig", **SMALL), text, 9, 4, both=0.81)
 add("opt", make("OPTForCausalLM", "OPTConfig", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, ffn_dim=48,
                 word_embed_proj_dim=32, **TOKENS), text, 9, 4, both=1.0)  # fmt: skip
@@ -348,7 +348,7 @@ class TwoLayers(nn.Module):
 
 
 SEQUENCE, PICTURE = tokens_like(2, 7, 6), fixed(2, 3, 8, 8)
-add("timm-qkv", TimmAttention, SEQUENCE, 5, 2, both=0.92, slow=False)  # the table's module has one layer less
+add("timm-qkv", TimmAttention, SEQUENCE, 5, 2, both=0.92, slow=False)
 add("torch-encoder", TorchEncoder, SEQUENCE, 5, 2, both=0.92, slow=False)
 add("lstm", lambda: Recurrent(nn.LSTM), SEQUENCE, 1, both=0.0, slow=False)
 add("gru", lambda: Recurrent(nn.GRU), SEQUENCE, 1, both=0.0)
