@@ -12,9 +12,10 @@ from ..permutation import SymmetryError
 
 # Fields that show the inside of a network; its function is what the others are.
 _INTERNAL = {
-    "past_key_values", "hidden_states", "attentions", "cross_attentions", "decoder_hidden_states", "decoder_attentions",
-    "encoder_hidden_states", "encoder_attentions", "encoder_last_hidden_state", "router_logits", "mems",
-    "reshaped_hidden_states", "cache_params", "encoder_outputs", "encoder_router_logits", "decoder_router_logits",
+    "past_key_values", "hidden_states", "attentions", "cross_attentions", "decoder_hidden_states",
+    "decoder_attentions", "encoder_hidden_states", "encoder_attentions", "encoder_last_hidden_state",
+    "router_logits", "mems", "reshaped_hidden_states", "cache_params", "encoder_outputs", "encoder_router_logits",
+    "decoder_router_logits", "state",
 }  # fmt: skip
 _HEADLESS = {"last_hidden_state", "pooler_output"}
 
@@ -24,7 +25,8 @@ def chosen_outputs(result: Any, outputs: Sequence[str] | None = None) -> dict[st
 
     Args:
         result: What the model returned: a mapping, a tuple or a tensor.
-        outputs: The fields; of a tuple, their numbers as text. Default: all but those that show the inside.
+        outputs: The fields; of a tuple, their numbers as text. Default: all but those that show the inside,
+            such as hidden states, attentions and caches.
 
     Raises:
         SymmetryError: The model has no head and ``outputs`` is not given, or names a field that is not there.
@@ -38,11 +40,13 @@ def chosen_outputs(result: Any, outputs: Sequence[str] | None = None) -> dict[st
         if missing := sorted(set(outputs) - fields.keys()):
             raise SymmetryError(f"outputs must name fields of {sorted(fields)}; received {missing[0]!r}.")
         chosen = {name: fields[name] for name in outputs}
-    elif isinstance(result, Mapping) and not chosen.keys() - _HEADLESS:
-        raise SymmetryError(
-            f"a model without a head must be told which outputs count; received only {sorted(chosen)}. "
-            "Pass outputs=[...], or use a model with a head."
-        )
+    elif isinstance(result, Mapping):
+        if not chosen.keys() - _HEADLESS:
+            raise SymmetryError(
+                f"a model without a head must be told which outputs count; received the fields {sorted(fields)}. "
+                "Pass outputs=[...], or use a model with a head."
+            )
+        chosen = {name: value for name, value in chosen.items() if name not in _HEADLESS}
     leaves = {}
     for name, value in chosen.items():
         tensors = [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -1,9 +1,9 @@
 """Small models of many architectures, and modules that show one phenomenon each.
 
 Each row says how many groups are expected (and how many of them are nested), and the least share of the prunable
-elements that a free group reaches on one axis and on both. The counts follow from the layers: an encoder has its
-stream and, for each layer, heads, the inner dimensions of q/k and of v/o, and the feed-forward units. Coverage depends on the size:
-the frozen axes (image patches, classes, vocabulary) weigh more in a small model, as comments say.
+elements that a free group reaches on one axis and on both. The counts follow from the layers: an encoder has its stream
+and, for each layer, heads, the inner dimensions of q/k and of v/o, and the feed-forward units. Coverage depends on the
+size: the frozen axes (image patches, classes, vocabulary) weigh more in a small model, as comments say.
 """
 
 from __future__ import annotations
