@@ -32,7 +32,7 @@ from .scores import Evidence, gather_evidence, magnitude, movement, random, sali
 from .sparse import SparseHandle, SparsityLeakError, keep_sparse
 from .symmetry.discover import discover
 from .symmetry.spec import Axis, Block, Group, PermutationSpec
-from .symmetry.verify import SymmetryVerificationError, VerifyReport, verify
+from .symmetry.verify import SymmetryVerificationError, VerifyReport
 from .version import __version__
 
 if TYPE_CHECKING:
@@ -119,7 +119,6 @@ __all__ = [
     "saliency",
     "score_weights",
     "uniform",
-    "verify",
     "wanda",
     "weight_matching",
 ]

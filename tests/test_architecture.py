@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "hf_lottery"
 # The reading order: a module imports only modules above it.
 ORDER = [
     "version", "staging", "mask_file", "mask", "scores", "select", "scope", "prune", "schedule", "rewind", "sparse",
-    "imp", "report", "permutation_file", "permutation", "symmetry.blocks", "symmetry.spec", "symmetry.layout",
-    "symmetry.trace", "symmetry.rules", "symmetry.outputs", "symmetry.solve", "symmetry.verify", "symmetry.discover",
+    "imp", "report", "permutation_file", "permutation", "symmetry.blocks", "symmetry.layout", "symmetry.trace",
+    "symmetry.rules", "symmetry.outputs", "symmetry.verify", "symmetry.spec", "symmetry.solve", "symmetry.discover",
     "assignment", "ties", "correlation", "descent", "matching", "repair", "hf.prunable", "hf.callback",
     "hf.arguments", "hf.parser", "hf.metrics", "hf.metrics.accuracy", "hf.card", "hf.run_folder", "hf.ticket",
     "hf.trainer",

@@ -28,6 +28,7 @@ from ..mask import plain_name, unwrap
 from ..permutation import Permutation, SpecMismatchError, SymmetryError
 from ..staging import write_atomically
 from .blocks import Axis, Block, Group, Slot, axis_from_json, axis_to_json, check_blocks, check_group
+from .verify import VerifyReport, verify
 
 __all__ = ["Axis", "Block", "Group", "PermutationSpec", "Slot", "SpecMismatchError", "SymmetryError"]
 
@@ -143,6 +144,13 @@ class PermutationSpec:
         chosen = set(self.select(names_or_regex))
         groups = [replace(g, frozen=why) if g.name in chosen and g.frozen is None else g for g in self.groups.values()]
         return PermutationSpec(groups, self.tensors)
+
+    def verify(self, model: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...], **options: Any) -> VerifyReport:
+        """Prove on a randomised float64 copy of ``model`` that legal permutations leave its outputs as they are.
+
+        Arguments, options and errors are those of :func:`hf_lottery.symmetry.verify.verify`.
+        """
+        return verify(self, model, inputs, **options)
 
     def check_fits(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Check names and shapes against a model (which must hold every tensor) or a state dict (which may hold fewer).

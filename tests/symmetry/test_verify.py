@@ -348,3 +348,12 @@ def test_the_model_is_left_alone():
     before = copy.deepcopy(model.state_dict())
     verify(discover(model, x(3, 6)), model, x(3, 6))
     assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_spec_verifies_itself():
+    model = TwoLayers()
+    spec = discover(model, (torch.randn(4, 6),))
+    inputs = (torch.randn(7, 6),)
+    assert spec.verify(model, inputs, seed=3) == verify(spec, model, inputs, seed=3)
+    with pytest.raises(SymmetryVerificationError, match="must leave every output within 0"):
+        spec.verify(model, inputs, rtol=0)
