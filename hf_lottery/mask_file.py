@@ -98,18 +98,23 @@ def read_mask(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             )
     config = _read_config(folder / CONFIG_NAME)
     path = folder / MASK_NAME
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != config["sha256"]:
-        raise MaskFileError(
-            f"{path} must have the sha256 that {CONFIG_NAME} states; received {digest}. "
-            "The file is truncated, damaged or from another save: save or download it again."
-        )
+    check_sha256(path, config["sha256"], CONFIG_NAME, MaskFileError)
     try:
         with safe_open(path, framework="pt") as file:
             _check_names(path, set(file.keys()), config["tensors"])
             return {name: _read_entry(file, name, spec, path) for name, spec in config["tensors"].items()}, config
     except SafetensorError as error:
         raise MaskFileError(f"{path} must be a safetensors file; received: {error}.") from error
+
+
+def check_sha256(path: Path, stated: str, stated_in: str, error: type[ValueError]) -> None:
+    """Raise ``error`` unless the file has the checksum that the config ``stated_in`` gives."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != stated:
+        raise error(
+            f"{path} must have the sha256 that {stated_in} states; received {digest}. "
+            "The file is truncated, damaged or from another save: save or download it again."
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from .mask_file import check_sha256
 from .staging import staged_folder
 from .version import __version__
 
@@ -96,12 +97,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_entries(path: Path, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != config["sha256"]:
-        raise SymmetryError(
-            f"{path} must have the sha256 that {CONFIG_NAME} states; received {digest}. "
-            "The file is truncated, damaged or from another save: save or download it again."
-        )
+    check_sha256(path, config["sha256"], CONFIG_NAME, SymmetryError)
     try:
         with safe_open(path, framework="np") as file:
             entries = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

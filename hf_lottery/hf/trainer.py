@@ -76,6 +76,7 @@ class SparseTrainer(Trainer):
             self._sparsity.release()
             self.remove_callback(self._sparsity)
         self._sparsity = None
+        self._held_sparsity = mask.sparsity if mask else 0.0  # counted once, not at every log
         if mask is not None:
             refuse_sharding()
             mask.check_fits(self._network)
@@ -245,8 +246,7 @@ class LotteryTrainer(SparseTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does; every record says its level and sparsity."""
-        sparsity = self.mask.sparsity if self.mask else 0.0
-        super().log({**logs, "level": self._level, "sparsity": sparsity}, start_time)
+        super().log({**logs, "level": self._level, "sparsity": self._held_sparsity}, start_time)
 
     def _check_arguments(self) -> None:
         if self.optimizer is not None or self.lr_scheduler is not None:
