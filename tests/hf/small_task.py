@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, ViTConfig, ViTForImageClassification
 
 from hf_lottery import LotteryArguments
 
@@ -60,3 +60,13 @@ def arguments(folder, **changes):
         "pruning_fraction": 0.3, "optim": "adamw_torch", "lr_scheduler_type": "linear", "dataloader_pin_memory": False,
     }  # fmt: skip
     return LotteryArguments(**(settings | changes))
+
+
+def vit(seed, **changes):
+    """A small real transformer for 8x8 images of one channel."""
+    torch.manual_seed(seed)
+    sizes = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 8,
+        "patch_size": 4, "num_channels": 1,
+    }  # fmt: skip
+    return ViTForImageClassification(ViTConfig(**(sizes | changes)))

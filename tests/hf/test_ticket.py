@@ -3,26 +3,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_task import vit
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import ViTConfig
 
 from hf_lottery import Mask, MaskFileError, MaskMismatchError, Snapshot, Ticket, prunable
 
 
 def model(seed=0, size=16):
-    torch.manual_seed(seed)
-    return ViTForImageClassification(
-        ViTConfig(
-            hidden_size=size,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=8,
-            patch_size=4,
-            num_channels=1,
-            num_labels=3,
-        )
-    )
+    return vit(seed, hidden_size=size, num_labels=3)
 
 
 @pytest.fixture

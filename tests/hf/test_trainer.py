@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small_task import KillAt, Killed, Net, Points, arguments, net
+from small_task import KillAt, Killed, Net, Points, arguments, net, vit
 from torch import nn
 from torch.func import functional_call
 from transformers import Trainer, TrainerCallback, ViTConfig, ViTForImageClassification
@@ -539,21 +539,9 @@ class Images(torch.utils.data.Dataset):
         return {"pixel_values": image, "labels": int(image.mean() > 0)}
 
 
-def vit(seed=1):
+def dropout_vit(seed=1):
     """transformers saves a ViT under other names than its parameters have."""
-    torch.manual_seed(seed)
-    return ViTForImageClassification(
-        ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=8,
-            patch_size=4,
-            num_channels=1,
-            hidden_dropout_prob=0.1,
-        )
-    )
+    return vit(seed, hidden_dropout_prob=0.1)
 
 
 @pytest.mark.parametrize("rewind", ["step:2", "learning_rate"])
@@ -567,16 +555,16 @@ def test_a_model_that_is_saved_under_other_names_resumes_too(tmp_path, rewind):
             callbacks=[KillAt(*kill)] if kill else [],
         )
 
-    whole = run("whole", vit())
+    whole = run("whole", dropout_vit())
     whole.train()
     assert Ticket.from_pretrained(tmp_path / "whole/ticket").model_config.hidden_size == 16
     for kill in ((0, 5), (2, 3)):
         with pytest.raises(Killed):
-            run(f"killed-{kill}", vit(), kill).train()
-        resumed = run(f"killed-{kill}", vit(9))
+            run(f"killed-{kill}", dropout_vit(), kill).train()
+        resumed = run(f"killed-{kill}", dropout_vit(9))
         resumed.train(resume_from_checkpoint=True)
         assert resumed.mask == whole.mask and equal(state(resumed.model), state(whole.model))
-    again = run("whole", vit(7))
+    again = run("whole", dropout_vit(7))
     again.train(resume_from_checkpoint=True)
     assert equal(state(again.model), state(whole.model))
 
@@ -586,7 +574,9 @@ def test_the_best_model_is_loaded_whole(tmp_path):
         tmp_path, eval_strategy="steps", eval_steps=2, load_best_model_at_end=True, metric_for_best_model="loss",
         greater_is_better=True, learning_rate=0.003,
     )  # fmt: skip
-    ours = SparseTrainer(vit(), args, train_dataset=Images(), eval_dataset=Images(), mask=mask_for(vit()))
+    ours = SparseTrainer(
+        dropout_vit(), args, train_dataset=Images(), eval_dataset=Images(), mask=mask_for(dropout_vit())
+    )
     ours.train()
     assert ours.state.best_global_step == 2  # the worst, so it is not where training ended
     best = ViTForImageClassification.from_pretrained(tmp_path / "checkpoint-2")
@@ -594,12 +584,14 @@ def test_the_best_model_is_loaded_whole(tmp_path):
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
-    other = ViTForImageClassification(ViTConfig(**(vit().config.to_dict() | {"num_hidden_layers": 2})))
-    for name, model in (("one", vit()), ("two", other)):
+    other = ViTForImageClassification(ViTConfig(**(dropout_vit().config.to_dict() | {"num_hidden_layers": 2})))
+    for name, model in (("one", dropout_vit()), ("two", other)):
         Trainer(model, arguments(tmp_path / name, max_steps=2), train_dataset=Images()).train()
     (tmp_path / "one/checkpoint-2/config.json").write_text((tmp_path / "two/checkpoint-2/config.json").read_text())
     with pytest.raises(ValueError, match="must hold every weight; received none for"):
-        SparseTrainer(vit(), arguments(tmp_path / "one"), train_dataset=Images()).train(resume_from_checkpoint=True)
+        SparseTrainer(dropout_vit(), arguments(tmp_path / "one"), train_dataset=Images()).train(
+            resume_from_checkpoint=True
+        )
 
 
 def test_finished_levels_and_runs_are_skipped(tmp_path):
