@@ -18,17 +18,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import rewind
+from .connectivity import Barrier, error_barrier
+from .fold import fold_norms_
 from .imp import Level, Start, find_ticket
 from .mask import Mask, MaskMismatchError, Overlap
 from .mask_file import MaskFileError
 from .matching import activation_matching, weight_matching
+from .norms import NormParameters, interpolated_norms, norm_parameters, norm_path
 from .permutation import Permutation, SpecMismatchError, SymmetryError, permute_
 from .prune import prune
+from .repair import recalibrate_batch_norm_, repair_
 from .report import level_table, markdown_table, plot_against_density, plot_match
 from .rewind import Rewind, Snapshot, parse_rewind
 from .schedule import cubic, geometric, one_shot
 from .scope import PruneRequest, erk, global_, n_of_m, uniform
 from .scores import Evidence, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
+from .signs import ZEROS, SignAgreement, SignedMask, Transfer
 from .sparse import SparseHandle, SparsityLeakError, keep_sparse
 from .symmetry.discover import discover
 from .symmetry.spec import Axis, Block, Group, PermutationSpec
@@ -38,21 +43,24 @@ from .version import __version__
 if TYPE_CHECKING:
     from .hf.arguments import LotteryArguments
     from .hf.callback import SnapshotCallback, SparsityCallback
+    from .hf.lottery_trainer import LotteryTrainer
     from .hf.metrics import classification_metrics, load_metric, predicted_classes
     from .hf.parser import RecipeParser
     from .hf.prunable import Prunable, prunable
+    from .hf.sparse_trainer import SparseTrainer
     from .hf.ticket import Ticket
-    from .hf.trainer import LotteryTrainer, SparseTrainer
+    from .hf.winning_sign_trainer import WinningSignTrainer
 
 _LAZY = {
     "LotteryArguments": "arguments",
-    "LotteryTrainer": "trainer",
+    "LotteryTrainer": "lottery_trainer",
     "Prunable": "prunable",
     "RecipeParser": "parser",
     "SnapshotCallback": "callback",
-    "SparseTrainer": "trainer",
+    "SparseTrainer": "sparse_trainer",
     "SparsityCallback": "callback",
     "Ticket": "ticket",
+    "WinningSignTrainer": "winning_sign_trainer",
     "classification_metrics": "metrics",
     "load_metric": "metrics",
     "predicted_classes": "metrics",
@@ -60,7 +68,9 @@ _LAZY = {
 }
 
 __all__ = [
+    "ZEROS",
     "Axis",
+    "Barrier",
     "Block",
     "Evidence",
     "Group",
@@ -70,6 +80,7 @@ __all__ = [
     "Mask",
     "MaskFileError",
     "MaskMismatchError",
+    "NormParameters",
     "Overlap",
     "Permutation",
     "PermutationSpec",
@@ -77,6 +88,8 @@ __all__ = [
     "PruneRequest",
     "RecipeParser",
     "Rewind",
+    "SignAgreement",
+    "SignedMask",
     "Snapshot",
     "SnapshotCallback",
     "SparseHandle",
@@ -88,17 +101,22 @@ __all__ = [
     "SymmetryError",
     "SymmetryVerificationError",
     "Ticket",
+    "Transfer",
     "VerifyReport",
+    "WinningSignTrainer",
     "__version__",
     "activation_matching",
     "classification_metrics",
     "cubic",
     "discover",
     "erk",
+    "error_barrier",
     "find_ticket",
+    "fold_norms_",
     "gather_evidence",
     "geometric",
     "global_",
+    "interpolated_norms",
     "keep_sparse",
     "level_table",
     "load_metric",
@@ -106,6 +124,8 @@ __all__ = [
     "markdown_table",
     "movement",
     "n_of_m",
+    "norm_parameters",
+    "norm_path",
     "one_shot",
     "parse_rewind",
     "permute_",
@@ -115,6 +135,8 @@ __all__ = [
     "prunable",
     "prune",
     "random",
+    "recalibrate_batch_norm_",
+    "repair_",
     "rewind",
     "saliency",
     "score_weights",

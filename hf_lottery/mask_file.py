@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,30 +50,41 @@ def write_mask(folder: str | Path, entries: Mapping[str, Tensor], extra: Mapping
         stage_mask(stage, entries, extra)
 
 
-def stage_mask(stage: Path, entries: Mapping[str, Tensor], extra: Mapping[str, Any] | None = None) -> None:
+def stage_mask(
+    stage: Path,
+    entries: Mapping[str, Tensor],
+    extra: Mapping[str, Any] | None = None,
+    *,
+    signs: Mapping[str, Mapping[str, Any]] | None = None,
+    bits: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write the two mask files into ``stage``.
 
     Args:
         stage: An existing folder, normally one from :func:`hf_lottery.staging.staged_folder`.
         entries: Parameter name -> bool tensor, True keeps.
         extra: Further keys of the config (where the mask comes from); they may not shadow the format's own.
+        signs: Of a signed mask, the ``signs`` of the config; see :mod:`hf_lottery.sign_file`.
+        bits: Of a signed mask, its packed signs by tensor name.
     """
     data = save(
-        {name + _SUFFIX: pack_bits(mask) for name, mask in entries.items()},
+        {**{name + _SUFFIX: pack_bits(mask) for name, mask in entries.items()}, **(bits or {})},
         metadata={"format": "pt", "hf_lottery_format": str(FORMAT_VERSION)},
     )
     weights = sum(mask.numel() for mask in entries.values())
     kept = {name: int(mask.sum()) for name, mask in entries.items()}
-    config = {
+    config: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "library_name": "hf_lottery",
         "library_version": __version__,
-        "mask_type": "binary",
+        "mask_type": "binary" if signs is None else "signed",
         "bit_order": "little",
         "sparsity": 1 - sum(kept.values()) / weights,
         "tensors": {name: {"shape": list(mask.shape), "kept": kept[name]} for name, mask in entries.items()},
         "sha256": hashlib.sha256(data).hexdigest(),
     }
+    if signs is not None:
+        config["signs"] = signs
     if shadowed := config.keys() & (extra or {}).keys():
         raise ValueError(f"extra config keys must not shadow the format's own; received {sorted(shadowed)}.")
     (stage / MASK_NAME).write_bytes(data)
@@ -101,7 +112,7 @@ def read_mask(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     check_sha256(path, config["sha256"], CONFIG_NAME, MaskFileError)
     try:
         with safe_open(path, framework="pt") as file:
-            _check_names(path, set(file.keys()), config["tensors"])
+            _check_names(path, set(file.keys()), config)
             return {name: _read_entry(file, name, spec, path) for name, spec in config["tensors"].items()}, config
     except SafetensorError as error:
         raise MaskFileError(f"{path} must be a safetensors file; received: {error}.") from error
@@ -126,6 +137,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise MaskFileError(f"{path} must be JSON; received: {error}.") from error
     if not isinstance(config, dict):
         raise MaskFileError(f"{path} must hold a JSON object; received {type(config).__name__}.")
+    _check_config(path, config)
+    return config
+
+
+def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     version = config.get("format_version")
     if type(version) is not int or version < 1:
         raise MaskFileError(f"{path}: format_version must be a positive integer; received {version!r}.")
@@ -133,9 +149,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise MaskFileError(
             f"{path}: format_version must be at most {FORMAT_VERSION}; received {version}. Install a newer hf_lottery."
         )
-    for key, wanted in (("mask_type", "binary"), ("bit_order", "little")):
-        if config.get(key) != wanted:
-            raise MaskFileError(f"{path}: {key} must be {wanted!r}; received {config.get(key)!r}.")
+    for key, wanted in (("mask_type", ("binary", "signed")), ("bit_order", ("little",))):
+        if config.get(key) not in wanted:
+            raise MaskFileError(
+                f"{path}: {key} must be {' or '.join(map(repr, wanted))}; received {config.get(key)!r}."
+            )
     if not isinstance(config.get("sha256"), str):
         raise MaskFileError(f"{path}: sha256 must be a string; received {config.get('sha256')!r}.")
     tensors = config.get("tensors")
@@ -145,20 +163,37 @@ def _read_config(path: Path) -> dict[str, Any]:
         _check_spec(path, name, spec)
     if not any(math.prod(spec["shape"]) for spec in tensors.values()):
         raise MaskFileError(f"{path}: tensors must have at least one weight; received only empty shapes.")
-    return config
+    if config["mask_type"] == "signed":
+        _check_signs(path, config.get("signs"), tensors)
 
 
-def _check_spec(path: Path, name: str, spec: Any) -> None:
+def _check_signs(path: Path, signs: Any, tensors: Mapping[str, Any]) -> None:
+    if not isinstance(signs, dict) or not tensors.keys() <= signs.keys():
+        raise MaskFileError(f"{path}: signs must name every parameter of tensors; received {signs!r:.80}.")
+    for name, spec in signs.items():
+        _check_spec(path, name, spec, ("negative", "zeros"))
+        median = spec.get("median", 0.0)
+        if type(median) is not float or not 0 <= median < math.inf:
+            raise MaskFileError(f"{path}: the median of {name!r} must be a magnitude; received {median!r}.")
+
+
+def _check_spec(path: Path, name: str, spec: Any, counts: Sequence[str] = ("kept",)) -> None:
     shape = spec.get("shape") if isinstance(spec, dict) else None
-    kept = spec.get("kept") if isinstance(spec, dict) else None
     if not isinstance(shape, list) or any(type(size) is not int or not 0 <= size < 2**63 for size in shape):
         raise MaskFileError(f"{path}: the shape of {name!r} must be a list of sizes; received {shape!r}.")
-    if type(kept) is not int or not 0 <= kept <= math.prod(shape):
-        raise MaskFileError(f"{path}: kept of {name!r} must be a count within its shape {shape}; received {kept!r}.")
+    for key in counts:
+        count = spec.get(key)
+        if type(count) is not int or not 0 <= count <= math.prod(shape):
+            raise MaskFileError(
+                f"{path}: {key} of {name!r} must be a count within its shape {shape}; received {count!r}."
+            )
 
 
-def _check_names(path: Path, stored: set[str], tensors: Mapping[str, Any]) -> None:
-    wanted = {name + _SUFFIX for name in tensors}
+def _check_names(path: Path, stored: set[str], config: Mapping[str, Any]) -> None:
+    wanted = {name + _SUFFIX for name in config["tensors"]}
+    if config["mask_type"] == "signed":
+        wanted |= {f"{name}.sign" for name in config["signs"]}
+        wanted |= {f"{name}.zero" for name, spec in config["signs"].items() if spec["zeros"]}
     if stored != wanted:
         raise MaskFileError(
             f"{path} must hold exactly the tensors that {CONFIG_NAME} names; "
@@ -167,18 +202,22 @@ def _check_names(path: Path, stored: set[str], tensors: Mapping[str, Any]) -> No
 
 
 def _read_entry(file: Any, name: str, spec: Mapping[str, Any], path: Path) -> Tensor:
-    weights = math.prod(spec["shape"])
-    stored = file.get_slice(name + _SUFFIX)
-    # The size is compared before anything is allocated: a huge shape in the config costs nothing.
-    if stored.get_dtype() != "U8" or stored.get_shape() != [-(-weights // 8)]:
-        raise MaskFileError(
-            f"{path}: {name!r} must be uint8 [{-(-weights // 8)}] for shape {spec['shape']}; "
-            f"received {stored.get_dtype()} {stored.get_shape()}."
-        )
-    packed = file.get_tensor(name + _SUFFIX)
-    if weights % 8 and int(packed[-1]) >> (weights % 8):
-        raise MaskFileError(f"{path}: the padding bits of {name!r} must be zero; received {int(packed[-1]):#010b}.")
-    mask = unpack_bits(packed, tuple(spec["shape"]))
+    mask = read_bits(file, name + _SUFFIX, math.prod(spec["shape"]), path).reshape(spec["shape"])
     if int(mask.sum()) != spec["kept"]:
         raise MaskFileError(f"{path}: {name!r} must keep {spec['kept']} weights; received {int(mask.sum())}.")
     return mask
+
+
+def read_bits(file: Any, key: str, count: int, path: Path) -> Tensor:
+    """The tensor ``key`` of an open safetensors file, which must be ``count`` packed bits, as bool ``[count]``."""
+    stored = file.get_slice(key)
+    # The size is compared before anything is allocated: a huge shape in the config costs nothing.
+    if stored.get_dtype() != "U8" or stored.get_shape() != [-(-count // 8)]:
+        raise MaskFileError(
+            f"{path}: {key!r} must be uint8 [{-(-count // 8)}] for {count} bits; "
+            f"received {stored.get_dtype()} {stored.get_shape()}."
+        )
+    packed = file.get_tensor(key)
+    if count % 8 and int(packed[-1]) >> (count % 8):
+        raise MaskFileError(f"{path}: the padding bits of {key!r} must be zero; received {int(packed[-1]):#010b}.")
+    return unpack_bits(packed, (count,))

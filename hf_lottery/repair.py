@@ -38,7 +38,7 @@ def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[Any], forward: F
         ValueError: There are no batch norms with running statistics, or no batches; nothing was changed.
     """
     model = unwrap(model)
-    if not _batch_norms(model):
+    if not batch_norms(model):
         raise ValueError(
             "the model must have batch norms with running statistics; received none. It needs no recalibration."
         )
@@ -92,7 +92,7 @@ def repair_(
     if layers is None and ends[0]:
         names = list(ends[0])[:-1]  # in the order they ran
     names = [name for name in names if name in ends[0] and name in ends[1]]
-    if not names and not _batch_norms(model):
+    if not names and not batch_norms(model):
         raise ValueError("the model must have a layer with a bias to repair; received none. Name it in `layers`.")
     goals = {
         name: [(1 - alpha) * a + alpha * b for a, b in zip(*(end[name].mean_std() for end in ends), strict=True)]
@@ -177,7 +177,7 @@ def _layers(model: nn.Module, layers: str | Iterable[str] | None) -> list[str]:
     return chosen
 
 
-def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
     kind = nn.modules.batchnorm._BatchNorm
     return [m for m in model.modules() if isinstance(m, kind) and m.running_mean is not None]
 
@@ -185,7 +185,7 @@ def _batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 @contextmanager
 def _recalibrating(model: nn.Module):
     """Batch norms collect anew, cumulatively, while the block runs; if it fails they are as before."""
-    norms = _batch_norms(model)
+    norms = batch_norms(model)
     before = [({name: b.clone() for name, b in norm.named_buffers()}, norm.momentum) for norm in norms]
     try:
         for norm in norms:

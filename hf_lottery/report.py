@@ -23,21 +23,19 @@ def level_table(history: Sequence[Mapping[str, Any]]) -> str:
 
     Args:
         history: One mapping a level with ``level``, ``sparsity`` and ``metrics`` (accuracy and loss under their
-            Trainer names, as far as there are any).
+            Trainer names and ``sign_flips``, as far as there are any).
     """
     rows = []
     for record in history:
         metrics = record["metrics"]
-        accuracy, loss = metrics.get("eval_accuracy"), metrics.get("eval_loss", metrics.get("train_loss"))
-        rows.append(
-            [
-                str(record["level"]),
-                f"{record['sparsity']:.4f}",
-                "-" if accuracy is None else f"{accuracy:.4f}",
-                "-" if loss is None else f"{loss:.4f}",
-            ]
-        )
-    return markdown_table(["level", "sparsity", "accuracy", "loss"], rows)
+        measures = [
+            metrics.get("eval_accuracy"),
+            metrics.get("eval_loss", metrics.get("train_loss")),
+            metrics.get("sign_flips"),
+        ]
+        numbers = ["-" if value is None else f"{value:.4f}" for value in measures]
+        rows.append([str(record["level"]), f"{record['sparsity']:.4f}", *numbers])
+    return markdown_table(["level", "sparsity", "accuracy", "loss", "sign flips"], rows)
 
 
 def plot_against_density(

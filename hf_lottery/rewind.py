@@ -116,7 +116,7 @@ class Snapshot:
     def capture(cls, model: nn.Module, step: int = 0) -> Snapshot:
         """Copy every parameter and buffer of ``model``, buffers that are not saved with it included."""
         copy = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-        return cls(step, {name: tensor.detach().to(**copy) for name, tensor in _named_state(model).items()})
+        return cls(step, {name: tensor.detach().to(**copy) for name, tensor in named_state(model).items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Snapshot:
@@ -148,7 +148,7 @@ class Snapshot:
         Raises:
             MaskMismatchError: The model has other names, shapes or dtypes; nothing was changed.
         """
-        state = _named_state(model)
+        state = named_state(model)
         if only := state.keys() ^ self.tensors.keys():
             raise MaskMismatchError(f"the model must have the snapshot's parameters; {min(only)!r} is in one only.")
         for name, tensor in self.tensors.items():
@@ -170,7 +170,7 @@ class Snapshot:
         return digest.hexdigest()
 
 
-def _named_state(model: nn.Module) -> dict[str, Tensor]:
+def named_state(model: nn.Module) -> dict[str, Tensor]:
     model = unwrap(model)
     return {plain_name(name): tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 

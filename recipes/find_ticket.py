@@ -2,16 +2,19 @@
 
     accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml
     accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml --sparsity 0.9 --rewind step:50
+    accelerate launch recipes/find_ticket.py --config recipes/digits/aws.yaml
     accelerate launch recipes/find_ticket.py --task text-classification \\
         --model_name_or_path google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config sst2 \\
         --rewind pretrained --sparsity 0.7 --output_dir outputs/sst2
 
-A run that was stopped goes on where it stopped. The ticket lies in ``output_dir/ticket``.
+With ``norm_interpolation`` in the settings the ticket is one of AWS, whose signs let any seed win. A run that was
+stopped goes on where it stopped. The ticket lies in ``output_dir/ticket``.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,7 +22,15 @@ from common import ModelArguments, build_model, load_task_data, set_up, trainer_
 from controls import CONTROLS, train_controls
 from data import DataArguments
 
-from hf_lottery import LotteryArguments, LotteryTrainer, RecipeParser, level_table, plot_against_density
+from hf_lottery import (
+    LotteryArguments,
+    LotteryTrainer,
+    RecipeParser,
+    WinningSignTrainer,
+    level_table,
+    markdown_table,
+    plot_against_density,
+)
 
 
 @dataclass
@@ -39,29 +50,38 @@ def main() -> None:
     """Run the recipe."""
     parser = RecipeParser([FindArguments, ModelArguments, DataArguments, LotteryArguments])
     find_args, model_args, data_args, args = parser.parse()
-    if args.get_rewind().kind == "pretrained" and model_args.model_name_or_path is None:
+    if args.rewind == "pretrained" and model_args.model_name_or_path is None:
         parser.error("rewind=pretrained must be given a model_name_or_path; received none. Use rewind=init.")
     set_up(args)
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
     model = build_model(model_args, data, args.seed)
     settings = asdict(model_args) | asdict(data_args)
-    trainer = LotteryTrainer(model=model, args=args, settings=settings, **trainer_arguments(model_args.task, data))
+    kind = LotteryTrainer if args.norm_interpolation is None else WinningSignTrainer
+    trainer = kind(model=model, args=args, settings=settings, **trainer_arguments(model_args.task, data))
     logging.info("%s", trainer.weights)
     trainer.train(resume_from_checkpoint=True)
     if args.should_save:
         picture = Path(args.output_dir) / "accuracy.png"
         _report(trainer, picture)
+    if isinstance(trainer, WinningSignTrainer):
+        rows = [(f"{alpha:.2f}", f"{metrics[_measure(metrics)]:.4f}") for alpha, metrics in trainer.norm_path()]
+        if args.should_save:
+            print(f"\n{markdown_table(['norms towards init', 'eval'], rows)}")
     train_controls(find_args.controls, trainer, model_args, data)
 
 
 def _report(trainer: LotteryTrainer, picture: Path) -> None:
-    measure = "eval_accuracy" if "eval_accuracy" in trainer.history[0]["metrics"] else "eval_loss"
+    measure = _measure(trainer.history[0]["metrics"])
     points = {record["sparsity"]: [record["metrics"][measure]] for record in trainer.history}
     plot_against_density(
         picture, {"ticket": points}, ylabel=measure.removeprefix("eval_"), title=type(trainer.model).__name__
     )
     print(f"\n{level_table(trainer.history)}\n\npicture: {picture}\nticket:  {picture.parent / 'ticket'}")
+
+
+def _measure(metrics: Mapping[str, float]) -> str:
+    return "eval_accuracy" if "eval_accuracy" in metrics else "eval_loss"
 
 
 if __name__ == "__main__":

@@ -6,21 +6,46 @@
 ``--init ticket --mask ticket`` (the default) is the lottery-ticket run; ``--init seed:7`` the naive transfer to another
 initialization; ``--init checkpoint:FOLDER --mask aligned --aligned FOLDER`` the permuted one (see align_mask.py);
 ``--mask random`` and ``--mask shuffled`` forget which weights, ``--mask none`` trains dense.
+
+A ticket of AWS (see find_ticket.py) wins from any seed with its signs:
+
+    accelerate launch recipes/train_ticket.py --config recipes/digits/aws.yaml --ticket outputs/digits-aws/ticket \\
+        --init seed:7 --signs ticket --output_dir outputs/digits-sign-transfer
+
+Its controls: no ``--signs`` (mask only), ``--signs random``, ``--signs shuffled``, ``--signs checkpoint:FOLDER`` (a
+dense network's), ``--keep_norms`` (the ticket's norms as well), ``--fold_norms`` (its norm gains in the weights), and
+``--init ticket``, its network trained on.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import AUTO_MODELS, ModelArguments, build_model, load_task_data, set_up, trainer_arguments
 from data import Data, DataArguments
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, default_data_collator
 
-from hf_lottery import LotteryArguments, Mask, RecipeParser, SparseTrainer, Ticket, prune, random, score_weights
+from hf_lottery import (
+    ZEROS,
+    LotteryArguments,
+    Mask,
+    RecipeParser,
+    SignedMask,
+    SparseTrainer,
+    Ticket,
+    fold_norms_,
+    norm_parameters,
+    prune,
+    random,
+    score_weights,
+)
 
 MASKS = ("ticket", "aligned", "random", "shuffled", "none")
+SIGNS = ("none", "ticket", "shuffled", "random")
 
 
 @dataclass
@@ -34,6 +59,26 @@ class TicketArguments:
     )
     mask: str = field(default="ticket", metadata={"help": f"One of {', '.join(MASKS)}."})
     aligned: str | None = field(default=None, metadata={"help": "Folder that align_mask.py wrote, for mask=aligned."})
+    signs: str = field(
+        default="none",
+        metadata={
+            "help": "Signs that the weights to start from are given: ticket, those of the ticket's own weights; "
+            "shuffled within each parameter; random; checkpoint:FOLDER, those of a trained network; or none."
+        },
+    )
+    magnitudes: str = field(
+        default="init",
+        metadata={"help": "With signs, the magnitudes: init, constant (standard deviation) or checkpoint:FOLDER."},
+    )
+    zeros: str = field(
+        default="keep",
+        metadata={"help": "With signs, parameters that start at zero: keep them, or std, or source_median."},
+    )
+    keep_norms: bool = field(default=False, metadata={"help": "With signs, take the norm parameters of the ticket."})
+    fold_norms: bool = field(
+        default=False,
+        metadata={"help": "With signs, fold the ticket's norm gains into the linear layers that read them first."},
+    )
     first_step: int | None = field(
         default=None,
         metadata={"help": "Steps that lie behind the weights. Default: the ticket's with init=ticket, else 0."},
@@ -45,6 +90,20 @@ class TicketArguments:
             raise ValueError(f"init must be ticket, seed:N or checkpoint:FOLDER; received {self.init!r}.")
         if self.mask not in MASKS:
             raise ValueError(f"mask must be one of {', '.join(MASKS)}; received {self.mask!r}.")
+        for name, words in (("signs", SIGNS), ("magnitudes", ("init", "constant"))):
+            kind, _, folder = getattr(self, name).partition(":")
+            if not (getattr(self, name) in words or (kind == "checkpoint" and folder)):
+                words = ", ".join((*words, "checkpoint:FOLDER"))
+                raise ValueError(f"{name} must be one of {words}; received {getattr(self, name)!r}.")
+        if self.zeros not in ZEROS:
+            raise ValueError(f"zeros must be one of {', '.join(ZEROS)}; received {self.zeros!r}.")
+        if self.signs == "none":
+            changed = {"magnitudes": "init", "zeros": "keep", "keep_norms": False, "fold_norms": False}
+            for name, value in changed.items():
+                if getattr(self, name) != value:
+                    raise ValueError(f"{name} must come with signs; received {getattr(self, name)!r} with signs=none.")
+        elif self.mask != "ticket":
+            raise ValueError(f"signs must come with mask=ticket, which they are of; received mask={self.mask}.")
         if (self.mask == "aligned") != (self.aligned is not None):
             raise ValueError(f"aligned must be given with mask=aligned; received {self.mask} and {self.aligned}.")
 
@@ -61,6 +120,11 @@ def main() -> None:
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
     model = start_weights(ticket_args.init, ticket, model_args, data, args.seed)
+    signed = None
+    if ticket_args.signs != "none":
+        source = signs_source(ticket_args, ticket, model_args, data, args.seed)
+        signed = choose_signs(ticket_args.signs, SignedMask.from_model(source, ticket.mask), args.seed)
+        give_signs(ticket_args, signed, model, source, model_args)
     first_step = ticket.rewind.step if ticket_args.init == "ticket" else 0
     trainer = SparseTrainer(
         model=model,
@@ -71,6 +135,8 @@ def main() -> None:
     )
     trainer.train()
     metrics = trainer.evaluate()
+    if signed is not None:
+        metrics["sign_agreement"] = signed.agreement(model).total
     trainer.save_model()
     trainer.save_metrics("eval", metrics)
     if args.should_save:
@@ -83,13 +149,58 @@ def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: D
     """The model at the weights that ``init`` names."""
     kind, _, value = init.partition(":")
     if kind == "checkpoint":
-        if not Path(value).is_dir():
-            raise FileNotFoundError(f"the checkpoint must be a folder; received {value}, which does not exist.")
-        return AUTO_MODELS[model_args.task].from_pretrained(value)
+        return load_checkpoint(value, model_args)
     model = build_model(model_args, data, int(value) if kind == "seed" else seed, fresh=kind == "seed")
     if kind == "ticket":
         ticket.rewind.restore_(model)
     return model
+
+
+def signs_source(
+    ticket_args: TicketArguments, ticket: Ticket, model_args: ModelArguments, data: Data, seed: int
+) -> PreTrainedModel:
+    """The network that signs and norms are of: the ticket's own weights, or a checkpoint."""
+    origin = ticket_args.signs if ticket_args.signs.startswith("checkpoint:") else "ticket"
+    source = start_weights(origin, ticket, model_args, data, seed)
+    if ticket_args.fold_norms:
+        batch = default_data_collator([data.train[i] for i in range(2)])
+        folded = fold_norms_(source, batch)
+        logging.info("folded: %s", ", ".join(folded))
+    return source
+
+
+def choose_signs(name: str, signed: SignedMask, seed: int) -> SignedMask:
+    """The signs, or a control."""
+    if name == "shuffled":
+        return signed.shuffled(seed)
+    return signed.randomized(seed) if name == "random" else signed
+
+
+def give_signs(
+    ticket_args: TicketArguments,
+    signed: SignedMask,
+    model: PreTrainedModel,
+    source: PreTrainedModel,
+    model_args: ModelArguments,
+) -> None:
+    """Sign the weights to start from, and say what that left out."""
+    magnitudes: Any = ticket_args.magnitudes
+    if magnitudes.startswith("checkpoint:"):
+        magnitudes = load_checkpoint(magnitudes.partition(":")[2], model_args)
+    report = signed.transfer_(model, magnitudes=magnitudes, zeros=ticket_args.zeros)
+    logging.info("%d parameters signed; zero, so without a sign: %s", len(report.signed), report.zero or "none")
+    if ticket_args.keep_norms:
+        norms, trained = norm_parameters(model), norm_parameters(source)
+        with torch.no_grad():
+            for name, parameter in norms.items():
+                parameter.copy_(trained[name])
+
+
+def load_checkpoint(folder: str, model_args: ModelArguments) -> PreTrainedModel:
+    """A trained model of the task."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"the checkpoint must be a folder; received {folder}, which does not exist.")
+    return AUTO_MODELS[model_args.task].from_pretrained(folder)
 
 
 def choose_mask(ticket_args: TicketArguments, mask: Mask, seed: int) -> Mask | None:

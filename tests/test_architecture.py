@@ -10,12 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hf_lottery"
 # The reading order: a module imports only modules above it.
 ORDER = [
-    "version", "staging", "mask_file", "mask", "scores", "select", "scope", "prune", "schedule", "rewind", "sparse",
-    "imp", "report", "permutation_file", "permutation", "symmetry.blocks", "symmetry.layout", "symmetry.trace",
-    "symmetry.rules", "symmetry.outputs", "symmetry.verify", "symmetry.spec", "symmetry.solve", "symmetry.discover",
-    "assignment", "ties", "correlation", "descent", "matching", "repair", "hf.prunable", "hf.callback",
-    "hf.arguments", "hf.parser", "hf.metrics", "hf.metrics.accuracy", "hf.card", "hf.run_folder", "hf.ticket",
-    "hf.trainer",
+    "version", "staging", "mask_file", "sign_file", "mask", "scores", "select", "scope", "prune", "schedule",
+    "rewind", "sparse", "imp", "norms", "signs", "report", "permutation_file", "permutation", "symmetry.blocks",
+    "symmetry.layout", "symmetry.trace", "symmetry.rules", "symmetry.outputs", "symmetry.verify", "symmetry.spec",
+    "symmetry.solve", "symmetry.discover", "assignment", "ties", "correlation", "descent", "matching", "repair",
+    "fold", "connectivity", "hf.prunable", "hf.callback", "hf.arguments", "hf.parser", "hf.metrics",
+    "hf.metrics.accuracy", "hf.card", "hf.run_folder", "hf.ticket", "hf.sparse_trainer", "hf.lottery_trainer",
+    "hf.winning_sign_trainer",
 ]  # fmt: skip
 HUGGING_FACE = {"transformers", "datasets", "accelerate", "huggingface_hub", "evaluate"}
 
@@ -75,7 +76,7 @@ def test_a_module_imports_only_modules_above_it(path):
         ("def f():\n    from .hf.ticket import Ticket", "mask"),
         ("import transformers", "mask"),
         ("def f():\n    from huggingface_hub import HfApi", "prune"),
-        ("from .trainer import SparseTrainer", "hf.card"),
+        ("from .sparse_trainer import SparseTrainer", "hf.card"),
     ],
 )
 def test_the_rule_can_fail(source, module):

@@ -101,7 +101,7 @@ def test_truncated_file(folder, size):
         ("format_version", 2, "at most 1; received 2. Install a newer"),
         ("format_version", 0, "positive integer; received 0"),
         ("format_version", True, "positive integer; received True"),
-        ("mask_type", "ternary", "'binary'; received 'ternary'"),
+        ("mask_type", "ternary", "'binary' or 'signed'; received 'ternary'"),
         ("bit_order", "big", "'little'; received 'big'"),
         ("sha256", 5, "sha256 must be a string; received 5"),
         ("tensors", {}, "at least one parameter; received {}"),
@@ -155,7 +155,7 @@ def test_wrong_count_padding_dtype_and_names(folder):
     padded[-1] |= 128
     cases = [
         ({**good, "a.weight.mask": flipped}, "must keep"),
-        ({**good, "a.weight.mask": padded}, "padding bits of 'a.weight' must be zero"),
+        ({**good, "a.weight.mask": padded}, "padding bits of 'a.weight.mask' must be zero"),
         ({**good, "a.weight.mask": good["a.weight.mask"].to(torch.int8)}, "received I8"),
         ({**good, "more.mask": flipped}, "received extra"),
         ({name: tensor for name, tensor in good.items() if name != "empty.mask"}, "missing"),

@@ -6,11 +6,13 @@ and the metrics alone.
 
 from .arguments import LotteryArguments
 from .callback import SparsityCallback
+from .lottery_trainer import LotteryTrainer
 from .metrics import classification_metrics, load_metric, predicted_classes
 from .parser import RecipeParser
 from .prunable import Prunable, prunable
+from .sparse_trainer import SparseTrainer
 from .ticket import Ticket
-from .trainer import LotteryTrainer, SparseTrainer
+from .winning_sign_trainer import WinningSignTrainer
 
 __all__ = [
     "LotteryArguments",
@@ -20,6 +22,7 @@ __all__ = [
     "SparseTrainer",
     "SparsityCallback",
     "Ticket",
+    "WinningSignTrainer",
     "classification_metrics",
     "load_metric",
     "predicted_classes",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
 
-from ..rewind import Rewind, parse_rewind
+from ..rewind import parse_rewind
 from ..schedule import Schedule, cubic, geometric, one_shot
 from ..scope import Scope, erk, global_, n_of_m, uniform
 from ..scores import Score, magnitude, movement, random, saliency, wanda
@@ -27,6 +28,14 @@ SCHEDULES: dict[str, Schedule] = {
     "one_shot": one_shot,
 }
 SCOPES: dict[str, Scope] = {"erk": erk, "global": global_, "uniform": uniform}
+NORM_INTERPOLATION = ("step", "micro_batch", "none")
+PRESETS: dict[str, dict[str, Any]] = {
+    "official": {
+        "rewind": "learning_rate", "dense_epochs": 10, "level_epochs": 10, "level_lr_scheduler_type": "constant",
+        "final_run": True,
+    },
+    "renda": {"rewind": "learning_rate"},
+}  # fmt: skip
 
 
 @dataclass
@@ -51,11 +60,11 @@ class LotteryArguments(TrainingArguments):
         default=0.2, metadata={"help": "Share removed at each level, of what remains, in (0, 1)."}
     )
     schedule: str = field(default="geometric", metadata={"help": f"Sparsity of each level: {', '.join(SCHEDULES)}."})
-    rewind: str = field(
-        default="init",
+    rewind: str | None = field(
+        default=None,
         metadata={
             "help": "Where a level starts: init, step:K or epoch:K (late rewinding), pretrained, learning_rate "
-            "(weights kept, schedule replayed) or none (fine-tuning)."
+            "(weights kept, schedule replayed) or none (fine-tuning). Default: init, and learning_rate for AWS."
         },
     )
     score: str = field(default="magnitude", metadata={"help": f"Importance of a weight: {', '.join(SCORES)}."})
@@ -80,24 +89,80 @@ class LotteryArguments(TrainingArguments):
     save_level_models: bool = field(
         default=True, metadata={"help": "Keep the trained model of every level, not only of the last."}
     )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Values for what is not given. official: the schedule of the AWS authors, 10 dense epochs, 10 a "
+            "level at a constant rate, then one final run. renda: the whole schedule at every level. Both keep the "
+            "weights (rewind=learning_rate)."
+        },
+    )
+    dense_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs of level 0, which is dense. Default: num_train_epochs."}
+    )
+    level_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs of each later level. Default: num_train_epochs."}
+    )
+    level_lr_scheduler_type: str | None = field(
+        default=None, metadata={"help": "Learning-rate schedule of every level. Default: lr_scheduler_type."}
+    )
+    final_run: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Train once more at the last mask, as one more level, with num_train_epochs and lr_scheduler_type."
+        },
+    )
+    norm_interpolation: str | None = field(
+        default=None,
+        metadata={
+            "help": "For AWS, how often to draw how far norms are interpolated towards their initial values: step (of "
+            "the optimizer; the default of a WinningSignTrainer), micro_batch, or none, its control."
+        },
+    )
+    norm_include: list[str] | None = field(
+        default=None, metadata={"help": "For AWS, regular expressions of what to interpolate instead of the norms."}
+    )
+    norm_exclude: list[str] | None = field(
+        default=None, metadata={"help": "For AWS, regular expressions of norms not to interpolate."}
+    )
+    recalibration_batches: int = field(
+        default=32,
+        metadata={
+            "help": "For AWS, training batches to recalibrate batch norms on before a level is evaluated, on each "
+            "process; their running statistics are of many interpolated networks."
+        },
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        self._apply_preset()
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must be in [0, 1); received {self.sparsity}. It is no percentage.")
-        if self.score_batches < 1:
-            raise ValueError(f"score_batches must be at least 1; received {self.score_batches}.")
-        for name, table in (("score", SCORES), ("schedule", SCHEDULES)):
+        for name in ("score_batches", "recalibration_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; received {getattr(self, name)}.")
+        for name in ("dense_epochs", "level_epochs"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive; received {getattr(self, name)}.")
+        tables = {"score": SCORES, "schedule": SCHEDULES, "norm_interpolation": (*NORM_INTERPOLATION, None)}
+        for name, table in tables.items():
             if getattr(self, name) not in table:
-                raise ValueError(f"{name} must be one of {', '.join(table)}; received {getattr(self, name)!r}.")
-        self.get_rewind()
+                names = ", ".join(filter(None, table))
+                raise ValueError(f"{name} must be one of {names}; received {getattr(self, name)!r}.")
+        if self.level_lr_scheduler_type is not None:
+            SchedulerType(self.level_lr_scheduler_type)  # its error names all
+        if self.rewind is not None:
+            parse_rewind(self.rewind)
         self.get_scope()
         if self.sparsity is not None or self.levels is not None:
             self.get_sparsities()
 
-    def get_rewind(self) -> Rewind:
-        """The rewind that the string names."""
-        return parse_rewind(self.rewind)
+    def _apply_preset(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; received {self.preset!r}.")
+        for name, value in PRESETS.get(self.preset or "", {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
 
     def get_scope(self, kinds: Mapping[str, str] | None = None) -> Scope:
         """The scope that the string names.
@@ -122,7 +187,11 @@ class LotteryArguments(TrainingArguments):
         raise ValueError(f"scope must be one of {', '.join(SCOPES)} or N:M, such as 2:4; received {self.scope!r}.")
 
     def get_sparsities(self) -> list[float]:
-        """The sparsity of every level, from ``schedule``, ``sparsity``, ``levels`` and ``pruning_fraction``."""
-        return SCHEDULES[self.schedule](
+        """The sparsity of every level, from ``schedule``, ``sparsity``, ``levels`` and ``pruning_fraction``.
+
+        That of the final run is the last one again.
+        """
+        sparsities = SCHEDULES[self.schedule](
             sparsity=self.sparsity, levels=self.levels, pruning_fraction=self.pruning_fraction
         )
+        return [*sparsities, sparsities[-1]] if self.final_run else sparsities

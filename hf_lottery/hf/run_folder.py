@@ -8,6 +8,7 @@
       level-00/  level-01/ ...  mask and starting weights of the level (a ticket), its checkpoints
         trained/                its trained model
       ticket/                   the last level as a ticket with a card
+      signed/                   the signed mask, of a WinningSignTrainer
 """
 
 from __future__ import annotations
@@ -81,6 +82,11 @@ class RunFolder:
     def ticket(self) -> Path:
         """The folder of the ticket."""
         return self.root / "ticket"
+
+    @property
+    def signed(self) -> Path:
+        """The folder of the signed mask, of a search for one."""
+        return self.root / "signed"
 
     @property
     def moment(self) -> Path:

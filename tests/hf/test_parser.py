@@ -146,7 +146,7 @@ def test_groups_are_no_numbers_of_base_60(yaml_file, text, scope):
     assert (args.scope, small.needed, args.sparsity) == (scope, 12, 0.5)
 
 
-@pytest.mark.parametrize("text", ["rewind: null", "seed: [1]"])
+@pytest.mark.parametrize("text", ["score: null", "seed: [1]"])
 def test_values_of_another_type(capsys, yaml_file, text):
     assert "must have a value of its own type; received" in fails(capsys, "--config", yaml_file(text))
 

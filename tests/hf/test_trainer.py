@@ -421,7 +421,7 @@ def test_evidence_is_of_as_many_batches_as_asked(tmp_path, monkeypatch):
         taken.append(list(batches))
         return gather_evidence(model, taken[-1], loss, within=within)
 
-    monkeypatch.setattr("hf_lottery.hf.trainer.gather_evidence", spy)
+    monkeypatch.setattr("hf_lottery.hf.lottery_trainer.gather_evidence", spy)
     trainer(tmp_path, score="saliency", score_batches=2, num_train_epochs=1).train()
     assert [len(batches) for batches in taken] == [2, 2, 2]
 
@@ -465,7 +465,7 @@ def test_full_determinism_and_keys_to_ignore_reach_every_level(tmp_path, monkeyp
             return super().evaluate(*args, ignore_keys=ignore_keys, **kwargs)
 
     monkeypatch.setattr("transformers.trainer.enable_full_determinism", lambda seed: None)
-    monkeypatch.setattr("hf_lottery.hf.trainer.enable_full_determinism", seeds.append)
+    monkeypatch.setattr("hf_lottery.hf.lottery_trainer.enable_full_determinism", seeds.append)
     args = arguments(tmp_path, full_determinism=True, num_train_epochs=1, eval_strategy="epoch")
     Spy(model=net(), args=args, train_dataset=Points(), eval_dataset=Points(20)).train(ignore_keys_for_eval=["x"])
     assert len(set(seeds)) == 4 and ignored == [["x"]] * 8

@@ -13,6 +13,7 @@ import common
 import data
 import find_ticket
 import pytest
+import sign_transfer
 import three_trainings
 import torch
 import train_ticket
@@ -20,9 +21,9 @@ import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import BertConfig, GPT2Config, PreTrainedTokenizerFast
+from transformers import AutoModelForImageClassification, BertConfig, GPT2Config, PreTrainedTokenizerFast
 
-from hf_lottery import Mask, Snapshot, Ticket
+from hf_lottery import Mask, SignedMask, Snapshot, Ticket, norm_parameters
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "no"]
@@ -306,4 +307,100 @@ def test_bad_alignment_command_lines(run, capsys, module, arguments, message):
     recipe, more = (align_mask, ["--target_model", "x"]) if module == "align" else (train_ticket, [])
     with pytest.raises(SystemExit):
         run(recipe, *DIGITS, "--ticket", "x", *more, *arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_vit(tmp_path):
+    """Settings of a search for signs with a small pre-norm transformer on digits."""
+    sizes = {
+        "model_type": "vit", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 16, "image_size": 8, "patch_size": 4, "num_channels": 1,
+    }  # fmt: skip
+    (tmp_path / "vit.json").write_text(json.dumps(sizes))
+    return [
+        "--config", ROOT / "recipes/digits/aws.yaml", "--config_name", tmp_path / "vit.json", "--max_train_samples",
+        64, "--num_train_epochs", 2, "--dense_epochs", 1, "--level_epochs", 1, "--sparsity", 0.3,
+    ]  # fmt: skip
+
+
+def test_signs_are_found_and_transferred_in_all_modes(run, tmp_path, small_vit):
+    out = run(find_ticket, *small_vit, "--output_dir", tmp_path / "run")
+    levels = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
+    assert levels == ["level", "-----", "0", "1", "2", "3", "norms towards init", "------------------", "0.00", "0.25",
+                      "0.50", "0.75", "1.00"]  # fmt: skip
+    mask = Mask.from_pretrained(tmp_path / "run/signed")
+    trained = f"checkpoint:{tmp_path / 'run/level-00/trained'}"
+    losses = {}
+    for number, mode in enumerate((
+        ["--init", "seed:7"],
+        ["--init", "ticket"],
+        ["--init", "seed:7", "--signs", "ticket"],
+        ["--init", "seed:7", "--signs", "random"],
+        ["--init", "seed:7", "--signs", "shuffled"],
+        ["--init", "seed:7", "--signs", trained],
+        ["--init", "seed:7", "--signs", "ticket", "--keep_norms"],
+        ["--init", "seed:7", "--signs", "ticket", "--zeros", "source_median"],
+        ["--init", "seed:7", "--signs", "ticket", "--zeros", "source_median", "--fold_norms"],
+        ["--init", "seed:7", "--signs", "ticket", "--zeros", "std"],
+        ["--init", "seed:7", "--signs", "ticket", "--magnitudes", "constant", "--zeros", "source_median"],
+        ["--init", "seed:7", "--signs", "ticket", "--magnitudes", trained],
+    )):  # fmt: skip
+        folder = tmp_path / f"train-{number}"
+        run(train_ticket, *small_vit, "--ticket", tmp_path / "run/ticket", "--output_dir", folder, *mode)
+        assert Mask.from_pretrained(folder) == mask
+        metrics = json.loads((folder / "eval_results.json").read_text())
+        assert ("sign_agreement" in metrics) == ("--signs" in mode)
+        losses[tuple(mode)] = metrics["eval_loss"]
+    assert len(set(losses.values())) == len(losses)
+
+
+def test_kept_norms_and_signs_are_those_of_the_ticket(run, tmp_path, small_vit):
+    """The recipe against the library, at a learning rate that changes nothing."""
+    run(find_ticket, *small_vit, "--output_dir", tmp_path / "run")
+    ticket = Ticket.from_pretrained(tmp_path / "run/ticket")
+    run(
+        train_ticket, *small_vit, "--ticket", tmp_path / "run/ticket", "--output_dir", tmp_path / "t", "--init",
+        "seed:7", "--signs", "ticket", "--keep_norms", "--learning_rate", 0, "--weight_decay", 0,
+    )  # fmt: skip
+    model = AutoModelForImageClassification.from_pretrained(tmp_path / "t")
+    for name, parameter in norm_parameters(model).items():
+        assert torch.equal(parameter, ticket.rewind.tensors[name])
+    signed = SignedMask.from_pretrained(tmp_path / "run/signed")
+    assert signed.agreement(model).total == 1
+
+
+def test_the_experiment_of_the_sign_paper(run, tmp_path, small_vit):
+    def again():
+        return run(sign_transfer, *small_vit, "--final_run", "false", "--output_dir", tmp_path / "run", "--seeds", 0, 1)
+
+    out = again()
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
+    assert rows[2:13] == list(sign_transfer.TRAININGS)
+    assert "lrr_barrier - aws_barrier" in rows
+    results = json.loads((tmp_path / "run/seed-1.json").read_text())
+    assert results["aws_kept_signs"] > 90  # a few steps flip few signs
+    before = (tmp_path / "run/seed-1.json").stat().st_mtime_ns
+    assert again().splitlines()[-12:] == out.splitlines()[-12:]
+    assert (tmp_path / "run/seed-1.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--signs", "some"],
+            "signs must be one of none, ticket, shuffled, random, checkpoint:FOLDER; received 'some'",
+        ),
+        (["--signs", "checkpoint:"], "signs must be one of"),
+        (["--signs", "ticket", "--magnitudes", "big"], "magnitudes must be one of init, constant, checkpoint:FOLDER"),
+        (["--keep_norms"], "keep_norms must come with signs; received True"),
+        (["--zeros", "std"], "zeros must come with signs; received 'std'"),
+        (["--signs", "ticket", "--mask", "random"], "signs must come with mask=ticket, which they are of"),
+        (["--signs", "ticket", "--zeros", "drop"], "zeros must be one of keep, std, source_median; received 'drop'"),
+    ],
+)
+def test_bad_sign_command_lines(run, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        run(train_ticket, *DIGITS, "--ticket", "x", *arguments)
     assert message in capsys.readouterr().err

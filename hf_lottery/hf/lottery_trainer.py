@@ -1,12 +1,9 @@
-"""SparseTrainer: a Trainer that holds a mask. LotteryTrainer: a Trainer whose train() finds a ticket."""
+"""LotteryTrainer: a Trainer whose train() finds a ticket."""
 
 from __future__ import annotations
 
 import json
-import math
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -14,26 +11,20 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    ProgressCallback,
-    Trainer,
-    enable_full_determinism,
-    set_seed,
-)
-from transformers.trainer_utils import TrainOutput, has_length
+from transformers import PreTrainedConfig, ProgressCallback, enable_full_determinism, set_seed
+from transformers.trainer_utils import SchedulerType, TrainOutput
 
 from ..imp import check_levels
-from ..mask import Mask
-from ..mask_file import write_mask
+from ..mask import Mask, named_weights
 from ..prune import prune
-from ..rewind import Snapshot
+from ..rewind import Snapshot, parse_rewind
 from ..scores import Evidence, Score, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
+from ..signs import sign_agreement
 from .arguments import SCORES, LotteryArguments
-from .callback import SnapshotCallback, SparsityCallback, refuse_sharding
+from .callback import SnapshotCallback, refuse_sharding
 from .prunable import prunable
 from .run_folder import RunFolder
+from .sparse_trainer import SparseTrainer, changed
 from .ticket import Ticket
 
 # What a resumed run may do otherwise than the run it resumes, by the beginning of its name: it changes no weight.
@@ -43,125 +34,6 @@ _FREE_SETTINGS = (
     "resume", "debug", "skip_memory", "include_", "do_", "per_device_eval", "prediction_loss", "ddp_", "use_cpu",
     "local_rank", "accelerator_config", "restore_callback", "torch_empty", "enable_jit",
 )  # fmt: skip
-
-
-class SparseTrainer(Trainer):
-    """A Trainer that keeps pruned weights at exactly zero and saves the mask beside the model.
-
-    Args:
-        mask: A Mask, or a folder that holds one; None trains dense.
-        first_step: Optimizer steps that lie behind the weights: the learning-rate schedule resumes there, and only the
-            steps that are left are trained. The other arguments are the Trainer's.
-
-    Raises:
-        MaskMismatchError: The mask is for another model.
-        SparsityLeakError: At the end of training, if a pruned weight is not zero or the mask prunes nothing.
-        NotImplementedError: Under DeepSpeed or FSDP.
-    """
-
-    def __init__(self, *args, mask: Mask | str | Path | None = None, first_step: int = 0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.first_step = first_step
-        self._sparsity: SparsityCallback | None = None
-        self.mask = Mask.from_pretrained(mask) if isinstance(mask, str | Path) else mask
-
-    @property
-    def mask(self) -> Mask | None:
-        """The mask that is held while training; None trains dense."""
-        return self._sparsity.mask if self._sparsity else None
-
-    @mask.setter
-    def mask(self, mask: Mask | None) -> None:
-        if self._sparsity is not None:
-            self._sparsity.release()
-            self.remove_callback(self._sparsity)
-        self._sparsity = None
-        self._held_sparsity = mask.sparsity if mask else 0.0  # counted once, not at every log
-        if mask is not None:
-            refuse_sharding()
-            mask.check_fits(self._network)
-            self._sparsity = SparsityCallback(mask)
-            self.add_callback(self._sparsity)
-
-    @property
-    def _network(self) -> torch.nn.Module:
-        return cast(torch.nn.Module, self.model)
-
-    def train(self, *args, **kwargs) -> TrainOutput:
-        """Train as the Trainer does, from ``first_step`` on.
-
-        Raises:
-            ValueError: ``first_step`` lies beyond training, or the schedule cannot be resumed at a step.
-        """
-        changed = {}
-        if self.first_step:
-            _, steps = self.count_steps()
-            self.check_step(self.first_step, steps)
-            changed["max_steps"] = steps - self.first_step
-        try:
-            with _changed(self.args, **changed):
-                return super().train(*args, **kwargs)
-        finally:
-            if self._sparsity is not None:
-                self._sparsity.release()  # also of a training that was interrupted
-
-    def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """The Trainer's scheduler; with a ``first_step``, the one of the whole training, resumed there."""
-        scheduler = super().create_scheduler(num_training_steps + self.first_step, optimizer)
-        with warnings.catch_warnings():  # torch expects an optimizer step before each of these
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            for _ in range(self.first_step):
-                scheduler.step()
-        return scheduler
-
-    def count_steps(self) -> tuple[int | None, int]:
-        """Optimizer steps of an epoch (None if the data set does not know its length), and of a whole training."""
-        loader = self.get_train_dataloader()
-        per_epoch = math.ceil(len(loader) / self.args.gradient_accumulation_steps) if has_length(loader) else None
-        if self.args.max_steps > 0 or per_epoch is None:  # without a length, the Trainer insists on max_steps
-            return per_epoch, self.args.max_steps
-        return per_epoch, math.ceil(self.args.num_train_epochs * per_epoch)
-
-    def check_step(self, step: int, steps: int) -> None:
-        """Raise ValueError unless a training of ``steps`` steps can start at ``step``."""
-        if not 0 <= step < steps:
-            raise ValueError(
-                f"the step to start from must lie within training; received step {step} of {steps}. "
-                "Rewind earlier or train longer."
-            )
-        if step and self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
-            raise ValueError(
-                f"a schedule must be a function of the step to resume at step {step}; "
-                f"received {self.args.lr_scheduler_type}. Choose another lr_scheduler_type, or rewind=init."
-            )
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, and the mask beside it. The mask goes first, because the Trainer may push the folder."""
-        if self.mask is not None and self.args.should_save:
-            folder = Path(output_dir or cast(str, self.args.output_dir))
-            folder.mkdir(parents=True, exist_ok=True)
-            write_mask(folder, self.mask)
-        super().save_model(output_dir, _internal_call)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Load weights as the Trainer does, but never a part of them.
-
-        transformers 5 saves some architectures (ViT is one) under the names of older versions. The Trainer compares
-        these with the model's own names, warns that they are missing, and trains on from whatever is there.
-        """
-        if model is not None or not isinstance(self.model, PreTrainedModel):
-            return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load = cast(Any, type(self.model).from_pretrained)
-        loaded, report = load(resume_from_checkpoint, output_loading_info=True)
-        if lost := sorted(name for kind in ("missing_keys", "mismatched_keys") for name in report[kind]):
-            raise ValueError(
-                f"the checkpoint {resume_from_checkpoint} must hold every weight; received none for {lost[:3]}. "
-                "It is of another model."
-            )
-        self.model.load_state_dict(loaded.state_dict())
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(cast(str, self.state.best_model_checkpoint))
 
 
 class LotteryTrainer(SparseTrainer):
@@ -179,11 +51,15 @@ class LotteryTrainer(SparseTrainer):
 
     Attributes:
         weights: Name -> parameter that may be pruned.
-        history: One ``{"level", "sparsity", "metrics"}`` for each finished level.
+        history: One ``{"level", "sparsity", "metrics"}`` for each finished level; among the metrics ``sign_flips``, the
+            fraction of the kept weights that trained into another sign.
 
     Raises:
         ValueError: A setting is out of range, the rewind step lies beyond training, or the model has nothing to prune.
     """
+
+    _default_rewind = "init"
+    _knows_norms = False  # whether norm_interpolation means anything
 
     def __init__(self, *args, score: Score | None = None, settings: Mapping[str, Any] | None = None, **kwargs):
         if given := {"mask", "first_step"} & kwargs.keys():
@@ -198,7 +74,7 @@ class LotteryTrainer(SparseTrainer):
         self.lottery = self.args
         self.score = score or SCORES[self.lottery.score]
         self.sparsities = self.lottery.get_sparsities()
-        self.rewind = self.lottery.get_rewind()
+        self.rewind = parse_rewind(self.lottery.rewind or self._default_rewind)
         self.weights = prunable(self._network, self.lottery.include, self.lottery.exclude)
         self.scope = self.lottery.get_scope(self.weights.kinds)
         self._check_levels()
@@ -249,6 +125,8 @@ class LotteryTrainer(SparseTrainer):
         super().log({**logs, "level": self._level, "sparsity": self._held_sparsity}, start_time)
 
     def _check_arguments(self) -> None:
+        if not self._knows_norms and (given := getattr(self.args, "norm_interpolation", None)) is not None:
+            raise ValueError(f"norm_interpolation must be left out here; received {given!r}. Use WinningSignTrainer.")
         if self.optimizer is not None or self.lr_scheduler is not None:
             raise ValueError(
                 "every level must make an optimizer and a schedule of its own; received `optimizers`. "
@@ -263,7 +141,8 @@ class LotteryTrainer(SparseTrainer):
 
     def _check_levels(self) -> None:
         """Find out before the first training what would fail after it."""
-        check_levels(self.weights, self.sparsities, scope=self.scope, min_density=self.lottery.min_density)
+        pruned = self.sparsities[: -1 if self.lottery.final_run else None]
+        check_levels(self.weights, pruned, scope=self.scope, min_density=self.lottery.min_density)
         for name, weight in self.weights.items():
             if self.score is saliency and not weight.requires_grad:
                 raise ValueError(f"saliency must be able to train {name!r}; received a frozen one. Exclude it.")
@@ -288,14 +167,12 @@ class LotteryTrainer(SparseTrainer):
         capture = SnapshotCallback(moment, run.moment) if moment and not number else None
         if capture:
             self.add_callback(capture)
-        seed = _level_seed(self.args.seed, number)
+        seed = level_seed(self.args.seed, number)
         (enable_full_determinism if self.args.full_determinism else set_seed)(seed)
         try:
-            with _changed(self.args, **self._level_arguments(run)):
+            with changed(self.args, output_dir=str(run.level(number)), **self._level_arguments(number)):
                 output = super().train(resume_from_checkpoint=checkpoint, ignore_keys_for_eval=ignore_keys)
-                metrics = dict(output.metrics)
-                if self.eval_dataset is not None:
-                    metrics |= self.evaluate(ignore_keys=ignore_keys)
+                metrics = dict(output.metrics) | self._measure(mask, start, ignore_keys)
         finally:
             if capture:
                 self.remove_callback(capture)
@@ -325,7 +202,7 @@ class LotteryTrainer(SparseTrainer):
             self._write(lambda: run.drop_trained(number - 1))
 
     def _conclude(self, run: RunFolder) -> TrainOutput:
-        last = len(self.sparsities) - 1
+        self._level = last = len(self.sparsities) - 1
         mask, start = run.read_start(last)
         self.mask = mask
         self._load_from_checkpoint(str(run.trained(last)))
@@ -337,13 +214,20 @@ class LotteryTrainer(SparseTrainer):
             "history": self.history,
         }
         config = getattr(self.model, "config", None)
-        self.ticket = Ticket(mask, start, info, config if isinstance(config, PreTrainedConfig) else None)
+        config = config if isinstance(config, PreTrainedConfig) else None
+        self.ticket = Ticket(mask, self._ticket_start(start), info, config)
         self._write(lambda: self.ticket.save_pretrained(run.ticket))
         record = run.finished[-1]
         return TrainOutput(record["steps"], record["loss"], record["metrics"])
 
+    def _ticket_start(self, start: Snapshot) -> Snapshot:
+        """What the ticket starts from, given what its level started from."""
+        return start
+
     def _prune(self, mask: Mask, start: Snapshot) -> Mask:
-        set_seed(_level_seed(self.args.seed, self._level, 1))  # for the random score and the batches of the evidence
+        if self._is_final_run(self._level + 1):
+            return mask
+        set_seed(level_seed(self.args.seed, self._level, 1))  # for the random score and the batches of the evidence
         evidence: Mapping[str, Evidence] = {}
         if self.score is movement:
             evidence = {
@@ -376,26 +260,43 @@ class LotteryTrainer(SparseTrainer):
             for name, known in mine.items()
         }
 
+    def _measure(self, mask: Mask, start: Snapshot, ignore_keys) -> dict[str, float]:
+        """The metrics of the level that was just trained."""
+        metrics = self.evaluate(ignore_keys=ignore_keys) if self.eval_dataset is not None else {}
+        return {**metrics, "sign_flips": 1 - sign_agreement(mask, start.tensors, named_weights(self._network)).total}
+
     def _moment(self) -> int:
         """The optimizer step that levels rewind to."""
-        steps_per_epoch, steps = self.count_steps()
-        moment = self.rewind.in_steps(steps_per_epoch)
-        self.check_step(moment, steps)
+        moment, last = self.rewind.in_steps(self.count_steps()[0]), len(self.sparsities) - 1
+        for level in {0, min(1, last), last}:
+            with changed(self.args, **self._level_arguments(level)):
+                self.check_step(moment, self.count_steps()[1])
         return moment
 
-    def _level_arguments(self, run: RunFolder) -> dict[str, Any]:
-        """What the TrainingArguments are changed to for the present level."""
-        changed: dict[str, Any] = {"output_dir": str(run.level(self._level))}
-        if self._level and self.rewind.kind == "none":
+    def _is_final_run(self, level: int) -> bool:
+        return bool(self.lottery.final_run) and level == len(self.sparsities) - 1
+
+    def _level_arguments(self, level: int) -> dict[str, Any]:
+        """What the TrainingArguments are changed to for a level."""
+        settings: dict[str, Any] = {}
+        if self._is_final_run(level):
+            return settings
+        epochs = self.lottery.level_epochs if level else self.lottery.dense_epochs
+        if epochs is not None:
+            settings |= {"num_train_epochs": epochs, "max_steps": -1}
+        if self.lottery.level_lr_scheduler_type is not None:
+            settings["lr_scheduler_type"] = SchedulerType(self.lottery.level_lr_scheduler_type)
+        if level and self.rewind.kind == "none":
             rate = self.lottery.fine_tuning_learning_rate
-            changed["learning_rate"] = self.args.learning_rate / 10 if rate is None else rate
-            changed |= {"lr_scheduler_type": "constant", "warmup_steps": 0}
-        return changed
+            settings["learning_rate"] = self.args.learning_rate / 10 if rate is None else rate
+            settings |= {"lr_scheduler_type": SchedulerType.CONSTANT, "warmup_steps": 0}
+        return settings
 
     def _settings(self) -> dict[str, Any]:
         settings = {name: value for name, value in self.args.to_dict().items() if not name.startswith(_FREE_SETTINGS)}
         score = getattr(self.score, "__name__", str(self.score))
-        return _plain({**settings, **self.settings, "score": score, "world_size": self.args.world_size})
+        own = {"score": score, "rewind": str(self.rewind), "world_size": self.args.world_size}
+        return _plain({**settings, **self.settings, **own})
 
     def _loss(self, model: torch.nn.Module, inputs: Any) -> Tensor:
         return cast(Tensor, self.compute_loss(model, inputs))
@@ -421,20 +322,7 @@ class _LevelBar(ProgressCallback):
             self.training_bar.set_description(f"level {level}/{len(sparsities) - 1}, sparsity {sparsities[level]:.3f}")
 
 
-@contextmanager
-def _changed(args: Any, **values: Any) -> Iterator[None]:
-    """Change attributes for the time of a block."""
-    before = {name: getattr(args, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(args, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(args, name, value)
-
-
-def _level_seed(seed: int, level: int, purpose: int = 0) -> int:
+def level_seed(seed: int, level: int, purpose: int = 0) -> int:
     """A seed for each level and purpose that no other run shares, as seed + level would be with seed + 1."""
     return int(np.random.SeedSequence([seed, level, purpose]).generate_state(1)[0])
 

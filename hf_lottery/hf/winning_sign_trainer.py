@@ -1,0 +1,153 @@
+"""WinningSignTrainer: a Trainer whose train() finds a signed mask that lets any initialization win (AWS)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from itertools import islice
+from typing import cast
+
+import numpy as np
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from transformers import set_seed
+from transformers.trainer_utils import TrainOutput
+
+from ..mask import Mask
+from ..norms import interpolated_norms, norm_parameters, norm_path
+from ..repair import batch_norms, recalibrate_batch_norm_
+from ..rewind import Snapshot
+from ..signs import SignedMask
+from .lottery_trainer import LotteryTrainer, level_seed
+from .run_folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+
+class WinningSignTrainer(LotteryTrainer):
+    """A LotteryTrainer whose levels keep their weights and train with interpolated norm parameters.
+
+    At each optimizer step one ``alpha`` is drawn from U(0, 1), and forward and backward run with every norm parameter
+    at ``(1 - alpha) * psi + alpha * psi_init``; evaluation, saved models and the final run are at ``alpha = 0``.
+    ``alpha`` is a function of seed, level, step and (with ``norm_interpolation="micro_batch"``) micro-batch: equal on
+    all processes, and the same again in a run that is resumed. Without norms this is learning-rate rewinding, and says
+    so.
+
+    After :meth:`train` the model holds the network that the signs are of: the last level's, or what the final run
+    started from. ``output_dir/ticket`` starts from there, and ``output_dir/signed`` is the signed mask alone.
+
+    Args:
+        initial_norms: Name -> ``psi_init``. By default the norms of the model as it is given: initial values of a fresh
+            one, those of the checkpoint of a pretrained one. The other arguments are the LotteryTrainer's.
+
+    Attributes:
+        norms: The norm parameters by name.
+        signed: The signed mask, after :meth:`train`.
+
+    Raises:
+        ValueError: Another rewind than learning_rate, or a pattern for norms that matches nothing.
+
+    Reference:
+        Oh, Baik and Lee, 2025, arXiv:2504.05357. Theirs draws alpha by batch, which is by step without gradient
+        accumulation; measures batch-norm networks without recalibration; and decays norm parameters, as
+        ``weight_decay`` of the Trainer does not.
+    """
+
+    _default_rewind = "learning_rate"
+    _knows_norms = True
+
+    def __init__(self, *args, initial_norms: Mapping[str, Tensor] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.rewind.kind != "learning_rate":
+            raise ValueError(
+                f"signs must be found with rewind=learning_rate, which keeps them; received {self.rewind}. "
+                "Use LotteryTrainer for another rewind."
+            )
+        self.interpolation = self.lottery.norm_interpolation or "step"
+        self.norms = norm_parameters(self._network, self.lottery.norm_include, self.lottery.norm_exclude)
+        if not self.norms and self.interpolation != "none":
+            logger.warning(
+                "%s has no norm parameters: AWS is learning-rate rewinding here.", type(self._network).__name__
+            )
+        if initial_norms is not None and (missing := self.norms.keys() - initial_norms.keys()):
+            raise ValueError(f"initial_norms must name every norm parameter; received no {min(missing)!r}.")
+        self._given_norms = initial_norms
+        self._initial: dict[str, Tensor] = {}
+        self._drawn_at, self._micro_batch = -1, 0
+
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
+        """The Trainer's step, with interpolated norms."""
+        if not self._interpolates:
+            return super().training_step(model, inputs, num_items_in_batch)
+        with interpolated_norms(self.norms, self._initial, self._draw()):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def norm_path(self, points: int = 5) -> list[tuple[float, dict[str, float]]]:
+        """The metrics of the present model along the line from its norms to their initial values.
+
+        This is what AWS keeps flat. Batch norms are recalibrated at each point; model and statistics are unchanged.
+
+        Args:
+            points: How many values of ``alpha``, evenly from 0 to 1.
+
+        Returns:
+            ``(alpha, metrics)`` for each point.
+        """
+        before = Snapshot.capture(self._network)
+
+        def evaluate(_: nn.Module) -> dict[str, float]:
+            self._recalibrate()
+            return self.evaluate()
+
+        try:
+            return norm_path(self._network, self._initial, evaluate, points=points)
+        finally:
+            before.restore_(self._network)
+
+    @property
+    def _interpolates(self) -> bool:
+        on = bool(self.norms) and self.interpolation != "none"
+        return on and not self._is_final_run(self._level)
+
+    def _draw(self) -> float:
+        step = self.state.global_step
+        by_micro_batch = self.interpolation == "micro_batch"
+        self._micro_batch = self._micro_batch + 1 if by_micro_batch and step == self._drawn_at else 0
+        self._drawn_at = step
+        return np.random.default_rng([self.args.seed, self._level, 2, step, self._micro_batch]).random()
+
+    def _train_level(self, run: RunFolder, number: int, moment: int, ignore_keys) -> None:
+        self._find_initial(run)
+        self._drawn_at = -1
+        super()._train_level(run, number, moment, ignore_keys)
+
+    def _find_initial(self, run: RunFolder) -> None:
+        # From disk, as a resumed run may have been given another model.
+        values = self._given_norms or run.read_start(0)[1].tensors
+        self._initial = {name: values[name].to(parameter) for name, parameter in self.norms.items()}
+
+    def _measure(self, mask: Mask, start: Snapshot, ignore_keys) -> dict[str, float]:
+        if self._interpolates:
+            self._recalibrate()
+        return super()._measure(mask, start, ignore_keys)
+
+    def _recalibrate(self) -> None:
+        """Batch-norm statistics of the network as it is; the running ones are of many interpolated networks."""
+        if not batch_norms(self._network):
+            return
+        set_seed(level_seed(self.args.seed, self._level, 3))  # for the choice of the batches
+        batches = islice(self.get_train_dataloader(), self.lottery.recalibration_batches)
+        recalibrate_batch_norm_(self._network, map(self._prepare_inputs, batches))
+        for buffer in self._network.buffers():
+            buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen other batches
+
+    def _ticket_start(self, start: Snapshot) -> Snapshot:
+        return start if self.lottery.final_run else Snapshot.capture(self._network)
+
+    def _conclude(self, run: RunFolder) -> TrainOutput:
+        self._find_initial(run)
+        output = super()._conclude(run)
+        self.ticket.apply_(self._network)
+        self.signed = SignedMask.from_model(self._network, self.ticket.mask, norms=self.norms)
+        self._write(lambda: self.signed.save_pretrained(run.signed))
+        return output
