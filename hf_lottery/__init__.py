@@ -17,7 +17,7 @@ they are first used.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import rewind
+from . import rewind, stored
 from .connectivity import Barrier, error_barrier
 from .fold import fold_norms_
 from .imp import Level, Start, find_ticket
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from .hf.metrics import classification_metrics, load_metric, predicted_classes
     from .hf.parser import RecipeParser
     from .hf.prunable import Prunable, prunable
+    from .hf.reference import Reference, RewindMismatchError
     from .hf.sparse_trainer import SparseTrainer
     from .hf.ticket import Ticket
     from .hf.winning_sign_trainer import WinningSignTrainer
@@ -59,6 +60,8 @@ _LAZY = {
     "SnapshotCallback": "callback",
     "SparseTrainer": "sparse_trainer",
     "SparsityCallback": "callback",
+    "Reference": "reference",
+    "RewindMismatchError": "reference",
     "Ticket": "ticket",
     "WinningSignTrainer": "winning_sign_trainer",
     "classification_metrics": "metrics",
@@ -66,6 +69,9 @@ _LAZY = {
     "predicted_classes": "metrics",
     "prunable": "prunable",
 }
+
+# The core knows no Hub; whoever imports the whole package brings it.
+stored.load_hub = lambda: import_module(".hf.hub", __name__)
 
 __all__ = [
     "ZEROS",
@@ -87,7 +93,9 @@ __all__ = [
     "Prunable",
     "PruneRequest",
     "RecipeParser",
+    "Reference",
     "Rewind",
+    "RewindMismatchError",
     "SignAgreement",
     "SignedMask",
     "Snapshot",

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .mask_file import read_mask, write_mask
+from .mask_file import CONFIG_NAME, MASK_NAME, pack_bits, read_mask, write_mask
+from .stored import Stored
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .stored import Where
 
 # What training frameworks put in front of a parameter's own name.
 _WRAPPER_PARTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
@@ -52,7 +59,7 @@ def plain_name(name: str) -> str:
     return name
 
 
-class Mask(Mapping[str, Tensor]):
+class Mask(Mapping[str, Tensor], Stored):
     """Which weights stay: parameter name -> bool tensor of the parameter's shape, True keeps.
 
     A mask is a mapping, keeps the order it was given, lives on the CPU and owns its tensors. Treat it as immutable:
@@ -73,6 +80,7 @@ class Mask(Mapping[str, Tensor]):
         0.25
     """
 
+    FILES = (CONFIG_NAME, MASK_NAME)
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # equality is by value and tensors are mutable
 
     def __init__(self, entries: Mapping[str, Tensor]):
@@ -107,18 +115,36 @@ class Mask(Mapping[str, Tensor]):
         return cls({name: w.detach() != 0 for name, w in _matrices(model).items()})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Mask:
-        """Load a mask (or the mask of a ticket) from a folder written by ``save_pretrained``.
+    def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> Mask:
+        """Load a mask, or the mask of a ticket.
+
+        Args:
+            source: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
+            where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises:
             FileNotFoundError: A file is missing.
             MaskFileError: A file is malformed, damaged, or of a newer format.
         """
-        return cls(read_mask(folder)[0])
+        return cls(read_mask(cls._folder(source, **where))[0])
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``mask_config.json`` and ``mask.safetensors`` (one bit per weight) into ``folder``."""
-        write_mask(folder, self._entries)
+    def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
+        """Write ``mask_config.json`` and ``mask.safetensors`` (one bit per weight) into ``folder``.
+
+        Args:
+            folder: The folder; made if need be.
+            info: Where the mask comes from, in JSON terms, such as ``parents``; kept in the config.
+        """
+        write_mask(folder, self._entries, {"info": dict(info)} if info else None)
+
+    def sha256(self) -> str:
+        """Hash of names, shapes and entries: the same for equal masks, whatever the order of their entries."""
+        digest = hashlib.sha256()
+        for name in sorted(self._entries):
+            entry = self._entries[name]
+            digest.update(f"{name}|{list(entry.shape)}|".encode())
+            digest.update(pack_bits(entry).numpy().tobytes())
+        return digest.hexdigest()
 
     def __getitem__(self, name: str) -> Tensor:
         return self._entries[name]

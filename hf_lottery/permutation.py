@@ -15,9 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from .mask import Mask, plain_name, unwrap
-from .permutation_file import SPEC_NAME, SpecMismatchError, SymmetryError, read_permutation, write_permutation
+from .permutation_file import (
+    CONFIG_NAME,
+    ENTRIES_NAME,
+    SPEC_NAME,
+    SpecMismatchError,
+    SymmetryError,
+    read_permutation,
+    write_permutation,
+)
+from .stored import Stored
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .stored import Where
     from .symmetry.spec import Block, PermutationSpec
 
 __all__ = ["Permutation", "SpecMismatchError", "SymmetryError", "permute_"]
@@ -25,7 +37,7 @@ __all__ = ["Permutation", "SpecMismatchError", "SymmetryError", "permute_"]
 Tensors = TypeVar("Tensors", Mask, Mapping[str, Tensor])
 
 
-class Permutation:
+class Permutation(Stored):
     """A permutation of every group of a spec; a group without an entry keeps its order. Immutable.
 
     Args:
@@ -52,6 +64,8 @@ class Permutation:
     """
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # equality is by value
+
+    FILES = (CONFIG_NAME, ENTRIES_NAME, SPEC_NAME)
 
     def __init__(self, spec: PermutationSpec, entries: Mapping[str, Any]):
         self.spec = spec
@@ -141,22 +155,24 @@ class Permutation:
         write_permutation(folder, self.entries, self.spec.fingerprint, self.spec.save)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, spec: PermutationSpec) -> Permutation:
-        """Load a permutation that :meth:`save_pretrained` wrote.
+    def from_pretrained(cls, source: str | Path, spec: PermutationSpec, **where: Unpack[Where]) -> Permutation:
+        """Load a permutation.
 
         Args:
-            folder: Where it was saved; ``PermutationSpec.load(folder / "permutation_spec.json")`` reads its spec.
+            source: A folder written by :meth:`save_pretrained`, or the id of a repository on the Hub. Beside it lies
+                its spec, ``permutation_spec.json``, which ``PermutationSpec.load`` reads.
             spec: The spec of the model at hand.
+            where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises:
             FileNotFoundError: A file is missing.
             SpecMismatchError: The permutation is for another spec.
             SymmetryError: A file is malformed, damaged, or newer than this library.
         """
-        fingerprint, entries = read_permutation(folder)
+        fingerprint, entries = read_permutation(cls._folder(source, **where))
         if fingerprint != spec.fingerprint:
             raise SpecMismatchError(
-                f"the permutation in {folder} must be of the given spec, {spec.fingerprint[:8]}; "
+                f"the permutation in {source} must be of the given spec, {spec.fingerprint[:8]}; "
                 f"received one of spec {fingerprint[:8]}. Load {SPEC_NAME} beside it to compare."
             )
         return cls(spec, entries)

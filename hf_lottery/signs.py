@@ -9,14 +9,21 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .mask import Mask, MaskMismatchError, named_weights, plain_name, unwrap
+from .mask_file import CONFIG_NAME, MASK_NAME
 from .norms import norm_parameters
 from .sign_file import read_signs, write_signs
+from .stored import Stored
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .stored import Where
 
 ZEROS = ("keep", "std", "source_median")
 
@@ -42,7 +49,7 @@ class SignAgreement(NamedTuple):
     layers: dict[str, float]
 
 
-class SignedMask(Mapping[str, Tensor]):
+class SignedMask(Mapping[str, Tensor], Stored):
     """A mask and the signs of a network: parameter name -> int8 tensor of -1, 0, +1.
 
     Covered is every parameter but the norms', pruned or not, biases, embeddings and head included. What the mask prunes
@@ -73,6 +80,7 @@ class SignedMask(Mapping[str, Tensor]):
         [[-0.125, 0.0]]
     """
 
+    FILES = (CONFIG_NAME, MASK_NAME)
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # equality is by value and tensors are mutable
 
     def __init__(self, mask: Mask, signs: Mapping[str, Tensor], medians: Mapping[str, float] | None = None):
@@ -134,14 +142,18 @@ class SignedMask(Mapping[str, Tensor]):
         return cls(mask, signs, medians)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> SignedMask:
-        """Load a signed mask from a folder written by :meth:`save_pretrained`.
+    def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> SignedMask:
+        """Load a signed mask.
+
+        Args:
+            source: A folder written by :meth:`save_pretrained`, or the id of a repository on the Hub.
+            where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises:
             FileNotFoundError: A file is missing.
             MaskFileError: A file is malformed, damaged, of a newer format, or holds a mask without signs.
         """
-        entries, signs, medians = read_signs(folder)
+        entries, signs, medians = read_signs(cls._folder(source, **where))
         return cls(Mask(entries), signs, medians)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -97,8 +97,8 @@ class Experiment:
             if method == "lrr":
                 network = self.fresh()
                 signed.transfer_(network)
-                norms = {name: finder.ticket.rewind.tensors[name] for name in norm_parameters(network)}
-                network.load_state_dict(norms, strict=False)
+                trained = self.fresh(finder.ticket).state_dict()
+                network.load_state_dict({name: trained[name] for name in norm_parameters(network)}, strict=False)
                 self.train("lrr_signs_norms", network, signed.mask)
             self.results[f"{method}_barrier"] = self.barrier(transferred, solution)
             self.results[f"{method}_kept_signs"] = 100 * signed.agreement(transferred).total

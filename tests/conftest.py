@@ -30,6 +30,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
     """
     from huggingface_hub import close_session, constants, file_download, hf_api
     from huggingface_hub.utils import _http
+    from transformers.utils import hub as transformers_hub
 
     with HubServer() as server, warnings.catch_warnings():
         # The client uploads large files by a call that its own HTTP library calls outdated.
@@ -41,6 +42,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatc
             if name.isupper():
                 monkeypatch.setattr(constants, name, value)
         monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
+        monkeypatch.setattr(transformers_hub, "_hf_api", None)  # made once a process, with the endpoint of then
         impatient = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: None})
         for module in (_http, file_download):
             monkeypatch.setattr(module, "time", impatient)

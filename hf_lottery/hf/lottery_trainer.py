@@ -22,6 +22,7 @@ from ..scores import Evidence, Score, gather_evidence, magnitude, movement, rand
 from ..signs import sign_agreement
 from .arguments import SCORES, LotteryArguments
 from .callback import SnapshotCallback, refuse_sharding
+from .hub import base_model
 from .prunable import prunable
 from .run_folder import RunFolder
 from .sparse_trainer import SparseTrainer, changed
@@ -170,7 +171,8 @@ class LotteryTrainer(SparseTrainer):
         seed = level_seed(self.args.seed, number)
         (enable_full_determinism if self.args.full_determinism else set_seed)(seed)
         try:
-            with changed(self.args, output_dir=str(run.level(number)), **self._level_arguments(number)):
+            settings = {"output_dir": str(run.level(number)), "push_to_hub": False, **self._level_arguments(number)}
+            with changed(self.args, **settings):
                 output = super().train(resume_from_checkpoint=checkpoint, ignore_keys_for_eval=ignore_keys)
                 metrics = dict(output.metrics) | self._measure(mask, start, ignore_keys)
         finally:
@@ -207,18 +209,34 @@ class LotteryTrainer(SparseTrainer):
         self.mask = mask
         self._load_from_checkpoint(str(run.trained(last)))
         self.history = [{key: record[key] for key in ("level", "sparsity", "metrics")} for record in run.finished]
-        info = {
-            "level": last,
-            "architecture": type(self.model).__name__,
-            "settings": self._settings(),
-            "history": self.history,
-        }
-        config = getattr(self.model, "config", None)
-        config = config if isinstance(config, PreTrainedConfig) else None
-        self.ticket = Ticket(mask, self._ticket_start(start), info, config)
+        self.ticket = self._make_ticket(last, mask, self._ticket_start(start))
         self._write(lambda: self.ticket.save_pretrained(run.ticket))
+        if self.args.push_to_hub:
+            self._write(lambda: self._push(run))
         record = run.finished[-1]
         return TrainOutput(record["steps"], record["loss"], record["metrics"])
+
+    def _make_ticket(self, level: int, mask: Mask, start: Snapshot) -> Ticket:
+        config = getattr(self.model, "config", None)
+        config = config if isinstance(config, PreTrainedConfig) else None
+        info = {
+            "level": level,
+            "architecture": type(self.model).__name__,
+            "base_model": base_model(config, self.args.hub_token) if config else None,
+            "settings": self._settings(),
+            "history": self.history[: level + 1],
+        }
+        return Ticket(mask, start, info, config)
+
+    def _push(self, run: RunFolder) -> None:
+        """Push the ticket of every level in a commit of its own, tagged ``level-03``; the last one stays on top."""
+        for level in range(len(self.sparsities)):
+            last = level == len(self.sparsities) - 1
+            ticket = self.ticket if last else self._make_ticket(level, *run.read_start(level))
+            ticket.push_to_hub(
+                cast(str, self.hub_model_id), tag=f"level-{level:02d}", private=self.args.hub_private_repo,
+                token=self.args.hub_token, commit_message=f"Level {level}, sparsity {ticket.mask.sparsity:.4f}",
+            )  # fmt: skip
 
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         """What the ticket starts from, given what its level started from."""

@@ -1,92 +1,206 @@
-"""Ticket: a mask and the weights it starts from, with where they come from. A folder anyone can load."""
+"""Ticket: a mask and the weights it starts from, with where they come from. A folder or repository anyone can load."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
-from transformers import PreTrainedConfig
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig
 
 from ..mask import Mask, MaskMismatchError
-from ..mask_file import CONFIG_NAME, MaskFileError, read_mask, stage_mask
-from ..rewind import Snapshot
+from ..mask_file import CONFIG_NAME, MASK_NAME, MaskFileError, read_mask, stage_mask
+from ..report import plot_against_density
+from ..rewind import Snapshot, named_state
 from ..staging import staged_folder
+from ..stored import Stored
 from .card import ticket_card
+from .reference import Reference
 from .run_folder import REWIND_NAME
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..stored import Where
+
+_PICTURE_NAME = "accuracy.png"
 
 
 @dataclass(frozen=True)
-class Ticket:
+class Ticket(Stored):
     """A lottery ticket.
 
     Attributes:
         mask: Which weights stay.
-        rewind: The weights and buffers that training starts from.
+        rewind: The weights and buffers that training starts from, or a :class:`Reference` to them.
         info: Where it comes from, in JSON terms: ``level``, ``settings``, ``history`` of (level, sparsity, metrics),
-            ``architecture``, or your own; kept in ``mask_config.json``.
+            ``architecture``, ``base_model``, ``parents``, ``permutation``, or your own; kept in ``mask_config.json``.
         model_config: Configuration to build the model from; None if it is not a transformers model.
     """
 
+    FILES: ClassVar[tuple[str, ...]] = (CONFIG_NAME, MASK_NAME)
+    OPTIONAL_FILES: ClassVar[tuple[str, ...]] = (REWIND_NAME, "config.json")
+
     mask: Mask
-    rewind: Snapshot
+    rewind: Snapshot | Reference
     info: dict[str, Any] = field(default_factory=dict)
     model_config: PreTrainedConfig | None = None
 
-    def apply_(self, model: nn.Module) -> None:
+    def apply_(self, model: nn.Module, *, strict: bool = True) -> None:
         """Put ``model`` where the ticket starts: the rewind weights, pruned ones exactly zero, in place.
 
+        Args:
+            model: The network. If the rewind weights are a reference, it must be at them already.
+            strict: Whether every difference between the ticket's network and this one is an error. If not, what fits is
+                restored, and a warning says what differs; the mask must fit in any case.
+
         Raises:
-            MaskMismatchError: The model is another one.
+            MaskMismatchError: The model is another one; nothing was changed.
+            RewindMismatchError: The rewind weights are a reference, and the model is not at them.
         """
         self.mask.check_fits(model)
-        self.rewind.restore_(model)
+        differences = self.differences(model)
+        if differences and strict:
+            raise MaskMismatchError(
+                f"the model must be the one that the ticket is of; received another: {'; '.join(differences[:5])}. "
+                "Pass strict=False to restore what fits."
+            )
+        if differences:
+            warnings.warn(f"the ticket is of another model: {'; '.join(differences[:5])}", stacklevel=2)
+            _restore_fitting_(model, self.rewind)
+        else:
+            self.rewind.restore_(model)
         self.mask.apply_(model)
+
+    def differences(self, model: nn.Module) -> list[str]:
+        """What of a model differs from the one that the ticket is of: structure, class and base model."""
+        found = []
+        if isinstance(self.rewind, Snapshot):
+            found += _structural(self.rewind.tensors, named_state(model))
+        architecture = self.info.get("architecture")
+        if architecture and architecture != type(model).__name__:
+            found.append(f"class {architecture} in the ticket, {type(model).__name__} here")
+        base = (self.info.get("base_model") or {}).get("id")
+        here = getattr(getattr(model, "config", None), "_name_or_path", None)
+        if base and here and base != here:
+            found.append(f"base model {base!r} in the ticket, {here!r} here")
+        return found
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write mask, rewind weights, model configuration and card into ``folder``; nothing in it is a pickle.
 
-        A new folder appears in one step. In an existing one files are replaced, but for a README.md.
+        A new folder appears in one step. In an existing one files are replaced, but for a README.md. With matplotlib
+        installed and more than one level in the history, a picture of accuracy against density lies beside it.
         """
-        self.mask.check_fits(self.rewind.tensors)
+        stored: dict[str, Any] = {"step": self.rewind.step}
+        if isinstance(self.rewind, Snapshot):
+            self.mask.check_fits(self.rewind.tensors)
+            structure = _structure_sha256(self.rewind.tensors)
+            stored |= {"by": "value", "sha256": self.rewind.sha256(), "structure_sha256": structure}
+        else:
+            stored |= {"by": "reference", **self.rewind.to_dict()}
         keep_card = (Path(folder) / "README.md").exists()
         with staged_folder(folder, last=CONFIG_NAME) as stage:
-            self.rewind.save(stage / REWIND_NAME)
+            if isinstance(self.rewind, Snapshot):
+                self.rewind.save(stage / REWIND_NAME)
             if self.model_config is not None:
                 self.model_config.save_pretrained(stage)
+            self._draw(stage / _PICTURE_NAME)
             if not keep_card:
-                (stage / "README.md").write_text(ticket_card(self.mask, self.info))
-            rewind = {"step": self.rewind.step, "sha256": self.rewind.sha256()}
+                (stage / "README.md").write_text(self.card("path/to/this/folder"))
             has_config = self.model_config is not None  # a config.json may also be of what lay there before
-            stage_mask(stage, self.mask, {"rewind": rewind, "model_config": has_config, "info": self.info})
+            stage_mask(stage, self.mask, {"rewind": stored, "model_config": has_config, "info": self.info})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Ticket:
-        """Load and check a ticket from a folder.
+    def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> Ticket:
+        """Load and check a ticket.
+
+        Args:
+            source: A folder, or the id of a repository on the Hub.
+            where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises:
             FileNotFoundError: A file is missing.
             MaskFileError: A file is malformed, damaged, of a newer format, or from another save.
         """
-        folder = Path(folder)
+        folder = cls._folder(source, **where)
         entries, config = read_mask(folder)
-        rewind = Snapshot.load(folder / REWIND_NAME)
-        stated = config.get("rewind", {}).get("sha256") if isinstance(config.get("rewind"), dict) else None
-        if stated is not None and stated != rewind.sha256():
-            raise MaskFileError(
-                f"{folder / REWIND_NAME} must hold the weights that {CONFIG_NAME} states; received others. "
-                "The file is damaged or from another save."
-            )
         mask = Mask(entries)
-        try:
-            mask.check_fits(rewind.tensors)
-        except MaskMismatchError as error:
-            raise MaskFileError(f"{folder}: mask and rewind weights must fit each other; {error}") from error
-        info = config.get("info", {})
-        model_config = None
-        if config.get("model_config") is True:
-            from transformers import AutoConfig
+        rewind = _read_rewind(folder, config.get("rewind"))
+        if isinstance(rewind, Snapshot):
+            try:
+                mask.check_fits(rewind.tensors)
+            except MaskMismatchError as error:
+                raise MaskFileError(f"{folder}: mask and rewind weights must fit each other; {error}") from error
+        model_config = AutoConfig.from_pretrained(folder) if config.get("model_config") is True else None
+        if model_config is not None:  # not the folder, which says nothing about the model
+            model_config._name_or_path = (config.get("info", {}).get("base_model") or {}).get("id", "")
+        return cls(mask, rewind, config.get("info", {}), model_config)
 
-            model_config = AutoConfig.from_pretrained(folder)
-        return cls(mask, rewind, info, model_config)
+    def card(self, source: str) -> str:
+        """The README.md, for a ticket that is to be loaded from ``source``."""
+        if isinstance(self.rewind, Snapshot):
+            start = f"It starts from weights after {self.rewind.step} optimizer steps, in `{REWIND_NAME}`."
+        else:
+            start = f"It starts from the weights of `{self.rewind}`, and checks that the model is at them."
+        drawn = len(self._accuracies()) > 1 and _can_draw()
+        return ticket_card(self.mask, self.info, source, start, _PICTURE_NAME if drawn else None)
+
+    def _accuracies(self) -> dict[float, list[float]]:
+        points = [(r["sparsity"], r["metrics"].get("eval_accuracy")) for r in self.info.get("history", [])]
+        return {sparsity: [accuracy] for sparsity, accuracy in points if accuracy is not None}
+
+    def _draw(self, path: Path) -> None:
+        if len(self._accuracies()) > 1 and _can_draw():
+            title = str(self.info.get("architecture", "ticket"))
+            plot_against_density(path, {"ticket": self._accuracies()}, ylabel="accuracy", title=title)
+
+
+def _structure_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, dtypes and shapes: the same for every model a ticket can be applied to."""
+    lines = sorted(f"{name}|{tensor.dtype}|{list(tensor.shape)}" for name, tensor in tensors.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _read_rewind(folder: Path, stated: Any) -> Snapshot | Reference:
+    stated = stated if isinstance(stated, dict) else {}
+    if stated.get("by") == "reference":
+        return Reference.from_dict({key: value for key, value in stated.items() if key != "by"})
+    rewind = Snapshot.load(folder / REWIND_NAME)
+    if stated.get("sha256") is not None and stated["sha256"] != rewind.sha256():
+        raise MaskFileError(
+            f"{folder / REWIND_NAME} must hold the weights that {CONFIG_NAME} states; received others. "
+            "The file is damaged or from another save."
+        )
+    return rewind
+
+
+def _structural(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:
+    found = [
+        f"{name!r} only in the {'ticket' if name in theirs else 'model'}"
+        for name in sorted(theirs.keys() ^ ours.keys())
+    ]
+    for name in theirs.keys() & ours.keys():
+        a, b = theirs[name], ours[name]
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            found.append(f"{name!r} {list(a.shape)} {a.dtype} in the ticket, {list(b.shape)} {b.dtype} here")
+    return found
+
+
+def _restore_fitting_(model: nn.Module, rewind: Snapshot | Reference) -> None:
+    if isinstance(rewind, Reference):
+        return  # nothing is stored, and another model is at other weights
+    with torch.no_grad():
+        for name, tensor in named_state(model).items():
+            if name in rewind.tensors and rewind.tensors[name].shape == tensor.shape:
+                tensor.copy_(rewind.tensors[name])
+
+
+def _can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None
