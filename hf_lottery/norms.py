@@ -13,16 +13,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from .mask import named_weights, plain_name, unwrap
 
 Metric = TypeVar("Metric")
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_OTHERS = (nn.Linear, nn.Embedding, _ConvNd)  # whatever their class is called
 
 
 class NormParameters(dict[str, nn.Parameter]):
@@ -138,15 +140,18 @@ def interpolated_norms(
         raise ValueError(f"alpha must be in [0, 1]; received {alpha}. It is the share of the initial value.")
     named = named_weights(model)
     _check_initial(named, initial)
-    parameters = [named[name] for name in initial]
+    names = list({id(named[name]): name for name in initial}.values())  # one of two names of a shared parameter
+    parameters = [named[name] for name in names]
     raw = [parameter.detach().clone() for parameter in parameters]
-    for parameter, value in zip(parameters, initial.values(), strict=True):
-        parameter.detach().lerp_(value.to(parameter), alpha)
-    versions = [parameter._version for parameter in parameters]
-    handles = [p.register_hook(lambda gradient: gradient * (1 - alpha)) for p in parameters if p.requires_grad]
+    handles: list[Any] = []
     try:
+        for name, parameter in zip(names, parameters, strict=True):
+            parameter.detach().lerp_(initial[name].to(parameter), alpha)
+            if parameter.requires_grad:
+                handles.append(parameter.register_hook(lambda gradient: gradient * (1 - alpha)))
+        versions = [parameter._version for parameter in parameters]
         yield
-        written = next((n for n, p, v in zip(initial, parameters, versions, strict=True) if p._version != v), None)
+        written = next((n for n, p, v in zip(names, parameters, versions, strict=True) if p._version != v), None)
     finally:
         for handle in handles:
             handle.remove()
@@ -185,11 +190,14 @@ def norm_path(
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, _NORMS) or ("Norm" in type(module).__name__ and not any(module.children()))
+    named = "Norm" in type(module).__name__ and not any(module.children()) and not isinstance(module, _OTHERS)
+    return isinstance(module, _NORMS) or named
 
 
 def _is_scale(name: str, parameter: Tensor, owner: nn.Module) -> bool:
     """Whether a parameter outside the norms is one number a channel and no bias of a layer."""
+    if isinstance(owner, _OTHERS):
+        return False
     alone = all(p is None or p.numel() == max(p.shape, default=1) for p in owner._parameters.values())
     if parameter.ndim > 1:  # ConvNeXt V2 keeps [1, 1, 1, channels]
         return alone and parameter.numel() == max(parameter.shape) and not any(owner.children())
@@ -221,6 +229,11 @@ def _check_initial(named: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -
             raise ValueError(
                 f"initial must name parameters of the model; received {name!r}, which is none. "
                 "Take it from norm_parameters(model).snapshot()."
+            )
+        if value is named[name] or (value.numel() and value.data_ptr() == named[name].data_ptr()):
+            raise ValueError(
+                f"the initial value of {name!r} must be a copy; received the parameter itself, which moves. "
+                "Take a snapshot() of the fresh model."
             )
         if named[name].shape != value.shape:
             raise ValueError(

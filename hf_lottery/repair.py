@@ -185,13 +185,14 @@ def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
 @contextmanager
 def _recalibrating(model: nn.Module):
     """Batch norms collect anew, cumulatively, while the block runs; if it fails they are as before."""
-    norms = batch_norms(model)
+    for norm in batch_norms(model):
+        norm.train()
+    norms = [norm for norm in batch_norms(model) if norm.training]  # a frozen one stays in eval mode, as it is
     before = [({name: b.clone() for name, b in norm.named_buffers()}, norm.momentum) for norm in norms]
     try:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # cumulative mean
-            norm.train()
         yield
     except BaseException:
         for norm, (buffers, _) in zip(norms, before, strict=True):

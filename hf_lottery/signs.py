@@ -6,6 +6,7 @@ References:
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,9 +32,9 @@ ZEROS = ("keep", "std", "source_median")
 class Transfer(NamedTuple):
     """What :meth:`SignedMask.transfer_` did: names of parameters.
 
-    ``signed`` have their signs now. ``zero`` are those among them that were zero throughout and, with ``zeros="keep"``,
-    still are: their sign is lost. ``skipped`` are missing or of another shape in the model, such as the head of another
-    label set. ``unsigned`` are the model's own parameters that the signed mask does not know, norms aside.
+    ``signed`` have their signs now. ``zero`` are those among them whose magnitudes are zero throughout; with
+    ``zeros="keep"`` their sign is lost. ``skipped`` are missing or of another shape in the model, such as the head of
+    another label set. ``unsigned`` are the model's own parameters that the signed mask does not know, norms aside.
     """
 
     signed: tuple[str, ...]
@@ -104,7 +105,11 @@ class SignedMask(Mapping[str, Tensor], Stored):
                     "Mask and signs are of different networks."
                 )
         self.mask = mask
-        self.medians = dict(medians or {})
+        self.medians = {name: float(median) for name, median in (medians or {}).items()}
+        if wrong := [name for name, median in self.medians.items() if not 0 <= median < math.inf]:
+            raise ValueError(
+                f"the median of {wrong[0]!r} must be a finite magnitude; received {self.medians[wrong[0]]}."
+            )
         self._signs = {name: sign.detach().to("cpu", copy=True).contiguous() for name, sign in signs.items()}
 
     @classmethod
@@ -118,7 +123,7 @@ class SignedMask(Mapping[str, Tensor], Stored):
 
         Raises:
             MaskMismatchError: The mask is for another model.
-            ValueError: A weight is NaN.
+            ValueError: A weight is not finite.
         """
         mask.check_fits(model)
         norms = norm_parameters(model) if norms is None else norms
@@ -127,8 +132,8 @@ class SignedMask(Mapping[str, Tensor], Stored):
             name, weight = plain_name(name), parameter.detach().cpu()
             if name in norms or not weight.is_floating_point():
                 continue
-            if weight.isnan().any():
-                raise ValueError(f"{name!r} must have signs; received NaN.")
+            if not weight.isfinite().all():
+                raise ValueError(f"{name!r} must have finite weights; received NaN or infinite ones.")
             signs[name] = weight.sign().to(torch.int8)
             if name in mask:
                 signs[name] *= mask[name]
@@ -193,9 +198,10 @@ class SignedMask(Mapping[str, Tensor], Stored):
         Args:
             model: A network of the same architecture, of any seed.
             magnitudes: ``"init"``, the network's own; ``"constant"``, the standard deviation of each parameter's own
-                values; or a network or mapping whose values are taken, such as a pretrained one.
-            zeros: What becomes of a parameter that is zero throughout, as nearly all biases of transformers are at
-                first, so that there is nothing to give a sign to. ``"keep"`` leaves it (the paper); ``"std"`` sets it
+                values (their magnitude, if it does not vary); or a network or mapping whose values are taken, such as a
+                pretrained one.
+            zeros: What becomes of a parameter whose magnitudes are zero throughout, as those of nearly all biases of
+                transformers are at first. ``"keep"`` leaves it (the paper), so that its sign is lost; ``"std"`` sets it
                 to the standard deviation of its module's other parameters (of all parameters, if it has none that
                 vary), ``"source_median"`` to the median magnitude that it had in the network the signs are from.
 
@@ -204,7 +210,8 @@ class SignedMask(Mapping[str, Tensor], Stored):
 
         Raises:
             ValueError: An unknown option, or ``"source_median"`` without medians.
-            MaskMismatchError: The mask is for another model; nothing was changed.
+            MaskMismatchError: The mask is for another model, or the model ties what has signs of its own; nothing was
+                changed.
 
         Reference:
             Oh et al., 2025, arXiv:2504.05357. Theirs derives the mask from ``sign != 0``, which prunes a kept weight
@@ -217,6 +224,12 @@ class SignedMask(Mapping[str, Tensor], Stored):
         self.mask.check_fits(model)
         named = named_weights(model)
         fitting = [name for name, sign in self.items() if name in named and named[name].shape == sign.shape]
+        if len({id(named[name]) for name in fitting}) < len(fitting):
+            owners = [id(named[name]) for name in fitting]
+            tied = next(name for name, owner in zip(fitting, owners, strict=True) if owners.count(owner) > 1)
+            raise MaskMismatchError(
+                f"a parameter must have one name among the signs; received {tied!r}, which the model ties to another."
+            )
         sizes = {name: size.detach().abs() for name, size in _magnitudes(magnitudes, named, fitting).items()}
         zero = [name for name in fitting if not sizes[name].any()]
         if zeros != "keep":
@@ -224,7 +237,8 @@ class SignedMask(Mapping[str, Tensor], Stored):
             sizes.update((name, torch.full_like(sizes[name], spread[name])) for name in zero)
         with torch.no_grad():
             for name in fitting:
-                named[name].copy_(sizes[name] * self[name].to(sizes[name]))
+                sign = self[name].to(sizes[name])
+                named[name].copy_(torch.where(sign == 0, sign, sizes[name] * sign))  # infinity times 0 is NaN
         done = {id(named[name]) for name in fitting}
         norms = norm_parameters(model)
         unsigned = tuple(n for n, p in named.items() if id(p) not in done and n not in norms)
@@ -305,7 +319,8 @@ def _magnitudes(
     if magnitudes == "init":
         return {name: named[name] for name in names}
     if magnitudes == "constant":
-        return {name: torch.full_like(named[name], _spread(named[name])) for name in names}
+        sizes = {name: _spread(named[name]) or named[name].detach().abs().float().mean().item() for name in names}
+        return {name: torch.full_like(named[name], size) for name, size in sizes.items()}
     if isinstance(magnitudes, str):
         raise ValueError(f"magnitudes must be 'init', 'constant' or a network; received {magnitudes!r}.")
     given = named_weights(magnitudes)

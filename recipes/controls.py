@@ -39,7 +39,6 @@ CONTROLS: dict[str, Start] = {"reinit": _reinit, "shuffled": _shuffled}
 
 def train_controls(names: Sequence[str], trainer: LotteryTrainer, model_args: ModelArguments, data: Data) -> None:
     """Train the controls of every level that prunes; results go to ``controls.json``, finished ones are skipped."""
-    args = copy.copy(trainer.args)
     results_file = Path(str(trainer.args.output_dir)) / "controls.json"
     results = json.loads(results_file.read_text()) if results_file.exists() else {}
     for record in trainer.history[1:]:
@@ -48,9 +47,14 @@ def train_controls(names: Sequence[str], trainer: LotteryTrainer, model_args: Mo
             key = f"{record['level']}:{name}"
             if key in results:
                 continue
-            seed = int(np.random.SeedSequence([args.seed, record["level"], *name.encode()]).generate_state(1)[0])
+            seed = int(
+                np.random.SeedSequence([trainer.args.seed, record["level"], *name.encode()]).generate_state(1)[0]
+            )
             model, mask, first_step = CONTROLS[name](ticket, model_args, data, seed)
+            args = copy.copy(trainer.args)
             args.output_dir, args.save_strategy = str(results_file.parent / "controls"), "no"
+            for setting, value in trainer._level_arguments(record["level"]).items():  # trained as the level was
+                setattr(args, setting, value)
             set_seed(seed)
             control = SparseTrainer(
                 model=model, args=args, mask=mask, first_step=first_step,

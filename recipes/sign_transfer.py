@@ -42,7 +42,6 @@ from hf_lottery import (
     WinningSignTrainer,
     error_barrier,
     markdown_table,
-    norm_parameters,
     recalibrate_batch_norm_,
 )
 from hf_lottery.repair import batch_norms
@@ -98,13 +97,13 @@ class Experiment:
                 network = self.fresh()
                 signed.transfer_(network)
                 trained = self.fresh(finder.ticket).state_dict()
-                network.load_state_dict({name: trained[name] for name in norm_parameters(network)}, strict=False)
+                network.load_state_dict({name: trained[name] for name in finder.norms}, strict=False)
                 self.train("lrr_signs_norms", network, signed.mask)
             self.results[f"{method}_barrier"] = self.barrier(transferred, solution)
             self.results[f"{method}_kept_signs"] = 100 * signed.agreement(transferred).total
             self.results[f"{method}_norm_path"] = 100 * finder.norm_path(2)[-1][1]["eval_accuracy"]
         mask = found["aws"].signed
-        own = SignedMask.from_model(self.own_dense(), mask.mask)
+        own = SignedMask.from_model(self.own_dense(), mask.mask, norms=found["aws"].norms)
         for name, signed in {
             "aws_random": mask.randomized(self.seed), "aws_shuffled": mask.shuffled(self.seed), "dense_signs": own,
         }.items():  # fmt: skip

@@ -33,6 +33,7 @@ from hf_lottery import (
     ZEROS,
     LotteryArguments,
     Mask,
+    NormParameters,
     RecipeParser,
     SignedMask,
     SparseTrainer,
@@ -123,8 +124,10 @@ def main() -> None:
     signed = None
     if ticket_args.signs != "none":
         source = signs_source(ticket_args, ticket, model_args, data, args.seed)
-        signed = choose_signs(ticket_args.signs, SignedMask.from_model(source, ticket.mask), args.seed)
-        give_signs(ticket_args, signed, model, source, model_args)
+        norms = norm_parameters(source, args.norm_include, args.norm_exclude)
+        signed = SignedMask.from_model(source, ticket.mask, norms=norms)
+        signed = choose_signs(ticket_args.signs, signed, args.seed)
+        give_signs(ticket_args, signed, model, norms, model_args)
     first_step = ticket.rewind.step if ticket_args.init == "ticket" else 0
     trainer = SparseTrainer(
         model=model,
@@ -180,7 +183,7 @@ def give_signs(
     ticket_args: TicketArguments,
     signed: SignedMask,
     model: PreTrainedModel,
-    source: PreTrainedModel,
+    norms: NormParameters,
     model_args: ModelArguments,
 ) -> None:
     """Sign the weights to start from, and say what that left out."""
@@ -190,10 +193,9 @@ def give_signs(
     report = signed.transfer_(model, magnitudes=magnitudes, zeros=ticket_args.zeros)
     logging.info("%d parameters signed; zero, so without a sign: %s", len(report.signed), report.zero or "none")
     if ticket_args.keep_norms:
-        norms, trained = norm_parameters(model), norm_parameters(source)
         with torch.no_grad():
-            for name, parameter in norms.items():
-                parameter.copy_(trained[name])
+            for name, trained in norms.items():
+                model.get_parameter(name).copy_(trained)
 
 
 def load_checkpoint(folder: str, model_args: ModelArguments) -> PreTrainedModel:

@@ -219,7 +219,7 @@ def test_networks_without_signs_to_take():
         SignedMask.from_model(model, Mask({"tied.weight": mask["embed.weight"]}))
     with torch.no_grad():
         model.head.bias[0] = torch.nan
-    with pytest.raises(ValueError, match="'head.bias' must have signs; received NaN"):
+    with pytest.raises(ValueError, match="'head.bias' must have finite weights; received NaN or infinite"):
         SignedMask.from_model(model, mask)
 
 

@@ -109,7 +109,8 @@ class LotteryArguments(TrainingArguments):
     final_run: bool | None = field(
         default=None,
         metadata={
-            "help": "Train once more at the last mask, as one more level, with num_train_epochs and lr_scheduler_type."
+            "help": "true: train once more at the last mask, as one more level, with num_train_epochs and "
+            "lr_scheduler_type."
         },
     )
     norm_interpolation: str | None = field(
@@ -128,8 +129,8 @@ class LotteryArguments(TrainingArguments):
     recalibration_batches: int = field(
         default=32,
         metadata={
-            "help": "For AWS, training batches to recalibrate batch norms on before a level is evaluated, on each "
-            "process; their running statistics are of many interpolated networks."
+            "help": "For AWS, training batches to recalibrate batch norms on before a level is evaluated; their "
+            "running statistics are of many interpolated networks."
         },
     )
 

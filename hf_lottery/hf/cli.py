@@ -1,4 +1,4 @@
-"""The command line: look at masks and tickets, compare them, check them against a model, and make one of a sparse model."""
+"""The command line: look at masks and tickets, compare them, check them against a model, make one of a sparse model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from .ticket import Ticket
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``hf-lottery``; returns the exit status: 0, or 1 if ``verify`` finds a difference or something is wrong."""
-    parser = argparse.ArgumentParser(prog="hf-lottery", description="Masks and lottery tickets, in folders and on the Hub.")
+    parser = argparse.ArgumentParser(
+        prog="hf-lottery", description="Masks and lottery tickets, in folders and on the Hub."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     for command, help, *sources in (
         (_inspect, "say what a mask, signed mask, series, ticket or permutation holds", "source"),
@@ -73,7 +75,9 @@ def _inspect_mask(args: argparse.Namespace) -> int:
         "sparsity": f"{mask.sparsity:.4f}",
         "bytes": f"{(folder / MASK_NAME).stat().st_size:,}",
         "sha256 of the mask": mask.sha256()[:12],
-        **{key: info[key] for key in ("level", "architecture", "base_model", "parents", "permutation") if info.get(key)},
+        **{
+            key: info[key] for key in ("level", "architecture", "base_model", "parents", "permutation") if info.get(key)
+        },
         **({"rewind": config["rewind"]} if "rewind" in config else {}),
     }
     print(markdown_table(["", str(args.source)], [[key, str(value)] for key, value in facts.items()]))
@@ -93,14 +97,23 @@ def _diff(args: argparse.Namespace) -> int:
             overlap = one.overlap(other)
             same = "yes" if one == other else "no"
             rows.append(
-                [name, f"{one.sparsity:.4f}", f"{other.sparsity:.4f}", f"{overlap.iou:.4f}", f"{overlap.chance:.4f}", same]
+                [
+                    name,
+                    f"{one.sparsity:.4f}",
+                    f"{other.sparsity:.4f}",
+                    f"{overlap.iou:.4f}",
+                    f"{overlap.chance:.4f}",
+                    same,
+                ]
             )
         else:
             shapes = [str(list(mask[name].shape)) if name in mask else "-" for mask in (a, b)]
             rows.append([name, *shapes, "-", "-", "no"])
     if all(row[3] != "-" for row in rows):
         overlap, same = a.overlap(b), "yes" if a == b else "no"
-        rows.append(["all", f"{a.sparsity:.4f}", f"{b.sparsity:.4f}", f"{overlap.iou:.4f}", f"{overlap.chance:.4f}", same])
+        rows.append(
+            ["all", f"{a.sparsity:.4f}", f"{b.sparsity:.4f}", f"{overlap.iou:.4f}", f"{overlap.chance:.4f}", same]
+        )
     print(markdown_table(["parameter", str(args.a), str(args.b), "overlap", "chance", "equal"], rows))
     return 0
 

@@ -126,8 +126,9 @@ class LotteryTrainer(SparseTrainer):
         super().log({**logs, "level": self._level, "sparsity": self._held_sparsity}, start_time)
 
     def _check_arguments(self) -> None:
-        if not self._knows_norms and (given := getattr(self.args, "norm_interpolation", None)) is not None:
-            raise ValueError(f"norm_interpolation must be left out here; received {given!r}. Use WinningSignTrainer.")
+        for name in ("norm_interpolation", "norm_include", "norm_exclude"):
+            if not self._knows_norms and (given := getattr(self.args, name, None)) is not None:
+                raise ValueError(f"{name} must be left out here; received {given!r}. Use WinningSignTrainer.")
         if self.optimizer is not None or self.lr_scheduler is not None:
             raise ValueError(
                 "every level must make an optimizer and a schedule of its own; received `optimizers`. "

@@ -91,8 +91,10 @@ class SparseTrainer(Trainer):
         """Optimizer steps of an epoch (None if the data set does not know its length), and of a whole training."""
         loader = self.get_train_dataloader()
         per_epoch = math.ceil(len(loader) / self.args.gradient_accumulation_steps) if has_length(loader) else None
-        if self.args.max_steps > 0 or per_epoch is None:  # without a length, the Trainer insists on max_steps
+        if self.args.max_steps > 0:
             return per_epoch, self.args.max_steps
+        if per_epoch is None:
+            raise ValueError("epochs must be of a data set that knows its length; received a stream. Use max_steps.")
         return per_epoch, math.ceil(self.args.num_train_epochs * per_epoch)
 
     def check_step(self, step: int, steps: int) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections.abc import Mapping
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
+import torch
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import set_seed
@@ -49,8 +51,8 @@ class WinningSignTrainer(LotteryTrainer):
 
     Reference:
         Oh, Baik and Lee, 2025, arXiv:2504.05357. Theirs draws alpha by batch, which is by step without gradient
-        accumulation; measures batch-norm networks without recalibration; and decays norm parameters, as
-        ``weight_decay`` of the Trainer does not.
+        accumulation; and measures batch-norm networks without recalibration. The Trainer's ``weight_decay``
+        spares biases and layer norms, but pulls the gains of batch, group and RMS norms to 0, as theirs pulls all.
     """
 
     _default_rewind = "learning_rate"
@@ -69,9 +71,11 @@ class WinningSignTrainer(LotteryTrainer):
             logger.warning(
                 "%s has no norm parameters: AWS is learning-rate rewinding here.", type(self._network).__name__
             )
-        if initial_norms is not None and (missing := self.norms.keys() - initial_norms.keys()):
-            raise ValueError(f"initial_norms must name every norm parameter; received no {min(missing)!r}.")
-        self._given_norms = initial_norms
+        if both := self.norms.keys() & self.weights.keys():
+            raise ValueError(
+                f"a norm must not be prunable; received {min(both)!r}, which is both. Exclude it in one place."
+            )
+        self._given_norms = self._check_given(initial_norms)
         self._initial: dict[str, Tensor] = {}
         self._drawn_at, self._micro_batch = -1, 0
 
@@ -79,6 +83,8 @@ class WinningSignTrainer(LotteryTrainer):
         """The Trainer's step, with interpolated norms."""
         if not self._interpolates:
             return super().training_step(model, inputs, num_items_in_batch)
+        if callable(prepare := getattr(self.optimizer, "train", None)):
+            prepare()  # a schedule-free optimizer writes the weights here, which the Trainer would let it do inside
         with interpolated_norms(self.norms, self._initial, self._draw()):
             return super().training_step(model, inputs, num_items_in_batch)
 
@@ -93,15 +99,21 @@ class WinningSignTrainer(LotteryTrainer):
         Returns:
             ``(alpha, metrics)`` for each point.
         """
+        if self.norms and not self._initial:
+            raise ValueError("a norm path must start from trained norms; received a Trainer that has not trained.")
         before = Snapshot.capture(self._network)
 
         def evaluate(_: nn.Module) -> dict[str, float]:
             self._recalibrate()
             return self.evaluate()
 
+        states = random.getstate(), np.random.get_state()
         try:
-            return norm_path(self._network, self._initial, evaluate, points=points)
+            with torch.random.fork_rng():
+                return norm_path(self._network, self._initial, evaluate, points=points)
         finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
             before.restore_(self._network)
 
     @property
@@ -124,7 +136,22 @@ class WinningSignTrainer(LotteryTrainer):
     def _find_initial(self, run: RunFolder) -> None:
         # From disk, as a resumed run may have been given another model.
         values = self._given_norms or run.read_start(0)[1].tensors
-        self._initial = {name: values[name].to(parameter) for name, parameter in self.norms.items()}
+        self._initial = {name: values[name].to(parameter, copy=True) for name, parameter in self.norms.items()}
+
+    def _check_given(self, given: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+        if given is None:
+            return None
+        for name, parameter in self.norms.items():
+            shape = list(given[name].shape) if name in given else "none"
+            if shape != list(parameter.shape):
+                raise ValueError(
+                    f"initial_norms must have {name!r} of shape {list(parameter.shape)}; received {shape}."
+                )
+        return {name: given[name].detach().cpu().clone() for name in self.norms}
+
+    def _settings(self) -> dict[str, Any]:
+        given = Snapshot(0, self._given_norms).sha256() if self._given_norms else None
+        return {**super()._settings(), "initial_norms": given}
 
     def _measure(self, mask: Mask, start: Snapshot, ignore_keys) -> dict[str, float]:
         if self._interpolates:
@@ -132,14 +159,18 @@ class WinningSignTrainer(LotteryTrainer):
         return super()._measure(mask, start, ignore_keys)
 
     def _recalibrate(self) -> None:
-        """Batch-norm statistics of the network as it is; the running ones are of many interpolated networks."""
+        """Batch-norm statistics of the network as it is, on the first process's batches, for all of them.
+
+        The running ones are of many interpolated networks.
+        """
         if not batch_norms(self._network):
             return
         set_seed(level_seed(self.args.seed, self._level, 3))  # for the choice of the batches
         batches = islice(self.get_train_dataloader(), self.lottery.recalibration_batches)
-        recalibrate_batch_norm_(self._network, map(self._prepare_inputs, batches))
-        for buffer in self._network.buffers():
-            buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen other batches
+        recalibrate_batch_norm_(self._network, map(self._prepare_inputs, batches), self._loss)
+        for norm in batch_norms(self._network):
+            for buffer in norm.buffers():
+                buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen other batches
 
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         return start if self.lottery.final_run else Snapshot.capture(self._network)

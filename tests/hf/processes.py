@@ -5,6 +5,7 @@ import sys
 import time
 from pathlib import Path
 
+import torch.distributed
 from small_task import Net, Points, arguments, net
 
 from hf_lottery import LotteryTrainer, Snapshot
@@ -26,6 +27,7 @@ def main() -> None:
         "weights": Snapshot.capture(ours.model).sha256(),
         "levels": [record["level"] for record in ours.history],
     }
+    torch.distributed.destroy_process_group()  # or the interpreter may die of its threads at exit
     (folder / f"rank-{args.process_index}.json").write_text(json.dumps(found))
 
 
