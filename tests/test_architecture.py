@@ -14,9 +14,9 @@ ORDER = [
     "rewind", "sparse", "imp", "norms", "signs", "report", "permutation_file", "permutation", "symmetry.blocks",
     "symmetry.layout", "symmetry.trace", "symmetry.rules", "symmetry.outputs", "symmetry.verify", "symmetry.spec",
     "symmetry.solve", "symmetry.discover", "assignment", "ties", "correlation", "descent", "matching", "repair",
-    "fold", "connectivity", "hf.prunable", "hf.callback", "hf.arguments", "hf.parser", "hf.metrics",
-    "hf.metrics.accuracy", "hf.card", "hf.run_folder", "hf.ticket", "hf.sparse_trainer", "hf.lottery_trainer",
-    "hf.winning_sign_trainer",
+    "fold", "connectivity", "hf.prunable", "hf.adapter", "hf.checkpoint", "hf.callback", "hf.arguments", "hf.parser",
+    "hf.metrics", "hf.metrics.accuracy", "hf.card", "hf.run_folder", "hf.ticket", "hf.sparse_trainer",
+    "hf.lottery_trainer", "hf.winning_sign_trainer",
 ]  # fmt: skip
 HUGGING_FACE = {"transformers", "datasets", "accelerate", "huggingface_hub", "evaluate"}
 
