@@ -1,0 +1,217 @@
+"""PEFT adapters and masks: merge_adapter() keeps a sparse base sparse; sparse adapters tell what they train.
+
+PEFT itself is never imported: a PEFT model brings its methods.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from ..mask import Mask, MaskMismatchError, named_weights, unwrap
+from ..sparse import SparsityLeakError
+
+PEFT_PREFIX = "base_model.model."
+_PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_POSITIONS = (".shira_indices", ".supertuning_indices")
+
+
+def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
+    """Merge the active adapters of a PEFT model into its sparse base, which keeps its zeros.
+
+    PEFT's ``merge_and_unload`` adds a dense update to every weight, pruned ones too. Here each weight becomes
+    ``base + mask * update``, with the update of all active adapters together: LoRA, DoRA and what else PEFT can merge,
+    and the trained copies of ``modules_to_save``. A warning tells how much of the update the mask dropped; the merged
+    model differs from the adapted one by that much. It is nothing for an adapter that trains kept weights only.
+
+    Args:
+        model: A PEFT model whose base is zero where ``mask`` prunes. It holds a copy of the adapted weights meanwhile,
+            and is used up, as by ``merge_and_unload``.
+        mask: The mask of the base model, by the names of the base model without adapters.
+
+    Returns:
+        The base model with the adapters merged; its pruned weights are exactly zero.
+
+    Raises:
+        TypeError: ``model`` is no PEFT model that can be merged.
+        ValueError: The base is quantised or not sparse under the mask, or the adapters are merged already, tied to
+            other weights, of a kind that cannot be masked, or not finite. Nothing was changed.
+        MaskMismatchError: The mask is for another base model. Nothing was changed.
+        SparsityLeakError: PEFT does not return the weights it merged; a guard against versions that work otherwise.
+
+    Example:
+        >>> merged = merge_adapter(peft_model, mask)  # doctest: +SKIP
+        >>> Mask.from_model(prunable(merged)) == mask  # doctest: +SKIP
+        True
+    """
+    peft = cast(Any, unwrap(model))
+    if not all(hasattr(peft, name) for name in ("get_base_model", "merge_adapter", "merge_and_unload")):
+        received = f"received {type(peft).__name__}. Prompt and prefix tuning have no weights to merge."
+        raise TypeError(f"the model must be a PEFT model with adapters that can be merged; {received}")
+    base = peft.get_base_model()
+    layers = _tuner_layers(base)
+    _check_mergeable(base, layers)
+    frozen, trained = dict(_parameters(base, trained=False)), dict(_parameters(base, trained=True))
+    mask.check_fits(frozen)
+    _check_sparse(mask, frozen)
+    touched = {id(p): p for layer in layers.values() for p in layer.get_base_layer().parameters()}
+    touched |= {id(p): p for name, p in trained.items() if p is not frozen[name]}
+    before = {key: parameter.detach().clone() for key, parameter in touched.items()}
+    try:
+        peft.merge_adapter(safe_merge=True)
+        _warn_of(_mask_update(mask, frozen, trained, before))  # here, so that it undoes the merge if it raises
+    except BaseException:
+        for key, parameter in touched.items():
+            parameter.data = before[key]
+        for layer in layers.values():
+            layer.merged_adapters.clear()
+        raise
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="All adapters are already merged")
+        merged = peft.merge_and_unload(adapter_names=[])  # merge no more
+    _check_merged(mask, merged, trained)
+    return merged
+
+
+def trained_positions(
+    folder: Path, stored: Mapping[str, Any], model: nn.Module | Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Which weights a sparse adapter trains.
+
+    Args:
+        folder: Where it comes from, for messages.
+        stored: Tensor name -> slice of a safetensors file of PEFT.
+        model: The base model, which tells the shapes.
+
+    Returns:
+        Parameter name of the base model -> bool tensor of its shape, True where the adapter trains.
+
+    Raises:
+        ValueError: The adapter does not list positions, or there is no model.
+        MaskMismatchError: It is for another model.
+    """
+    lists = [name for name in stored if name.endswith(_POSITIONS)]
+    others = [name for name in stored if ".supertuning_lora_" in name or not lists]
+    if others:
+        raise ValueError(
+            f"the adapter {folder} must list the positions it trains, as SHiRA and Super-Tuning without a rank do; "
+            f"received {others[0]!r}. Merge it into a sparse model with merge_adapter."
+        )
+    if model is None:
+        raise ValueError(
+            "model must be the base model of the adapter, whose file does not tell the shapes of its weights; "
+            "received None. Load the base model and pass it as model=."
+        )
+    weights, entries = named_weights(model), {}
+    for name in lists:
+        weight = name.removeprefix(PEFT_PREFIX).rpartition(".")[0] + ".weight"
+        if weight not in weights:
+            raise MaskMismatchError(f"{name!r} must be for a weight of the model; received none. Pass its base model.")
+        entry = entries[weight] = torch.zeros(weights[weight].shape, dtype=torch.bool)
+        positions = stored[name][...].long()  # [rows and columns, k], or flat [k]; PEFT stores floats on Windows
+        target = entry if positions.ndim == 2 else entry.view(-1)
+        axes = torch.atleast_2d(positions).unbind()
+        if len(axes) != target.ndim or not all(
+            bool(((part >= 0) & (part < size)).all()) for part, size in zip(axes, target.shape, strict=True)
+        ):
+            raise MaskMismatchError(
+                f"{name!r} must list positions within the model's {list(entry.shape)}; received others. "
+                "Pass the model that the adapter was trained on."
+            )
+        target[axes] = True
+    return entries
+
+
+def _tuner_layers(base: nn.Module) -> dict[str, Any]:
+    wanted = ("get_base_layer", "merge", "merged_adapters")
+    return {name: module for name, module in base.named_modules() if all(hasattr(module, part) for part in wanted)}
+
+
+def _parameters(module: Any, trained: bool, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by their names without adapters: of the base, or ``trained`` as they are after the merge."""
+    if hasattr(module, "get_base_layer"):
+        module = module.get_base_layer()
+    elif {"original_module", "modules_to_save"} <= module._modules.keys():
+        copies = [module.modules_to_save[name] for name in module.active_adapters if name in module.modules_to_save]
+        module = copies[0] if trained and copies else module.original_module
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield prefix + name, parameter
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _parameters(child, trained, f"{prefix}{name}.")
+
+
+def _check_mergeable(base: Any, layers: Mapping[str, Any]) -> None:
+    owners = Counter(id(parameter) for _, parameter in _parameters(base, trained=False))
+    quantised = getattr(base, "hf_quantizer", None) is not None
+    for name, layer in layers.items():
+        inner = layer.get_base_layer()
+        parameters = [p for part in (inner.parameters(), inner.buffers()) for p in part]
+        if quantised or getattr(layer, "quantization_backend", None) or any(p.dtype not in _PLAIN for p in parameters):
+            reason, way_out = "is quantised", "Load the base model without quantisation, and the adapter onto it."
+        elif layer.merged_adapters:
+            # Unmerging leaves what rounding leaves: the pruned weights are not zero any more.
+            reason, way_out = "is merged already", "Load base model and adapter again."
+        elif any(owners[id(p)] > 1 for p in inner.parameters()):
+            reason, way_out = "is tied to other weights", "Load the base model with tie_word_embeddings=False."
+        elif isinstance(inner, nn.MultiheadAttention) or hasattr(layer, "trainable_tokens_delta"):
+            reason, way_out = "cannot be masked by name", "Train an adapter for other modules."
+        else:
+            continue
+        raise ValueError(f"every adapted layer must take a masked update; received {name!r}, which {reason}. {way_out}")
+
+
+def _check_sparse(mask: Mask, base: Mapping[str, Tensor]) -> None:
+    for name, entry in mask.items():
+        if alive := int((base[name].detach()[~entry.to(base[name].device)] != 0).sum()):
+            raise ValueError(
+                f"the base model must be zero where the mask prunes; received {alive} other weights in {name!r}. "
+                "Use mask.apply_ on the base model before an adapter is trained on it."
+            )
+
+
+@torch.no_grad()
+def _mask_update(
+    mask: Mask, base: Mapping[str, Tensor], merged: Mapping[str, Tensor], before: Mapping[int, Tensor]
+) -> dict[str, tuple[float, float]]:
+    """Take back what the merge did to pruned weights. Returns norms of each update: of what is taken back, of all."""
+    norms = {}
+    for name, entry in mask.items():
+        if id(merged[name]) in before:
+            pruned = ~entry.to(merged[name].device)
+            start = before[id(merged[name])] if merged[name] is base[name] else base[name]
+            update = merged[name].float() - start.float()
+            norms[name] = (float(update[pruned].norm()), float(update.norm()))
+            merged[name].masked_fill_(pruned, 0)
+    return norms
+
+
+def _warn_of(norms: Mapping[str, tuple[float, float]]) -> None:
+    shares = {name: dropped / whole for name, (dropped, whole) in norms.items() if dropped}
+    if shares:
+        dropped, whole = (math.hypot(*part) for part in zip(*norms.values(), strict=True))
+        worst = max(shares, key=lambda name: shares[name])
+        warnings.warn(
+            f"the mask dropped {dropped / whole:.1%} of the norm of the adapter's update, most of all in {worst!r} "
+            f"({shares[worst]:.1%}): the merged model differs from the adapted one. Evaluate it.",
+            stacklevel=3,
+        )
+
+
+def _check_merged(mask: Mask, model: nn.Module, merged: Mapping[str, Tensor]) -> None:
+    weights = named_weights(model)
+    for name, entry in mask.items():
+        weight = merged[name].detach()
+        if weights.get(name) is not merged[name] or bool(weight[~entry.to(weight.device)].any()):
+            raise SparsityLeakError(
+                f"PEFT must return the merged {name!r} as it is; received another. This version of PEFT merges "
+                "otherwise: report it, and use Mask.apply_ on the merged model meanwhile."
+            )
