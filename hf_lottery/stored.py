@@ -98,15 +98,26 @@ def find_folder(source: str | Path, files: Sequence[str], optional: Sequence[str
         ValueError: Words of the Hub with a folder.
     """
     subfolder = where.get("subfolder") or ""
-    if Path(source).is_dir() or isinstance(source, Path):
+    if not is_repository(source):
         if given := [name for name, value in where.items() if name != "subfolder" and value]:
             raise ValueError(f"{given[0]} must come with a repository on the Hub; received the folder {source}.")
         return Path(source) / subfolder
+    return _hub().fetch(str(source), files, optional, **where)
+
+
+def is_repository(source: str | Path) -> bool:
+    """Whether a source is the id of a repository on the Hub, and no folder.
+
+    Raises:
+        FileNotFoundError: It can be neither.
+    """
+    if isinstance(source, Path) or Path(source).is_dir():
+        return False
     if not REPO_ID.fullmatch(source):
         raise FileNotFoundError(
             f"the source must be a folder or the id of a repository on the Hub; received {source!r}, which is neither."
         )
-    return _hub().fetch(source, files, optional, **where)
+    return True
 
 
 def _hub() -> Hub:

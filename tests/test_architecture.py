@@ -14,8 +14,8 @@ ORDER = [
     "schedule", "rewind", "sparse", "imp", "norms", "signs", "report", "permutation_file", "permutation",
     "symmetry.blocks", "symmetry.layout", "symmetry.trace", "symmetry.rules", "symmetry.outputs", "symmetry.verify",
     "symmetry.spec", "symmetry.solve", "symmetry.discover", "assignment", "ties", "correlation", "descent",
-    "matching", "repair", "fold", "connectivity", "hf.prunable", "hf.adapter", "hf.checkpoint", "hf.callback",
-    "hf.arguments", "hf.parser", "hf.metrics", "hf.metrics.accuracy", "hf.card", "hf.hub", "hf.reference",
+    "matching", "repair", "fold", "connectivity", "hf.prunable", "hf.adapter", "hf.callback", "hf.arguments",
+    "hf.parser", "hf.metrics", "hf.metrics.accuracy", "hf.card", "hf.hub", "hf.checkpoint", "hf.reference",
     "hf.run_folder", "hf.ticket", "hf.sparse_trainer", "hf.lottery_trainer", "hf.winning_sign_trainer", "hf.cli",
 ]  # fmt: skip
 HUGGING_FACE = {"transformers", "datasets", "accelerate", "huggingface_hub", "evaluate"}

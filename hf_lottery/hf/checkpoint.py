@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,8 +17,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..mask import Mask, plain_name
 from ..mask_file import CONFIG_NAME
+from ..stored import Where, find_folder, is_repository
 from .adapter import PEFT_PREFIX, trained_positions
+from .hub import fetch_model
 from .prunable import _matching, prunable
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # What formats that do not store plain weights put behind a name: the first two of sparse-bitmask (compressed-tensors),
@@ -31,11 +36,12 @@ Patterns = str | Sequence[str] | None
 
 
 def mask_from_checkpoint(
-    folder: str | Path,
+    source: str | Path,
     *,
     include: Patterns = None,
     exclude: Patterns = None,
     model: nn.Module | Mapping[str, Tensor] | None = None,
+    **where: Unpack[Where],
 ) -> Mask:
     """Adopt the zeros of a sparse model that is already there.
 
@@ -53,10 +59,11 @@ def mask_from_checkpoint(
     weights are the matrices with zeros; one whose only zeros are one row is taken for an embedding with a padding row.
 
     Args:
-        folder: A local folder.
+        source: A folder, or the id of a repository on the Hub.
         include: As for :func:`prunable`. Without a class of transformers': selects among all matrices.
         exclude: As for :func:`prunable`.
         model: The base model of an adapter, whose file does not tell the shapes of its weights; unused otherwise.
+        where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
     Returns:
         The mask; entries have the shapes of the weights.
@@ -70,7 +77,7 @@ def mask_from_checkpoint(
         >>> mask_from_checkpoint("path/of/a/sparse/model").sparsity  # doctest: +SKIP
         0.9
     """
-    folder = Path(folder)
+    folder = fetch_model(source, **where) if is_repository(source) else find_folder(source, (), **where)
     config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     with ExitStack() as stack:
         stored = _stored(folder, stack)
@@ -157,6 +164,27 @@ def _pairs(stored: Mapping[str, Any]) -> dict[str, str]:
     """Parameter name -> name of its mask, for every pair of torch.nn.utils.prune."""
     names = [name.removesuffix("_orig") for name in stored if name.endswith("_orig")]
     return {name: f"{name}_mask" for name in names if f"{name}_mask" in stored}
+
+
+def load_model(source: str | Path, **where: Unpack[Where]) -> PreTrainedModel:
+    """A saved transformers model, of the class that its config.json names.
+
+    Args:
+        source: A folder, or the id of a repository on the Hub.
+        where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+
+    Raises:
+        ValueError: The class is not one of transformers' own.
+    """
+    folder = find_folder(source, ("config.json",), **where)
+    config = _read_json(folder / "config.json")
+    found = _transformers_class(config)
+    if found is None:
+        raise ValueError(
+            f"{source} must be a model of transformers' own; received architectures={config.get('architectures')}."
+        )
+    load: Any = found.from_pretrained
+    return load(str(source), **where)
 
 
 def _transformers_class(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:

@@ -57,10 +57,7 @@ def fetch(
     try:
         commit = api.resolve_revision(repo_id, revision=revision, **common)
     except (HfHubHTTPError, RevisionResolutionError, OfflineModeIsEnabled) as error:
-        raise FileNotFoundError(
-            f"the source must be a folder or a repository on the Hub that you may read; received {repo_id!r} at "
-            f"{revision or 'main'}: {_first_line(error)}"
-        ) from error
+        raise _unreadable(repo_id, revision, error) from error
 
     def download(name: str) -> str:
         return hf_hub_download(
@@ -83,6 +80,18 @@ def fetch(
                 f"{place} must hold {name} at {revision or 'main'}: {_first_line(error)}"
             ) from error
     return Path(path).parent
+
+
+def fetch_model(repo_id: str, *, subfolder: str = "", **where: Any) -> Path:
+    """Download configuration and safetensors of a model, all of one commit; see :func:`fetch`."""
+    revision, token = where.pop("revision", None), where.pop("token", None)
+    prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+    patterns = [f"{prefix}*.safetensors", f"{prefix}*.json"]
+    try:
+        path = _api(token).snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **where)
+    except (HfHubHTTPError, LocalEntryNotFoundError, RevisionResolutionError, OfflineModeIsEnabled) as error:
+        raise _unreadable(repo_id, revision, error) from error
+    return Path(path) / subfolder
 
 
 def push(
@@ -150,6 +159,13 @@ def _merged(card: str, api: HfApi, repo_id: str, commit: str | None, subfolder: 
 
 def _api(token: str | bool | None) -> HfApi:
     return HfApi(token=token, library_name="hf_lottery", library_version=__version__)
+
+
+def _unreadable(repo_id: str, revision: str | None, error: Exception) -> FileNotFoundError:
+    return FileNotFoundError(
+        f"the source must be a folder or a repository on the Hub that you may read; received {repo_id!r} at "
+        f"{revision or 'main'}: {_first_line(error)}"
+    )
 
 
 def _first_line(error: Exception) -> str:
