@@ -107,17 +107,22 @@ class Mask(Mapping[str, Tensor]):
         return cls({name: w.detach() != 0 for name, w in _matrices(model).items()})
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Mask:
-        """Load a mask (or the mask of a ticket) from a folder written by ``save_pretrained``.
+    def from_pretrained(cls, folder: str | Path, level: int | None = None) -> Mask:
+        """Load a mask (or the mask of a ticket, or one of a series) from a folder written by ``save_pretrained``.
+
+        Args:
+            folder: Where it lies.
+            level: Of a :class:`hf_lottery.series.MaskSeries`, which level, from 0; None is the last.
 
         Raises:
             FileNotFoundError: A file is missing.
             MaskFileError: A file is malformed, damaged, or of a newer format.
+            ValueError: There is no such level.
         """
-        return cls(read_mask(folder)[0])
+        return cls(read_mask(folder, level)[0])
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``mask_config.json`` and ``mask.safetensors`` (one bit per weight) into ``folder``."""
+        """Write ``mask_config.json`` and ``mask.safetensors`` (at most one bit per weight) into ``folder``."""
         write_mask(folder, self._entries)
 
     def __getitem__(self, name: str) -> Tensor:
