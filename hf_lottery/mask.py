@@ -115,21 +115,23 @@ class Mask(Mapping[str, Tensor], Stored):
         return cls({name: w.detach() != 0 for name, w in _matrices(model).items()})
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> Mask:
-        """Load a mask, or the mask of a ticket.
+    def from_pretrained(cls, source: str | Path, level: int | None = None, **where: Unpack[Where]) -> Mask:
+        """Load a mask, the mask of a ticket, or one of a series.
 
         Args:
             source: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
+            level: Of a :class:`hf_lottery.MaskSeries`, which level, from 0; None is the last.
             where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises:
             FileNotFoundError: A file is missing.
             MaskFileError: A file is malformed, damaged, or of a newer format.
+            ValueError: There is no such level.
         """
-        return cls(read_mask(cls._folder(source, **where))[0])
+        return cls(read_mask(cls._folder(source, **where), level)[0])
 
     def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
-        """Write ``mask_config.json`` and ``mask.safetensors`` (one bit per weight) into ``folder``.
+        """Write ``mask_config.json`` and ``mask.safetensors`` (at most one bit per weight) into ``folder``.
 
         Args:
             folder: The folder; made if need be.

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from .mask_file import CONFIG_NAME, MASK_NAME, MaskFileError, pack_bits, read_bits, read_mask, stage_mask
+from .encoding import MaskFileError, pack_bits, read_bits
+from .mask_file import CONFIG_NAME, MASK_NAME, open_mask, read_entries, stage_mask
 from .staging import staged_folder
 
 
@@ -51,14 +51,13 @@ def read_signs(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
         FileNotFoundError: A file is missing.
         MaskFileError: A file is malformed, damaged, newer than this library, or holds no signs.
     """
-    mask, config = read_mask(folder)
     path = Path(folder) / MASK_NAME
-    if "signs" not in config:
-        raise MaskFileError(f"{path} must hold signs; received a mask without. Load it as a Mask.")
-    specs = config["signs"]
-    with safe_open(path, framework="pt") as file:
+    with open_mask(folder) as (file, config):
+        if config["mask_type"] != "signed":
+            raise MaskFileError(f"{path} must hold signs; received a mask without. Load it as a Mask.")
+        mask, specs = read_entries(file, config, path), config["signs"]
         signs = {name: _read_sign(file, name, spec, mask.get(name), path) for name, spec in specs.items()}
-    return mask, signs, {name: spec["median"] for name, spec in specs.items() if "median" in spec}
+    return mask, signs, {name: float(spec["median"]) for name, spec in specs.items() if "median" in spec}
 
 
 def _read_sign(file: Any, name: str, spec: Mapping[str, Any], mask: Tensor | None, path: Path) -> Tensor:

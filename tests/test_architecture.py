@@ -10,13 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hf_lottery"
 # The reading order: a module imports only modules above it.
 ORDER = [
-    "version", "staging", "mask_file", "sign_file", "stored", "mask", "scores", "select", "scope", "prune",
-    "schedule", "rewind", "sparse", "imp", "norms", "signs", "report", "permutation_file", "permutation",
-    "symmetry.blocks", "symmetry.layout", "symmetry.trace", "symmetry.rules", "symmetry.outputs", "symmetry.verify",
-    "symmetry.spec", "symmetry.solve", "symmetry.discover", "assignment", "ties", "correlation", "descent",
-    "matching", "repair", "fold", "connectivity", "hf.prunable", "hf.adapter", "hf.callback", "hf.arguments",
-    "hf.parser", "hf.metrics", "hf.metrics.accuracy", "hf.card", "hf.hub", "hf.checkpoint", "hf.reference",
-    "hf.run_folder", "hf.ticket", "hf.sparse_trainer", "hf.lottery_trainer", "hf.winning_sign_trainer", "hf.cli",
+    "version", "staging", "encoding", "mask_config", "mask_file", "sign_file", "stored", "mask", "series", "scores",
+    "select", "scope", "prune", "schedule", "rewind", "sparse", "imp", "norms", "signs", "report",
+    "permutation_file", "permutation", "symmetry.blocks", "symmetry.layout", "symmetry.trace", "symmetry.rules",
+    "symmetry.outputs", "symmetry.verify", "symmetry.spec", "symmetry.solve", "symmetry.discover", "assignment",
+    "ties", "correlation", "descent", "matching", "repair", "fold", "connectivity", "hf.prunable", "hf.adapter",
+    "hf.callback", "hf.arguments", "hf.parser", "hf.metrics", "hf.metrics.accuracy", "hf.card", "hf.hub",
+    "hf.checkpoint", "hf.door", "hf.reference", "hf.run_folder", "hf.ticket", "hf.sparse_trainer",
+    "hf.lottery_trainer", "hf.winning_sign_trainer", "hf.cli",
 ]  # fmt: skip
 HUGGING_FACE = {"transformers", "datasets", "accelerate", "huggingface_hub", "evaluate"}
 

@@ -3,10 +3,12 @@ import json
 
 import pytest
 import torch
+import zstandard
 from safetensors.torch import load_file, save
 
-from hf_lottery import Mask, MaskFileError
-from hf_lottery.mask_file import pack_bits, read_mask, unpack_bits, write_mask
+from hf_lottery import Mask, MaskFileError, SignedMask
+from hf_lottery.encoding import encode, pack_bits, unpack_bits
+from hf_lottery.mask_file import read_mask, write_mask
 
 
 @pytest.fixture
@@ -50,6 +52,89 @@ def test_one_bit_a_weight(tmp_path):
     assert (tmp_path / "t/mask.safetensors").stat().st_size < 125_000 + 500
 
 
+def encodings(folder):
+    return [spec.get("encoding") for spec in json.loads((folder / "mask_config.json").read_text())["tensors"].values()]
+
+
+def test_compression_where_it_pays(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    mask = Mask(
+        {
+            "sparse": torch.rand(300, 300, generator=generator) > 0.9,
+            "even": torch.rand(300, 300, generator=generator) > 0.5,
+            "small": torch.rand(9, generator=generator) > 0.9,
+            "dense": torch.ones(300, 300, dtype=torch.bool),  # a frame so small that a reader would distrust it
+        }
+    )
+    mask.save_pretrained(tmp_path / "small")
+    write_mask(tmp_path / "fast", mask, compress=False)
+    assert encodings(tmp_path / "small") == ["zstd", None, None, None]
+    assert encodings(tmp_path / "fast") == [None] * 4
+    assert Mask.from_pretrained(tmp_path / "small") == Mask.from_pretrained(tmp_path / "fast") == mask
+    share = mask["sparse"].double().mean()
+    entropy = -(share * share.log2() + (1 - share) * (1 - share).log2())
+    frame = load_file(tmp_path / "small/mask.safetensors")["sparse.mask"]
+    assert len(frame) < 1.12 * entropy * mask["sparse"].numel() / 8
+
+
+def test_a_frame_at_the_limit_of_belief():
+    packed = torch.zeros(1 << 12, dtype=torch.uint8)
+    frame = len(zstandard.ZstdCompressor(level=17).compress(packed.numpy().tobytes()))
+    assert encode(packed[: 64 * frame], True)[1] == "zstd"
+    assert encode(packed[: 64 * frame + 1], True)[1] == "bits"
+
+
+def test_a_file_of_before_there_were_encodings(tmp_path):
+    """Byte for byte what the first writer of version 1 wrote, but for the version of the library."""
+    data = (
+        b'{"__metadata__":{"hf_lottery_format":"1","format":"pt"},"w.mask":{"dtype":"U8","shape":[2],'
+        b'"data_offsets":[0,2]}}'
+    )
+    data = len(data).to_bytes(8, "little") + data + b"\x19\x01"
+    config = {
+        "format_version": 1,
+        "library_name": "hf_lottery",
+        "library_version": "0.1.0",
+        "mask_type": "binary",
+        "bit_order": "little",
+        "sparsity": 5 / 9,
+        "tensors": {"w": {"shape": [3, 3], "kept": 4}},
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    (tmp_path / "mask.safetensors").write_bytes(data)
+    (tmp_path / "mask_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    assert Mask.from_pretrained(tmp_path)["w"].tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [False, False, True],
+    ]
+
+
+def test_one_mask_has_no_levels(folder):
+    for level in (0, -1, 7):
+        with pytest.raises(
+            ValueError, match=f"level must be of a series; received {level} for the one mask in .*Omit it"
+        ):
+            Mask.from_pretrained(folder, level=level)
+
+
+def test_signs_of_a_binary_mask_are_a_key_like_others(mask, folder):
+    rewrite(folder, lambda config: config.update(signs=5, levels="x"))
+    assert Mask.from_pretrained(folder) == mask
+    with pytest.raises(MaskFileError, match="must hold signs; received a mask without"):
+        SignedMask.from_pretrained(folder)
+
+
+def test_signs_are_not_decoded_for_a_mask(tmp_path):
+    mask = Mask({"w": torch.tensor([True, True, False])})
+    SignedMask(mask, {"w": torch.tensor([1, -1, 0], dtype=torch.int8)}).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "mask.safetensors")
+    rewrite(tmp_path, tensors={**tensors, "w.sign": tensors["w.sign"] * 0 + 255})
+    assert Mask.from_pretrained(tmp_path) == mask
+    with pytest.raises(MaskFileError, match="padding"):
+        SignedMask.from_pretrained(tmp_path)
+
+
 def test_saving_again_replaces_and_keeps_other_files(mask, folder):
     (folder / "notes.txt").write_text("mine")
     (~mask).save_pretrained(folder)
@@ -65,6 +150,8 @@ def test_the_config_says_what_is_in_it(mask, tmp_path):
     assert config["tensors"]["a.weight"] == {"shape": [5, 7], "kept": int(mask["a.weight"].sum())}
     with pytest.raises(ValueError, match=r"must not shadow the format's own; received \['sha256'\]"):
         write_mask(tmp_path / "n", mask, {"sha256": "0"})
+    with pytest.raises(ValueError, match=r"must not shadow the format's own; received \['levels', 'signs'\]"):
+        write_mask(tmp_path / "n", mask, {"signs": {}, "levels": 3})
     assert not (tmp_path / "n").exists()
 
 
@@ -101,7 +188,7 @@ def test_truncated_file(folder, size):
         ("format_version", 2, "at most 1; received 2. Install a newer"),
         ("format_version", 0, "positive integer; received 0"),
         ("format_version", True, "positive integer; received True"),
-        ("mask_type", "ternary", "'binary' or 'signed'; received 'ternary'"),
+        ("mask_type", "ternary", "'binary' or 'signed' or 'series'; received 'ternary'"),
         ("bit_order", "big", "'little'; received 'big'"),
         ("sha256", 5, "sha256 must be a string; received 5"),
         ("tensors", {}, "at least one parameter; received {}"),
@@ -133,7 +220,7 @@ def test_config_that_is_no_json(folder):
 
 
 def test_huge_config(folder, monkeypatch):
-    monkeypatch.setattr("hf_lottery.mask_file._MAX_CONFIG_BYTES", 100)
+    monkeypatch.setattr("hf_lottery.mask_config._MAX_BYTES", 100)
     with pytest.raises(MaskFileError, match="must be at most 100 bytes; received"):
         Mask.from_pretrained(folder)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..mask import Mask
-from ..mask_file import CONFIG_NAME, MASK_NAME, read_config
+from ..mask_config import CONFIG_NAME, read_config
+from ..mask_file import MASK_NAME
 from ..permutation_file import CONFIG_NAME as PERMUTATION_CONFIG
 from ..permutation_file import read_permutation
 from ..report import level_table, markdown_table
