@@ -10,8 +10,8 @@
       schedule ---+        +--> rewind
     find_ticket = (train, score, prune, rewind), level after level
 
-The core needs torch, numpy and safetensors. The names of ``hf_lottery.hf`` load the Hugging Face libraries when
-they are first used.
+The core needs torch, numpy, scipy, safetensors and zstandard. The names of ``hf_lottery.hf`` load the Hugging Face
+libraries when they are first used.
 """
 
 from importlib import import_module
@@ -33,6 +33,7 @@ from .rewind import Rewind, Snapshot, parse_rewind
 from .schedule import cubic, geometric, one_shot
 from .scope import PruneRequest, erk, global_, n_of_m, uniform
 from .scores import Evidence, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
+from .series import MaskSeries
 from .signs import ZEROS, SignAgreement, SignedMask, Transfer
 from .sparse import SparseHandle, SparsityLeakError, keep_sparse
 from .symmetry.discover import discover
@@ -41,6 +42,7 @@ from .symmetry.verify import SymmetryVerificationError, VerifyReport
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .hf.adapter import merge_adapter
     from .hf.arguments import LotteryArguments
     from .hf.callback import SnapshotCallback, SparsityCallback
     from .hf.lottery_trainer import LotteryTrainer
@@ -66,12 +68,13 @@ _LAZY = {
     "WinningSignTrainer": "winning_sign_trainer",
     "classification_metrics": "metrics",
     "load_metric": "metrics",
+    "merge_adapter": "adapter",
     "predicted_classes": "metrics",
     "prunable": "prunable",
 }
 
 # The core knows no Hub; whoever imports the whole package brings it.
-stored.load_hub = lambda: import_module(".hf.hub", __name__)
+stored.load_hub = lambda: import_module(".hf.door", __name__)
 
 __all__ = [
     "ZEROS",
@@ -86,6 +89,7 @@ __all__ = [
     "Mask",
     "MaskFileError",
     "MaskMismatchError",
+    "MaskSeries",
     "NormParameters",
     "Overlap",
     "Permutation",
@@ -130,6 +134,7 @@ __all__ = [
     "load_metric",
     "magnitude",
     "markdown_table",
+    "merge_adapter",
     "movement",
     "n_of_m",
     "norm_parameters",

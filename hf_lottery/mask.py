@@ -130,6 +130,16 @@ class Mask(Mapping[str, Tensor], Stored):
         """
         return cls(read_mask(cls._folder(source, **where), level)[0])
 
+    @classmethod
+    def from_checkpoint(cls, source: str | Path, **options: Any) -> Mask:
+        """Adopt the zeros of a sparse model that others saved, in a folder or a repository on the Hub.
+
+        Args:
+            source: See :func:`hf_lottery.hf.checkpoint.mask_from_checkpoint`, which says what is read.
+            options: Its ``include``, ``exclude``, ``model``, and the words of ``from_pretrained``.
+        """
+        return cls._hub().mask_from_checkpoint(source, **options)
+
     def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
         """Write ``mask_config.json`` and ``mask.safetensors`` (at most one bit per weight) into ``folder``.
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -183,7 +182,7 @@ def norm_path(
     if points < 2:
         raise ValueError(f"points must be at least 2, the two ends; received {points}.")
     path = []
-    for alpha in torch.linspace(0, 1, points, dtype=torch.float64).tolist():
+    for alpha in (i / (points - 1) for i in range(points)):
         with interpolated_norms(model, initial, alpha):
             path.append((alpha, evaluate(model)))
     return path

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast, overload
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import torch
 from torch import Tensor
 
 from .encoding import NestedBits, nest
 from .mask import Mask, MaskMismatchError
-from .mask_file import CONFIG_NAME, read_series, stage_series
+from .mask_file import CONFIG_NAME, MASK_NAME, read_series, stage_series
 from .staging import staged_folder
+from .stored import Stored
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .stored import Where
 
 
-class MaskSeries(Sequence[Mask]):
+class MaskSeries(Sequence[Mask], Stored):
     """Masks of which each keeps only weights that the one before keeps, such as the levels of iterative pruning.
 
     A series is an immutable sequence. It holds one bit for each weight that the level before keeps, 5 bits a weight
@@ -42,6 +48,7 @@ class MaskSeries(Sequence[Mask]):
         (0.0, 0.25, 0.5)
     """
 
+    FILES = (CONFIG_NAME, MASK_NAME)
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # equality is by value, as that of masks
 
     def __init__(self, masks: Iterable[Mask]):
@@ -57,14 +64,18 @@ class MaskSeries(Sequence[Mask]):
         self._levels = len(masks)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> MaskSeries:
-        """Load a series from a folder written by :meth:`save_pretrained`; for one level see ``Mask.from_pretrained``.
+    def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> MaskSeries:
+        """Load a series; for one level see ``Mask.from_pretrained``.
+
+        Args:
+            source: A folder written by :meth:`save_pretrained`, or the id of a repository on the Hub.
+            where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises:
             FileNotFoundError: A file is missing.
             MaskFileError: A file is malformed, damaged, of a newer format, or holds no series.
         """
-        return cls._of(read_series(folder))
+        return cls._of(read_series(cls._folder(source, **where)))
 
     @classmethod
     def _of(cls, bits: dict[str, NestedBits]) -> MaskSeries:
@@ -75,7 +86,11 @@ class MaskSeries(Sequence[Mask]):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write all levels into ``folder`` as one ``mask_config.json`` and one ``mask.safetensors``."""
         with staged_folder(folder, last=CONFIG_NAME) as stage:
-            stage_series(stage, self._bits)
+            self.stage(stage)
+
+    def stage(self, stage: Path, extra: Mapping[str, Any] | None = None) -> None:
+        """Write the files into ``stage``, an existing folder, with further keys of the config."""
+        stage_series(stage, self._bits, extra)
 
     def __len__(self) -> int:
         return self._levels

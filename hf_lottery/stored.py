@@ -37,11 +37,13 @@ class Push(TypedDict, total=False):
 
 
 class Hub(Protocol):
-    """What :mod:`hf_lottery.hf.hub` provides."""
+    """What the Hugging Face side provides: :mod:`hf_lottery.hf.hub` and :mod:`hf_lottery.hf.checkpoint`."""
 
     def fetch(self, repo_id: str, files: Sequence[str], optional: Sequence[str], **where: Unpack[Where]) -> Path: ...
 
     def push(self, thing: Any, repo_id: str, **how: Unpack[Push]) -> str: ...
+
+    def mask_from_checkpoint(self, source: str | Path, **options: Any) -> Any: ...
 
 
 # Set by the package's __init__, so that the core can be used without the Hugging Face libraries.
@@ -77,7 +79,12 @@ class Stored:
         Raises:
             huggingface_hub.errors.HfHubHTTPError: The Hub refuses; also if somebody else pushed in the meantime (412).
         """
-        return _hub().push(self, repo_id, **how)
+        return self._hub().push(self, repo_id, **how)
+
+    @staticmethod
+    def _hub() -> Hub:
+        assert load_hub is not None
+        return load_hub()
 
     @classmethod
     def _folder(cls, source: str | Path, **where: Unpack[Where]) -> Path:
@@ -102,7 +109,7 @@ def find_folder(source: str | Path, files: Sequence[str], optional: Sequence[str
         if given := [name for name, value in where.items() if name != "subfolder" and value]:
             raise ValueError(f"{given[0]} must come with a repository on the Hub; received the folder {source}.")
         return Path(source) / subfolder
-    return _hub().fetch(str(source), files, optional, **where)
+    return Stored._hub().fetch(str(source), files, optional, **where)
 
 
 def is_repository(source: str | Path) -> bool:
@@ -118,8 +125,3 @@ def is_repository(source: str | Path) -> bool:
             f"the source must be a folder or the id of a repository on the Hub; received {source!r}, which is neither."
         )
     return True
-
-
-def _hub() -> Hub:
-    assert load_hub is not None
-    return load_hub()

@@ -234,3 +234,64 @@ def test_a_parameter_of_two_norms_is_taken_once():
     model = nn.Sequential(nn.LayerNorm(3), nn.LayerNorm(3))
     model[1].weight = model[0].weight
     assert list(norm_parameters(model)) == ["0.weight", "0.bias", "1.bias"]
+
+
+def test_a_shared_norm_is_interpolated_once_also_by_two_names():
+    model = nn.Sequential(nn.LayerNorm(3), nn.LayerNorm(3))
+    model[1].weight = model[0].weight
+    initial = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        model[0].weight.fill_(3.0)
+    with interpolated_norms(model, initial, 0.5):
+        assert model[0].weight.tolist() == [2.0] * 3
+        model(torch.randn(4, 3)).sum().backward()
+    assert model[0].weight.tolist() == [3.0] * 3
+
+
+def test_the_parameters_themselves_are_no_initial_values():
+    model = nn.LayerNorm(3)
+    message = "initial value of 'weight' must be a copy"
+    with pytest.raises(ValueError, match=message), interpolated_norms(model, norm_parameters(model), 0.5):
+        pass
+
+
+def test_a_failure_on_the_way_in_leaves_the_norms():
+    model = nn.LayerNorm(3)
+    model.register_buffer("count", torch.zeros(3, dtype=torch.long))
+    named = {**dict(model.named_parameters()), "count": model.count}
+    with torch.no_grad():
+        model.weight.fill_(3.0)
+    with pytest.raises(RuntimeError), interpolated_norms(named, {n: torch.ones(3) for n in named}, 0.5):
+        pass
+    assert model.weight.tolist() == [3.0] * 3
+
+
+def test_layers_that_are_called_norms_are_none():
+    class NormLinear(nn.Linear):
+        pass
+
+    class NormBlock(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.scale = nn.LayerNorm(3), nn.Parameter(torch.ones(3))
+
+    class Plain(nn.RMSNorm):
+        pass
+
+    Plain.__name__ = "Plain"
+    model = nn.Sequential(NormLinear(3, 3), NormBlock(), Plain(3))
+    found = norm_parameters(model)
+    assert list(found) == ["1.inner.weight", "1.inner.bias", "2.weight"]
+    assert found.left_out == ("1.scale",)
+
+
+def test_half_precision_takes_initial_values_of_another():
+    model = nn.LayerNorm(3, dtype=torch.bfloat16)
+    with interpolated_norms(model, {"weight": torch.full((3,), 3.0)}, 0.5):
+        assert model.weight.tolist() == [2.0] * 3
+
+
+def test_points_of_the_path_are_exact():
+    model = nn.LayerNorm(2)
+    alphas = [alpha for alpha, _ in norm_path(model, norm_parameters(model).snapshot(), lambda _: 0.0, points=11)]
+    assert alphas == [i / 10 for i in range(11)]

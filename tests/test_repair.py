@@ -128,3 +128,15 @@ def test_bad_input():
     single = nn.Sequential(nn.Linear(6, 3)).double()
     with pytest.raises(ValueError, match="must have a layer with a bias to repair; received none"):
         repair_(single, source=single, target=single, batches=[x])
+
+
+def test_a_frozen_batch_norm_stays_as_it_is():
+    class Frozen(nn.BatchNorm1d):
+        def train(self, mode=True):
+            return super().train(False)
+
+    model = nn.Sequential(nn.Linear(3, 4), Frozen(4), nn.BatchNorm1d(4))
+    model[1].running_mean.fill_(3.0)
+    recalibrate_batch_norm_(model, [torch.randn(8, 3)])
+    assert model[1].running_mean.tolist() == [3.0] * 4
+    assert model[2].running_mean.abs().max() > 0

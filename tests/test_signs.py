@@ -330,3 +330,69 @@ def test_a_weight_cannot_be_both_negative_and_zero(tmp_path):
 
 def test_repr():
     assert repr(signed()).startswith("SignedMask(5 parameters, ")
+
+
+def test_a_constant_parameter_keeps_its_magnitude():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((2,), 1e-5))
+            self.temperature = nn.Parameter(torch.tensor(2.5))
+            self.linear = nn.Linear(2, 2)
+
+    model = Scaled()
+    found = SignedMask.from_model(model, Mask.dense({"linear.weight": model.linear.weight}))
+    report = found.transfer_(model, magnitudes="constant")
+    assert model.scale.tolist() == pytest.approx([1e-5, 1e-5])
+    assert model.temperature.item() == 2.5
+    assert not report.zero
+
+
+def test_infinite_magnitudes_leave_no_nan():
+    model = Net(seed=7)
+    with torch.no_grad():
+        model.hidden.weight.fill_(float("inf"))
+    signed().transfer_(model)
+    assert not model.hidden.weight.isnan().any()
+    with pytest.raises(ValueError, match="'hidden.weight' must have finite weights; received NaN or infinite"):
+        SignedMask.from_model(model, ticket()[1])
+
+
+def test_what_has_signs_of_its_own_must_not_be_tied():
+    class Untied(Net):
+        def __init__(self, seed):
+            super().__init__(seed=seed)
+            self.tied.weight = nn.Parameter(torch.randn(4, 4))
+
+    source = Untied(1)
+    found = SignedMask.from_model(source, Mask.dense({"embed.weight": source.embed.weight}))
+    with pytest.raises(MaskMismatchError, match="one name among the signs; received 'embed.weight'"):
+        found.transfer_(Net())
+
+
+@pytest.mark.parametrize("median", [-1.0, float("nan"), float("inf")])
+def test_medians_are_magnitudes(median):
+    with pytest.raises(ValueError, match="median of 'head.bias' must be a finite magnitude"):
+        SignedMask(signed().mask, dict(signed()), {"head.bias": median})
+    assert SignedMask(signed().mask, dict(signed()), {"head.bias": 1}).medians == {"head.bias": 1.0}
+
+
+def test_equality_is_of_mask_names_and_signs():
+    found = signed()
+    denser = Mask({**found.mask, "head.weight": torch.ones(3, 5, dtype=torch.bool)})
+    assert SignedMask(denser, dict(found)) != found
+    fewer = {name: sign for name, sign in found.items() if name != "head.bias"}
+    assert SignedMask(found.mask, fewer) != found
+
+
+def test_signs_are_copied_and_controls_keep_the_medians():
+    signs = dict(signed())
+    found = SignedMask(signed().mask, signs, signed().medians)
+    signs["head.bias"].fill_(1)
+    assert found == signed()
+    assert found.shuffled(1).medians == found.randomized(1).medians == found.medians
+
+
+def test_norms_of_ones_own():
+    model, mask = ticket()
+    assert "norm.weight" in SignedMask.from_model(model, mask, norms={})

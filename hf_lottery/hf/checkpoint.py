@@ -77,7 +77,7 @@ def mask_from_checkpoint(
         >>> mask_from_checkpoint("path/of/a/sparse/model").sparsity  # doctest: +SKIP
         0.9
     """
-    folder = fetch_model(source, **where) if is_repository(source) else find_folder(source, (), **where)
+    folder = fetch_model(str(source), **where) if is_repository(source) else find_folder(source, (), **where)
     config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     with ExitStack() as stack:
         stored = _stored(folder, stack)

@@ -19,6 +19,7 @@ from ..mask import Mask, named_weights
 from ..prune import prune
 from ..rewind import Snapshot, parse_rewind
 from ..scores import Evidence, Score, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
+from ..series import MaskSeries
 from ..signs import sign_agreement
 from .arguments import SCORES, LotteryArguments
 from .callback import SnapshotCallback, refuse_sharding
@@ -210,30 +211,32 @@ class LotteryTrainer(SparseTrainer):
         self.mask = mask
         self._load_from_checkpoint(str(run.trained(last)))
         self.history = [{key: record[key] for key in ("level", "sparsity", "metrics")} for record in run.finished]
-        self.ticket = self._make_ticket(last, mask, self._ticket_start(start))
+        self.ticket = self._make_ticket(run, last, self._ticket_start(start))
         self._write(lambda: self.ticket.save_pretrained(run.ticket))
         if self.args.push_to_hub:
             self._write(lambda: self._push(run))
         record = run.finished[-1]
         return TrainOutput(record["steps"], record["loss"], record["metrics"])
 
-    def _make_ticket(self, level: int, mask: Mask, start: Snapshot) -> Ticket:
+    def _make_ticket(self, run: RunFolder, level: int, start: Snapshot) -> Ticket:
         config = getattr(self.model, "config", None)
         config = config if isinstance(config, PreTrainedConfig) else None
         info = {
             "level": level,
             "architecture": type(self.model).__name__,
-            "base_model": base_model(config, self.args.hub_token) if config else None,
             "settings": self._settings(),
             "history": self.history[: level + 1],
         }
-        return Ticket(mask, start, info, config)
+        if config is not None and (base := base_model(config, self.args.hub_token)):
+            info["base_model"] = base
+        series = MaskSeries(Mask.from_pretrained(run.level(number)) for number in range(level + 1))
+        return Ticket(series[-1], start, info, config, series)
 
     def _push(self, run: RunFolder) -> None:
         """Push the ticket of every level in a commit of its own, tagged ``level-03``; the last one stays on top."""
         for level in range(len(self.sparsities)):
             last = level == len(self.sparsities) - 1
-            ticket = self.ticket if last else self._make_ticket(level, *run.read_start(level))
+            ticket = self.ticket if last else self._make_ticket(run, level, run.read_start(level)[1])
             ticket.push_to_hub(
                 cast(str, self.hub_model_id), tag=f"level-{level:02d}", private=self.args.hub_private_repo,
                 token=self.args.hub_token, commit_message=f"Level {level}, sparsity {ticket.mask.sparsity:.4f}",

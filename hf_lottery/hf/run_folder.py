@@ -105,7 +105,7 @@ class RunFolder:
                 start.save(stage / REWIND_NAME)
             else:
                 link_or_copy(start, stage / REWIND_NAME)
-            stage_mask(stage, mask, {"level": number})
+            stage_mask(stage, mask, {"level": number}, compress=False)
 
     def has_start(self, number: int) -> bool:
         """Whether :meth:`write_start` is done for a level."""

@@ -115,7 +115,7 @@ class SparseTrainer(Trainer):
         if self.mask is not None and self.args.should_save:
             folder = Path(output_dir or cast(str, self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
-            write_mask(folder, self.mask)
+            write_mask(folder, self.mask, compress=False)
         super().save_model(output_dir, _internal_call)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:

@@ -18,6 +18,7 @@ from ..mask import Mask, MaskMismatchError
 from ..mask_file import CONFIG_NAME, MASK_NAME, MaskFileError, read_mask, stage_mask
 from ..report import plot_against_density
 from ..rewind import Snapshot, named_state
+from ..series import MaskSeries
 from ..staging import staged_folder
 from ..stored import Stored
 from .card import ticket_card
@@ -42,6 +43,10 @@ class Ticket(Stored):
         info: Where it comes from, in JSON terms: ``level``, ``settings``, ``history`` of (level, sparsity, metrics),
             ``architecture``, ``base_model``, ``parents``, ``permutation``, or your own; kept in ``mask_config.json``.
         model_config: Configuration to build the model from; None if it is not a transformers model.
+        series: The masks of all levels up to this one, if they are known; saved in the same file.
+
+    Raises:
+        ValueError: The mask is not the last of the series.
     """
 
     FILES: ClassVar[tuple[str, ...]] = (CONFIG_NAME, MASK_NAME)
@@ -51,6 +56,11 @@ class Ticket(Stored):
     rewind: Snapshot | Reference
     info: dict[str, Any] = field(default_factory=dict)
     model_config: PreTrainedConfig | None = None
+    series: MaskSeries | None = None
+
+    def __post_init__(self) -> None:
+        if self.series is not None and self.series[-1] != self.mask:
+            raise ValueError("the mask of a ticket must be the last of its series; received another.")
 
     def apply_(self, model: nn.Module, *, strict: bool = True) -> None:
         """Put ``model`` where the ticket starts: the rewind weights, pruned ones exactly zero, in place.
@@ -115,7 +125,11 @@ class Ticket(Stored):
             if not keep_card:
                 (stage / "README.md").write_text(self.card("path/to/this/folder"))
             has_config = self.model_config is not None  # a config.json may also be of what lay there before
-            stage_mask(stage, self.mask, {"rewind": stored, "model_config": has_config, "info": self.info})
+            extra = {"rewind": stored, "model_config": has_config, "info": self.info}
+            if self.series is not None:
+                self.series.stage(stage, extra)
+            else:
+                stage_mask(stage, self.mask, extra)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> Ticket:
@@ -141,7 +155,8 @@ class Ticket(Stored):
         model_config = AutoConfig.from_pretrained(folder) if config.get("model_config") is True else None
         if model_config is not None:  # not the folder, which says nothing about the model
             model_config._name_or_path = (config.get("info", {}).get("base_model") or {}).get("id", "")
-        return cls(mask, rewind, config.get("info", {}), model_config)
+        series = MaskSeries.from_pretrained(folder) if config["mask_type"] == "series" else None
+        return cls(mask, rewind, config.get("info", {}), model_config, series)
 
     def card(self, source: str) -> str:
         """The README.md, for a ticket that is to be loaded from ``source``."""

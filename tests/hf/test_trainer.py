@@ -161,7 +161,7 @@ def test_first_step_resumes_the_schedule(tmp_path):
 def test_bad_masks_and_models(tmp_path):
     with pytest.raises(MaskMismatchError, match="'x' must name a parameter"):
         SparseTrainer(net(), arguments(tmp_path), mask=Mask({"x": torch.ones(2, dtype=torch.bool)}))
-    with pytest.raises(FileNotFoundError, match="must hold mask_config.json"):
+    with pytest.raises(FileNotFoundError, match="must be a folder or the id of a repository on the Hub"):
         SparseTrainer(net(), arguments(tmp_path), mask="no/such/folder")
     for first in (6, -1):
         with pytest.raises(ValueError, match=f"start from must lie within training; received step {first} of 6"):

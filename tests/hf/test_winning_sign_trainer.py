@@ -256,7 +256,7 @@ def test_initial_norms_are_those_of_the_model_or_given(tmp_path):
     ours = trainer(tmp_path / "b", levels=1, sparsity=None, extra={"initial_norms": given})
     ours.train()
     assert ours._initial["norm.weight"].tolist() == [0.5] * 20
-    with pytest.raises(ValueError, match="must name every norm parameter; received no 'norm.bias'"):
+    with pytest.raises(ValueError, match=r"initial_norms must have 'norm.bias' of shape \[20\]; received none"):
         trainer(tmp_path / "c", extra={"initial_norms": {"norm.weight": torch.ones(20)}})
 
 
@@ -322,3 +322,123 @@ def test_the_state_file_says_how_it_was_found(tmp_path):
     settings = json.loads((tmp_path / "lottery_state.json").read_text())["settings"]
     assert settings["rewind"] == "learning_rate"
     assert norm_parameters(net()).keys() == {"norm.weight", "norm.bias"}
+
+
+def test_other_seeds_draw_other_alphas_and_micro_batches_begin_anew(tmp_path, drawn):
+    one_step = {"num_train_epochs": 1, "gradient_accumulation_steps": 3, "levels": 1, "sparsity": None}
+    trainer(tmp_path / "a", norm_interpolation="micro_batch", **one_step).train()
+    first = list(drawn)
+    drawn.clear()
+    trainer(tmp_path / "b", norm_interpolation="micro_batch", seed=7, **one_step).train()
+    assert not set(first) & set(drawn)
+    drawn.clear()
+    trainer(tmp_path / "c", norm_interpolation="step", **one_step).train()
+    assert [first[0], first[3]] == [drawn[0], drawn[3]]  # the first micro-batch of each level is that of the step
+
+
+def test_every_level_interpolates_towards_the_fresh_norms(tmp_path):
+    fresh = net().norm.weight.detach().clone()
+    with pytest.raises(Killed):
+        trainer(tmp_path, kill=(1, 2)).train()
+    resumed = trainer(tmp_path, model=net(77))
+    with torch.no_grad():
+        resumed.model.norm.weight.fill_(5.0)
+    resumed.train(resume_from_checkpoint=True)
+    assert torch.equal(resumed._initial["norm.weight"], fresh)
+    assert not torch.equal(resumed.model.norm.weight, fresh)
+
+
+def test_excluded_norms_have_signs(tmp_path):
+    ours = trainer(tmp_path, norm_exclude=["bias"], levels=1, sparsity=None)
+    ours.train()
+    assert "norm.bias" in ours.signed and "norm.weight" not in ours.signed
+
+
+def test_live_parameters_are_copied_and_other_initial_norms_are_another_run(tmp_path):
+    model = net()
+    given = {"initial_norms": norm_parameters(model)}
+    ours = trainer(tmp_path, model=model, levels=1, sparsity=None, extra=given)
+    ours.train()
+    assert torch.equal(ours._initial["norm.weight"], torch.ones(20))
+    other = {"initial_norms": {name: torch.full((20,), 7.0) for name in ours.norms}}
+    with pytest.raises(ValueError, match="must have the settings it began with; received initial_norms="):
+        trainer(tmp_path, levels=1, sparsity=None, extra=other).train(resume_from_checkpoint=True)
+
+
+def test_a_norm_path_needs_training_and_leaves_the_generators(tmp_path):
+    ours = trainer(tmp_path, levels=1, sparsity=None)
+    with pytest.raises(ValueError, match="must start from trained norms"):
+        ours.norm_path()
+    ours.train()
+    torch.manual_seed(3)
+    ours.norm_path(2)
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(3))
+    assert ours.norm_path(2) != [] and _losses(ours) == _losses(ours)
+
+
+def _losses(ours):
+    return [metrics["eval_loss"] for _, metrics in ours.norm_path(2)]
+
+
+def test_batches_of_the_recalibration_and_a_loss_of_ones_own(tmp_path, monkeypatch):
+    seen = []
+    real = winning_sign_trainer.recalibrate_batch_norm_
+
+    def count(model, batches, forward):
+        batches = list(batches)
+        seen.append(len(batches))
+        real(model, batches, forward)
+
+    monkeypatch.setattr(winning_sign_trainer, "recalibrate_batch_norm_", count)
+
+    class Own(WinningSignTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return super().compute_loss(model, {k: v for k, v in inputs.items() if k != "extra"}, return_outputs)
+
+    class Extra(Points):
+        def __getitem__(self, i):
+            return {**super().__getitem__(i), "extra": 1.0}
+
+    args = arguments(tmp_path, levels=1, sparsity=None, recalibration_batches=2, remove_unused_columns=False)
+    Own(model=net(), args=args, train_dataset=Extra(), eval_dataset=Points(20)).train()
+    assert seen == [2, 2]
+
+
+def test_a_parameter_is_norm_or_prunable(tmp_path):
+    with pytest.raises(ValueError, match=r"a norm must not be prunable; received 'inner.weight', which is both"):
+        trainer(tmp_path, norm_include=["weight"])
+
+
+def test_a_stream_has_no_epochs(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([Points()[i] for i in range(48)])
+
+    args = arguments(tmp_path, max_steps=4, level_epochs=1)
+    ours = WinningSignTrainer(model=net(), args=args, train_dataset=Stream())
+    with pytest.raises(ValueError, match="epochs must be of a data set that knows its length; received a stream"):
+        ours.train()
+
+
+def test_an_optimizer_that_prepares_itself_does_so_before_the_norms_move(tmp_path):
+    """A schedule-free optimizer writes its weights when it is put into training mode."""
+
+    class Preparing(torch.optim.SGD):
+        training = False
+
+        def train(self):
+            if self.training:
+                return
+            self.training = True
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        parameter.add_(0.0)
+
+        def eval(self):
+            self.training = False
+
+    ours = trainer(tmp_path, levels=1, sparsity=None, extra={"optimizer_cls_and_kwargs": (Preparing, {"lr": 0.01})})
+    ours.train()
