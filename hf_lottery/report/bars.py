@@ -33,24 +33,9 @@ def plot_layers(
     units = [found.get(name, none) for name in sparsities]
     with picture(path, 8, _height(len(sparsities), 0.26)) as axes:
         axes.barh(range(len(units)), [100 * value for value in sparsities.values()], 0.7, color=COLORS[5])
-        marks = (
-            ("dead neurons", "X", COLORS[1], [(len(unit.neurons), unit.rows) for unit in units]),
-            ("dead heads", "D", COLORS[6], [(len(unit.dead_heads), unit.heads) for unit in units]),
-        )
-        for kind, marker, color, counts in marks:
-            places = [(100 * some / many, i) for i, (some, many) in enumerate(counts) if some]
-            if places:
-                axes.plot(
-                    *zip(*places, strict=True), marker, color=color, markeredgecolor="white", markersize=9, label=kind,
-                    clip_on=False, zorder=3,
-                )  # fmt: skip
-        for i, notes in enumerate(zip(*([_note(*count) for count in mark[3]] for mark in marks), strict=True)):
-            text = " · ".join(f"{note} {kind}" for note, kind in zip(notes, ("neurons", "heads"), strict=True) if note)
-            axes.text(102, i, text, va="center", fontsize=7)
+        _mark_dead(axes, units)
         _name_places(axes, list(sparsities))
         axes.set(xlabel="pruned (%)", title=title, xlim=(0, 100))
-        if any(unit.neurons or unit.dead_heads for unit in units):
-            axes.figure.legend(loc="outside lower right", ncols=2)
     rows = (
         (name, value, len(unit.neurons), unit.rows, len(unit.dead_heads), unit.heads)
         for (name, value), unit in zip(sparsities.items(), units, strict=True)
@@ -86,12 +71,28 @@ def plot_match(path: str | Path, groups: Mapping[str, tuple[float, float]], *, s
     write_csv(path, ["group", "as_they_were", "matched"], ((name, *scores) for name, scores in groups.items()))
 
 
+def _mark_dead(axes: Any, units: Sequence[DeadUnits]) -> None:
+    """A marker at the share that is dead, and the count at the right edge."""
+    notes: list[list[str]] = [[] for _ in units]
+    for kind, offset, marker, color, counts in (
+        ("neurons", -0.17, "X", COLORS[1], [(len(unit.neurons), unit.rows) for unit in units]),
+        ("heads", 0.17, "D", COLORS[6], [(len(unit.dead_heads), unit.heads) for unit in units]),
+    ):
+        lost = {i: (some, many) for i, (some, many) in enumerate(counts) if some}
+        for i, (some, many) in lost.items():
+            notes[i].append(f"{some}/{many} {kind}")
+        if lost:
+            style = {"color": color, "markeredgecolor": "white", "markersize": 8, "clip_on": False}
+            shares = [100 * some / many for some, many in lost.values()]
+            axes.plot(shares, [i + offset for i in lost], marker, label=f"{kind} that are dead (%)", **style)
+    for i, note in enumerate(notes):
+        axes.text(102, i, " · ".join(note), va="center", fontsize=7)
+    if any(notes):
+        axes.figure.legend(loc="outside lower right", ncols=2)
+
+
 def _height(count: int, each: float) -> float:
     return min(each * count, 100) + 1.4
-
-
-def _note(some: int, many: int) -> str:
-    return f"{some}/{many}" if some else ""
 
 
 def _name_places(axes: Any, names: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ def plot_overlap(
         axes.figure.colorbar(image, ax=axes, label=measure)
         for (i, j), value in np.ndenumerate(grid):
             if len(columns) <= _MOST_NUMBERS and np.isfinite(value):
-                color = "black" if value > 0.6 else "white"
+                color = "black" if value > 0.45 else "white"
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     rows = ((name, column, value) for name, row in values.items() for column, value in row.items())
     write_csv(path, ["row", "column", measure], rows)
@@ -84,7 +84,8 @@ def plot_plane(
         raise ValueError("values must be finite somewhere; received none that is. Evaluate nearer to the networks.")
     with picture(path, 7, 5.4) as axes:
         axes.set_facecolor("0.8")
-        levels = np.linspace(np.nanmin(_finite(grid)), np.nanmax(_finite(grid)) + 1e-12, 17)
+        low, high = grid[np.isfinite(grid)].min(), grid[np.isfinite(grid)].max()
+        levels = np.linspace(low, max(high, low + 1e-6 * max(1, abs(low))), 17)
         filled = axes.contourf(x, y, np.ma.masked_invalid(grid), levels=levels, cmap="viridis")
         axes.contour(filled, levels=filled.levels[::2], colors="black", linewidths=0.5, alpha=0.6)
         for number, (name, place) in enumerate(networks.items()):
@@ -96,9 +97,3 @@ def plot_plane(
         axes.margins(0.05)
     rows = [(u, v, grid[j, i], "") for j, v in enumerate(y) for i, u in enumerate(x)]
     write_csv(path, ["x", "y", measure, "network"], [*rows, *((*place, "", name) for name, place in networks.items())])
-
-
-def _finite(grid):
-    import numpy as np
-
-    return np.where(np.isfinite(grid), grid, np.nan)
