@@ -22,7 +22,7 @@ import numpy as np
 from align_mask import load_network, match, without_labels
 from common import ModelArguments, load_task_data, set_up, trainer_arguments
 from data import Data, DataArguments
-from report_sections import measure_of, overlap_sections, path_sections
+from report_sections import match_sections, measure_of, overlap_sections, path_sections
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 
@@ -42,7 +42,8 @@ from hf_lottery.mask_file import CONFIG_NAME
 from hf_lottery.repair import batch_norms
 from hf_lottery.staging import write_atomically
 
-METHODS = ("activation", "weight", "none")
+# How a is matched to b, and the score of the match.
+METHODS = {"activation": "mean correlation of units", "weight": "cosine similarity of weights", "none": ""}
 
 
 @dataclass
@@ -82,7 +83,17 @@ def main() -> None:
         permute_(a, permutation)
         barriers[f"aligned by {which.align}"] = error_barrier(a, b, judge, points=which.points)
     if args.should_save:
-        save(Path(args.output_dir), barriers, judge.word, masks, permutation, type(a).__name__)
+        folder, name = Path(args.output_dir), type(a).__name__
+        folder.mkdir(parents=True, exist_ok=True)
+        sections = path_sections(barriers, judge.word, name, folder)
+        if permutation is not None:
+            sections += match_sections(permutation, METHODS[which.align], name, folder)
+            permutation.save_pretrained(folder / "permutation")
+        if len(masks) == 2:
+            sections += overlap_sections(masks[0], masks[1], permutation, name, folder)
+        write_report(folder / "report.html", sections, title=f"Connectivity of {name}")
+        write_results(folder / "connectivity.json", barriers)
+        print(f"report: {folder / 'report.html'}")
 
 
 class Judge:
@@ -128,26 +139,11 @@ def align(
     return match(which.align, discover(a, batches[0]), a, b, batches, seed)
 
 
-def save(
-    folder: Path,
-    barriers: dict[str, Barrier],
-    word: str,
-    masks: list[Mask],
-    permutation: Permutation | None,
-    name: str,
-) -> None:
-    """Write the page, its pictures and numbers, and the permutation."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sections = path_sections(barriers, permutation, word, name, folder)
-    if len(masks) == 2:
-        sections += overlap_sections(masks[0], masks[1], permutation, name, folder)
-    if permutation is not None:
-        permutation.save_pretrained(folder / "permutation")
+def write_results(file: Path, barriers: dict[str, Barrier]) -> None:
+    """Print the barriers, and write them with their errors."""
     results = {label: {"barrier": found.barrier, "errors": list(found.errors)} for label, found in barriers.items()}
-    write_atomically(folder / "connectivity.json", (json.dumps(results, indent=2) + "\n").encode())
-    write_report(folder / "report.html", sections, title=f"Connectivity of {name}")
+    write_atomically(file, (json.dumps(results, indent=2) + "\n").encode())
     print("\n" + "\n".join(f"barrier {label}: {found.barrier:.4f}" for label, found in barriers.items()))
-    print(f"report: {folder / 'report.html'}")
 
 
 if __name__ == "__main__":

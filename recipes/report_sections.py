@@ -120,10 +120,8 @@ def _norm_sections(path: NormPath, measure: str, name: str, folder: Path) -> lis
     return [Section("Norm path", text, table, Picture(folder / "norm_path.png", "the same numbers as a curve"))]
 
 
-def path_sections(
-    barriers: Mapping[str, Barrier], permutation: Permutation | None, word: str, name: str, folder: Path
-) -> list[Section]:
-    """The errors between two networks, and how well their units were matched."""
+def path_sections(barriers: Mapping[str, Barrier], word: str, name: str, folder: Path) -> list[Section]:
+    """The errors on the straight line between two networks."""
     curves = {label: dict(zip(found.alphas, found.errors, strict=True)) for label, found in barriers.items()}
     plot_barriers(folder / "barrier.png", curves, ylabel=word, title=name)
     rows = [
@@ -133,13 +131,17 @@ def path_sections(
     text = f"The barrier is the largest {word} on the straight line between the networks minus the mean of its ends."
     table = Table(["networks", "first", "second", "largest", "barrier"], rows)
     picture = Picture(folder / "barrier.png", f"{word} on the straight line between the networks")
-    sections = [Section("Barrier", text, table, picture)]
-    if permutation is not None:
-        scores = {group: (match.identity, match.matched) for group, match in permutation.report.groups.items()}
-        plot_match(folder / "match.png", scores, score="mean score of units", title=name)
-        text = "How well the units of the two networks go together, in the order they had and as matched."
-        sections.append(Section("Match", text, picture=Picture(folder / "match.png", "the score of every group")))
-    return sections
+    return [Section("Barrier", text, table, picture)]
+
+
+def match_sections(permutation: Permutation, score: str, name: str, folder: Path) -> list[Section]:
+    """How well the units of two networks were matched."""
+    scores = {group: (match.identity, match.matched) for group, match in permutation.report.groups.items()}
+    if not scores:
+        return []
+    plot_match(folder / "match.png", scores, score=score, title=name)
+    text = "How well the units of the two networks go together, in the order they had and as matched."
+    return [Section("Match", text, picture=Picture(folder / "match.png", f"{score}, group by group"))]
 
 
 def overlap_sections(a: Mask, b: Mask, permutation: Permutation | None, name: str, folder: Path) -> list[Section]:

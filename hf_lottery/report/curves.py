@@ -74,7 +74,8 @@ def plot_barriers(
         ImportError: matplotlib is not installed.
         ValueError: There is nothing to draw.
     """
-    _plot(path, curves, x="alpha", xlabel="from the first network (0) to the second (1)", ylabel=ylabel, title=title)
+    xlabel = "from the first network (0) to the second (1)"
+    _plot(path, curves, x="alpha", xlabel=xlabel, ylabel=ylabel, title=title, span=0.1)
 
 
 def plot_norm_path(path: str | Path, curves: Mapping[str, Mapping[float, float]], *, ylabel: str, title: str) -> None:
@@ -90,7 +91,7 @@ def plot_norm_path(path: str | Path, curves: Mapping[str, Mapping[float, float]]
         ImportError: matplotlib is not installed.
         ValueError: There is nothing to draw.
     """
-    _plot(path, curves, x="alpha", xlabel="norms: trained (0) to initial (1)", ylabel=ylabel, title=title)
+    _plot(path, curves, x="alpha", xlabel="norms: trained (0) to initial (1)", ylabel=ylabel, title=title, span=0.1)
 
 
 def plot_sign_flips(path: str | Path, curves: Mapping[str, Mapping[int, float]], *, title: str) -> None:
@@ -105,7 +106,7 @@ def plot_sign_flips(path: str | Path, curves: Mapping[str, Mapping[int, float]],
         ImportError: matplotlib is not installed.
         ValueError: There is nothing to draw.
     """
-    _plot(path, curves, x="level", xlabel="level", ylabel="sign flips", title=title, whole=True)
+    _plot(path, curves, x="level", xlabel="level", ylabel="sign flips", title=title, span=0.01)
 
 
 def _plot(
@@ -116,14 +117,17 @@ def _plot(
     xlabel: str,
     ylabel: str,
     title: str,
-    whole: bool = False,
+    span: float,
 ) -> None:
     check_filled("curves", curves)
     with picture(path, 7, 4.2) as axes:
         for number, (name, points) in enumerate(curves.items()):
             axes.plot(list(points), list(points.values()), label=label(name), **curve_style(number))
-        if whole:
+        if all(isinstance(place, int) for points in curves.values() for place in points):
             axes.xaxis.get_major_locator().set_params(integer=True)
+        low, high = axes.get_ylim()
+        if (more := (span - (high - low)) / 2) > 0:  # or noise fills the picture of something flat
+            axes.set_ylim(low - more, high + more)
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axes.grid()
         axes.legend()
