@@ -171,11 +171,11 @@ def test_nothing_to_draw(tmp_path, empty):
 def test_hostile_names_and_settings_do_no_harm(tmp_path, drawn):
     """A dollar sign would start a formula, an underscore hide a curve, a dark style paint white on white."""
     with matplotlib.rc_context({"text.color": "white", "axes.labelcolor": "white"}):
-        curves = {"_hidden": {0.0: 1.0}, "$\\frac{": {0.0: 2.0}}
-        plot_barriers(tmp_path / "h.png", curves, title="$\\undefined{")
+        curves = {"_hidden": {0.0: 1.0}, "$\\frac{$": {0.0: 2.0}}
+        plot_barriers(tmp_path / "h.png", curves, title="$\\undefined{$")
         assert matplotlib.rcParams["text.color"] == "white"
     (axes,) = drawn[0].axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == [" _hidden", "$\\frac{"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [" _hidden", "$\\frac{$"]
     assert axes.title.get_color() == "black" and drawn[0].get_facecolor() == (1, 1, 1, 1)
 
 
