@@ -88,7 +88,10 @@ def training_sections(
 ) -> list[Section]:
     """What was trained, how well, and how far it kept its signs."""
     sections = [
-        Section("What was trained", table=Table(["setting", "value"], [[k, str(v)] for k, v in about.items()])),
+        Section(
+            "What was trained",
+            table=Table(["setting", "value"], [[k, str(v)] for k, v in about.items() if v is not None]),
+        ),
         Section("Metrics", table=Table(["metric", "value"], [[k, f"{v:.4f}"] for k, v in metrics.items()])),
         *mask_sections(mask, model, folder),
     ]
