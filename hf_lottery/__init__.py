@@ -28,7 +28,24 @@ from .norms import NormParameters, interpolated_norms, norm_parameters, norm_pat
 from .permutation import Permutation, SpecMismatchError, SymmetryError, permute_
 from .prune import prune
 from .repair import recalibrate_batch_norm_, repair_
-from .report import level_table, markdown_table, plot_against_density, plot_match
+from .report import (
+    DeadUnits,
+    Picture,
+    Section,
+    Table,
+    dead_units,
+    level_table,
+    markdown_table,
+    plot_against_density,
+    plot_barriers,
+    plot_layers,
+    plot_match,
+    plot_norm_path,
+    plot_overlap,
+    plot_plane,
+    plot_sign_flips,
+    write_report,
+)
 from .rewind import Rewind, Snapshot, parse_rewind
 from .schedule import cubic, geometric, one_shot
 from .scope import PruneRequest, erk, global_, n_of_m, uniform
@@ -81,6 +98,7 @@ __all__ = [
     "Axis",
     "Barrier",
     "Block",
+    "DeadUnits",
     "Evidence",
     "Group",
     "Level",
@@ -94,12 +112,14 @@ __all__ = [
     "Overlap",
     "Permutation",
     "PermutationSpec",
+    "Picture",
     "Prunable",
     "PruneRequest",
     "RecipeParser",
     "Reference",
     "Rewind",
     "RewindMismatchError",
+    "Section",
     "SignAgreement",
     "SignedMask",
     "Snapshot",
@@ -112,6 +132,7 @@ __all__ = [
     "Start",
     "SymmetryError",
     "SymmetryVerificationError",
+    "Table",
     "Ticket",
     "Transfer",
     "VerifyReport",
@@ -120,6 +141,7 @@ __all__ = [
     "activation_matching",
     "classification_metrics",
     "cubic",
+    "dead_units",
     "discover",
     "erk",
     "error_barrier",
@@ -143,7 +165,13 @@ __all__ = [
     "parse_rewind",
     "permute_",
     "plot_against_density",
+    "plot_barriers",
+    "plot_layers",
     "plot_match",
+    "plot_norm_path",
+    "plot_overlap",
+    "plot_plane",
+    "plot_sign_flips",
     "predicted_classes",
     "prunable",
     "prune",
@@ -156,6 +184,7 @@ __all__ = [
     "uniform",
     "wanda",
     "weight_matching",
+    "write_report",
 ]
 
 

@@ -8,19 +8,19 @@
         --rewind pretrained --sparsity 0.7 --output_dir outputs/sst2
 
 With ``norm_interpolation`` in the settings the ticket is one of AWS, whose signs let any seed win. A run that was
-stopped goes on where it stopped. The ticket lies in ``output_dir/ticket``.
+stopped goes on where it stopped. The ticket lies in ``output_dir/ticket``, and ``output_dir/report.html`` shows it.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from common import ModelArguments, build_model, load_task_data, set_up, trainer_arguments
 from controls import CONTROLS, train_controls
 from data import DataArguments
+from report_sections import measure_of, search_sections
 
 from hf_lottery import (
     LotteryArguments,
@@ -29,7 +29,7 @@ from hf_lottery import (
     WinningSignTrainer,
     level_table,
     markdown_table,
-    plot_against_density,
+    write_report,
 )
 
 
@@ -61,27 +61,17 @@ def main() -> None:
     trainer = kind(model=model, args=args, settings=settings, **trainer_arguments(model_args.task, data))
     logging.info("%s", trainer.weights)
     trainer.train(resume_from_checkpoint=True)
+    path = trainer.norm_path() if isinstance(trainer, WinningSignTrainer) else []
     if args.should_save:
-        picture = Path(args.output_dir) / "accuracy.png"
-        _report(trainer, picture)
-    if isinstance(trainer, WinningSignTrainer):
-        rows = [(f"{alpha:.2f}", f"{metrics[_measure(metrics)]:.4f}") for alpha, metrics in trainer.norm_path()]
-        if args.should_save:
+        folder = Path(args.output_dir)
+        sections = search_sections(trainer, path, folder)
+        write_report(folder / "report.html", sections, title=f"Ticket of {type(model).__name__}")
+        print(f"\n{level_table(trainer.history)}\n\npicture: {folder / 'accuracy.png'}")
+        print(f"report:  {folder / 'report.html'}\nticket:  {folder / 'ticket'}")
+        if path:
+            rows = [(f"{alpha:.2f}", f"{metrics[measure_of(metrics)]:.4f}") for alpha, metrics in path]
             print(f"\n{markdown_table(['norms towards init', 'eval'], rows)}")
     train_controls(find_args.controls, trainer, model_args, data)
-
-
-def _report(trainer: LotteryTrainer, picture: Path) -> None:
-    measure = _measure(trainer.history[0]["metrics"])
-    points = {record["sparsity"]: [record["metrics"][measure]] for record in trainer.history}
-    plot_against_density(
-        picture, {"ticket": points}, ylabel=measure.removeprefix("eval_"), title=type(trainer.model).__name__
-    )
-    print(f"\n{level_table(trainer.history)}\n\npicture: {picture}\nticket:  {picture.parent / 'ticket'}")
-
-
-def _measure(metrics: Mapping[str, float]) -> str:
-    return "eval_accuracy" if "eval_accuracy" in metrics else "eval_loss"
 
 
 if __name__ == "__main__":

@@ -20,13 +20,14 @@ dense network's), ``--keep_norms`` (the ticket's norms as well), ``--fold_norms`
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import AUTO_MODELS, ModelArguments, build_model, load_task_data, set_up, trainer_arguments
 from data import Data, DataArguments
+from report_sections import training_sections
 from transformers import PreTrainedModel, default_data_collator
 
 from hf_lottery import (
@@ -43,6 +44,7 @@ from hf_lottery import (
     prune,
     random,
     score_weights,
+    write_report,
 )
 
 MASKS = ("ticket", "aligned", "random", "shuffled", "none")
@@ -121,7 +123,7 @@ def main() -> None:
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
     model = start_weights(ticket_args.init, ticket, model_args, data, args.seed)
-    signed = None
+    signed = agreement = None
     if ticket_args.signs != "none":
         source = signs_source(ticket_args, ticket, model_args, data, args.seed)
         norms = norm_parameters(source, args.norm_include, args.norm_exclude)
@@ -139,13 +141,19 @@ def main() -> None:
     trainer.train()
     metrics = trainer.evaluate()
     if signed is not None:
-        metrics["sign_agreement"] = signed.agreement(model).total
+        agreement = signed.agreement(model)
+        metrics["sign_agreement"] = agreement.total
     trainer.save_model()
     trainer.save_metrics("eval", metrics)
     if args.should_save:
         sparsity = trainer.mask.sparsity if trainer.mask else 0.0
         print(f"\ninit={ticket_args.init} mask={ticket_args.mask} sparsity={sparsity:.4f}")
         print("\n".join(f"{name} = {value:.4f}" for name, value in metrics.items()))
+        folder = Path(args.output_dir)
+        about = {"model": type(model).__name__, "sparsity": f"{sparsity:.4f}", **asdict(ticket_args)}
+        sections = training_sections(about, metrics, trainer.mask, model, agreement, folder)
+        write_report(folder / "report.html", sections, title=f"Training of {type(model).__name__}")
+        print(f"report: {folder / 'report.html'}")
 
 
 def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> PreTrainedModel:

@@ -11,7 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "hf_lottery"
 # The reading order: a module imports only modules above it.
 ORDER = [
     "version", "staging", "encoding", "mask_config", "mask_file", "sign_file", "stored", "mask", "series", "scores",
-    "select", "scope", "prune", "schedule", "rewind", "sparse", "imp", "norms", "signs", "report",
+    "select", "scope", "prune", "schedule", "rewind", "sparse", "imp", "norms", "signs", "report.tables",
+    "report.style", "report.dead", "report.curves", "report.bars", "report.maps", "report.page", "report",
     "permutation_file", "permutation", "symmetry.blocks", "symmetry.layout", "symmetry.trace", "symmetry.rules",
     "symmetry.outputs", "symmetry.verify", "symmetry.spec", "symmetry.solve", "symmetry.discover", "assignment",
     "ties", "correlation", "descent", "matching", "repair", "fold", "connectivity", "hf.prunable", "hf.adapter",

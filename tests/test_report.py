@@ -1,9 +1,29 @@
+import csv
+import itertools
+import math
 import sys
 
+import matplotlib
 import pytest
+import torch
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from hf_lottery import level_table, markdown_table, plot_against_density, plot_match
+from hf_lottery import (
+    DeadUnits,
+    dead_units,
+    level_table,
+    markdown_table,
+    plot_against_density,
+    plot_barriers,
+    plot_layers,
+    plot_match,
+    plot_norm_path,
+    plot_overlap,
+    plot_plane,
+    plot_sign_flips,
+)
+from hf_lottery.report.style import COLORS, curve_style
 
 
 def test_markdown_table():
@@ -20,35 +40,152 @@ def test_level_table_shows_what_there_is():
         {"level": 2, "sparsity": 0.3, "metrics": {"eval_accuracy": 0.0}},
     ]
     rows = level_table(history).splitlines()
-    assert rows[2].split() == ["|", "0", "|", "0.0000", "|", "0.5000", "|", "1.2500", "|"]
-    assert rows[3].split() == ["|", "1", "|", "0.2000", "|", "-", "|", "2.0000", "|"]
-    assert rows[4].split() == ["|", "2", "|", "0.3000", "|", "0.0000", "|", "-", "|"]
+    assert rows[2].split() == ["|", "0", "|", "0.0000", "|", "0.5000", "|", "1.2500", "|", "-", "|"]
+    assert rows[3].split() == ["|", "1", "|", "0.2000", "|", "-", "|", "2.0000", "|", "-", "|"]
+    assert rows[4].split() == ["|", "2", "|", "0.3000", "|", "0.0000", "|", "-", "|", "-", "|"]
 
 
-def test_picture(tmp_path, monkeypatch):
-    drawn, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+@pytest.fixture
+def drawn(monkeypatch):
+    """Every figure that is saved."""
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (figures.append(figure), save(figure, *a, **k)))
+    return figures
+
+
+def rows_of(path):
+    return list(csv.reader(path.read_text().splitlines()))
+
+
+def test_picture(tmp_path, drawn, monkeypatch):
     monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)
     series = {"ticket": {0.0: [0.9, 0.92], 0.5: [0.91, 0.93]}, "control": {0.5: [0.8]}}
     plot_against_density(tmp_path / "p.png", series, ylabel="accuracy", title="t")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert "matplotlib.pyplot" not in sys.modules  # it would choose a backend for the whole process
     (axes,) = drawn[0].axes
-    ticket, control = (line.get_xydata().tolist() for line in axes.lines)
+    ticket, control = (line.get_xydata().tolist() for line in axes.lines[:2])
+    assert axes.lines[2].get_ydata() == [pytest.approx(0.91)] * 2  # the dense line
     assert ticket == [[100, pytest.approx(0.91)], [50, pytest.approx(0.92)]] and control == [[50, 0.8]]
     band, spread = axes.collections[0].get_datalim(axes.transData), 0.01 * 2**0.5
     assert (band.y0, band.y1) == (pytest.approx(0.91 - spread), pytest.approx(0.92 + spread))
     assert axes.get_xscale() == "log" and axes.xaxis_inverted() and not axes.get_xticks(minor=True).size
     assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "50"]
     assert (axes.get_ylabel(), axes.get_title()) == ("accuracy", "t")
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ticket", "control"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ticket", "control", "dense"]
+    numbers = [["ticket", "0.0", "0", "0.9"], ["ticket", "0.0", "1", "0.92"], ["ticket", "0.5", "0", "0.91"]]
+    assert rows_of(tmp_path / "p.csv")[:4] == [["series", "sparsity", "run", "accuracy"], *numbers]
 
 
-def test_picture_of_a_match(tmp_path, monkeypatch):
-    drawn, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+def test_picture_of_a_match(tmp_path, drawn):
     plot_match(tmp_path / "m.png", {"a": (0.1, 0.7), "b": (0.0, 0.5)}, score="correlation", title="t")
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
     (axes,) = drawn[0].axes
     assert [[bar.get_width() for bar in bars] for bars in axes.containers] == [[0.1, 0.0], [0.7, 0.5]]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    assert [bars[0].get_hatch() for bars in axes.containers] == ["", "///"]  # without colour
+    assert rows_of(tmp_path / "m.csv") == [
+        ["group", "as_they_were", "matched"], ["a", "0.1", "0.7"], ["b", "0.0", "0.5"]
+    ]  # fmt: skip
+
+
+def test_dead_units():
+    entry = torch.ones(6, 2, 3, dtype=torch.bool)
+    entry[1:4] = False
+    entry[5, 0] = False
+    mask = {"q.weight": entry, "fc.weight": entry, "fc.bias": torch.zeros(6, dtype=torch.bool)}
+    assert dead_units(mask, {"^q": 3}) == {
+        "q.weight": DeadUnits(6, (1, 2, 3), 3, (1,)), "fc.weight": DeadUnits(6, (1, 2, 3))
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"the rows of 'q.weight' must be divisible among its heads; received 6 rows"):
+        dead_units(mask, {"^q": 4})
+
+
+def test_picture_of_the_layers(tmp_path, drawn):
+    dead = {"q": DeadUnits(8, (1, 2), 4, (0, 1)), "fc": DeadUnits(4, ())}
+    plot_layers(tmp_path / "l.png", {"q": 0.5, "fc": 0.25}, dead=dead, title="t")
+    (axes,) = drawn[0].axes
+    assert [bar.get_width() for bar in axes.patches] == [50, 25]
+    neurons, heads = axes.lines
+    assert (neurons.get_xdata().tolist(), heads.get_xdata().tolist()) == ([25], [50])
+    assert neurons.get_marker() != heads.get_marker() and neurons.get_ydata()[0] != heads.get_ydata()[0]
+    assert [text.get_text() for text in axes.texts] == ["2/8 neurons · 2/4 heads", ""]
+    assert rows_of(tmp_path / "l.csv")[1:] == [["q", "0.5", "2", "8", "2", "4"], ["fc", "0.25", "0", "4", "0", "0"]]
+    plot_layers(tmp_path / "l.png", {"q": 0.5}, title="t")
+    assert not drawn[1].axes[0].lines and not drawn[1].legends
+
+
+@pytest.mark.parametrize(
+    ("plot", "x"),
+    [
+        (lambda *a: plot_barriers(*a, ylabel="y", title="t"), "alpha"),
+        (lambda *a: plot_norm_path(*a, ylabel="y", title="t"), "alpha"),
+        (lambda *a: plot_sign_flips(*a, title="t"), "level"),
+    ],
+    ids=["barriers", "norm path", "sign flips"],
+)
+def test_pictures_of_curves(tmp_path, drawn, plot, x):
+    plot(tmp_path / "c.png", {"before": {0: 0.5, 1: 0.503}, "after": {0: 0.5, 1: 0.5}})
+    (axes,) = drawn[0].axes
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0, 0.5], [1, 0.503]], [[0, 0.5], [1, 0.5]]]
+    low, high = axes.get_ylim()
+    assert high - low > 0.0099  # noise does not fill the picture
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+    rows = rows_of(tmp_path / "c.csv")
+    assert rows[0][:2] == ["series", x] and rows[1:3] == [["before", "0", "0.5"], ["before", "1", "0.503"]]
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_picture_of_the_overlap(tmp_path, drawn):
+    plot_overlap(tmp_path / "o.png", {"fc1": {"1 and 2": 0.25, "1 and 3": 0.75}, "fc2": {"1 and 3": 1.0}}, title="t")
+    axes = drawn[0].axes[0]
+    image = axes.images[0].get_array()
+    assert image.filled(-1).tolist() == [[0.25, 0.75], [-1, 1]] and axes.images[0].get_cmap().name == "viridis"
+    assert [text.get_text() for text in axes.texts] == ["0.25", "0.75", "1.00"]
+    assert rows_of(tmp_path / "o.csv")[1:] == [
+        ["fc1", "1 and 2", "0.25"], ["fc1", "1 and 3", "0.75"], ["fc2", "1 and 3", "1.0"]
+    ]  # fmt: skip
+
+
+def test_picture_of_a_plane(tmp_path, drawn):
+    values = [[0.0, 1.0, 2.0], [1.0, math.inf, 3.0]]
+    plot_plane(tmp_path / "p.png", [0, 1, 2], [0, 1], values, networks={"a": (0, 0), "$b": (2, 1)}, title="t")
+    axes = drawn[0].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["a", "$b"] and axes.collections[0].get_cmap().name == "viridis"
+    rows = rows_of(tmp_path / "p.csv")
+    assert rows[6] == ["2", "1", "3.0", ""] and rows[-1] == ["2", "1", "", "$b"] and len(rows) == 1 + 6 + 2
+    plot_plane(tmp_path / "p.png", [0, 1], [0, 1], [[1e6, 1e6], [1e6, 1e6]], networks={}, title="flat")
+    with pytest.raises(ValueError, match=r"values must have a row for each y .* received shape \(1, 2\) for 2 and 2"):
+        plot_plane(tmp_path / "p.png", [0, 1], [0, 1], [[1.0, 2.0]], networks={}, title="t")
+    with pytest.raises(ValueError, match="values must be finite somewhere"):
+        plot_plane(tmp_path / "p.png", [0, 1], [0, 1], [[math.nan] * 2] * 2, networks={}, title="t")
+
+
+@pytest.mark.parametrize("empty", [{}, {"a": {}}])
+def test_nothing_to_draw(tmp_path, empty):
+    with pytest.raises(ValueError, match="must not be empty"):
+        plot_barriers(tmp_path / "n.png", empty, title="t")
+    assert not list(tmp_path.iterdir())
+
+
+def test_hostile_names_and_settings_do_no_harm(tmp_path, drawn):
+    """A dollar sign would start a formula, an underscore hide a curve, a dark style paint white on white."""
+    with matplotlib.rc_context({"text.color": "white", "axes.labelcolor": "white"}):
+        curves = {"_hidden": {0.0: 1.0}, "$\\frac{$": {0.0: 2.0}}
+        plot_barriers(tmp_path / "h.png", curves, title="$\\undefined{$")
+        assert matplotlib.rcParams["text.color"] == "white"
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [" _hidden", "$\\frac{$"]
+    assert axes.title.get_color() == "black" and drawn[0].get_facecolor() == (1, 1, 1, 1)
+
+
+def luminance(color):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_curves_differ_without_colour_and_colours_show_on_white():
+    styles = [curve_style(number) for number in range(28)]
+    for one, other in itertools.combinations(styles, 2):
+        assert one["marker"] != other["marker"] or one["linestyle"] != other["linestyle"]
+    assert all(1.05 / (luminance(color) + 0.05) > 2 for color in COLORS)

@@ -1,0 +1,150 @@
+"""See whether two trained networks lie in the same basin, before and after one is aligned to the other.
+
+    accelerate launch recipes/connectivity.py --config recipes/digits/imp.yaml --a outputs/dense-1 \\
+        --b outputs/dense-2 --align activation --output_dir outputs/connectivity
+
+Measures the error on the straight line between the networks on the test data, with batch norms recalibrated at every
+point, and the same after ``a`` was permuted to match ``b``. If both folders hold masks, their overlap is measured too.
+Writes ``report.html`` with its pictures and numbers, and the permutation.
+
+References:
+    Frankle et al., 2020, arXiv:1912.05671. Ainsworth et al., 2023, "Git Re-Basin", arXiv:2209.04836.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from align_mask import load_network, match, without_labels
+from common import ModelArguments, load_task_data, set_up, trainer_arguments
+from data import Data, DataArguments
+from report_sections import match_sections, measure_of, overlap_sections, path_sections
+from torch import nn
+from transformers import PreTrainedModel, Trainer
+
+from hf_lottery import (
+    Barrier,
+    LotteryArguments,
+    Mask,
+    Permutation,
+    RecipeParser,
+    discover,
+    error_barrier,
+    permute_,
+    recalibrate_batch_norm_,
+    write_report,
+)
+from hf_lottery.mask_file import CONFIG_NAME
+from hf_lottery.repair import batch_norms
+from hf_lottery.staging import write_atomically
+
+# How a is matched to b, and the score of the match.
+METHODS = {"activation": "mean correlation of units", "weight": "cosine similarity of weights", "none": ""}
+
+
+@dataclass
+class ConnectivityArguments:
+    """Which networks, and how to align them."""
+
+    a: str = field(metadata={"help": "Folder of a trained network, with or without a mask."})
+    b: str = field(metadata={"help": "Folder of another, of the same architecture."})
+    align: str = field(default="activation", metadata={"help": f"How a is matched to b: {', '.join(METHODS)}."})
+    points: int = field(default=11, metadata={"help": "Networks on the line, the ends included."})
+    match_batches: int = field(default=32, metadata={"help": "Training batches to match activations on."})
+    recalibration_sample: int = field(default=512, metadata={"help": "Training samples for batch-norm statistics."})
+
+    def __post_init__(self) -> None:
+        if self.align not in METHODS:
+            raise ValueError(f"align must be one of {', '.join(METHODS)}; received {self.align!r}.")
+        for name, least in (("points", 2), ("match_batches", 1), ("recalibration_sample", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}; received {getattr(self, name)}.")
+
+
+def main() -> None:
+    """Run the recipe."""
+    parser = RecipeParser([ConnectivityArguments, ModelArguments, DataArguments, LotteryArguments])
+    which, model_args, data_args, args = parser.parse()
+    set_up(args)
+    a, b = (load_network(folder, model_args.task) for folder in (which.a, which.b))
+    masks = [Mask.from_pretrained(f) for f in (which.a, which.b) if (Path(f) / CONFIG_NAME).exists()]
+    with args.main_process_first():
+        data = load_task_data(model_args, data_args, model_args.load_config())
+    trainer = Trainer(model=a, args=args, **trainer_arguments(model_args.task, data))
+    b.to(args.device)
+    judge = Judge(trainer, data, which.recalibration_sample)
+    barriers = {"as they were": error_barrier(a, b, judge, points=which.points)}
+    permutation = align(which, a, b, judge, args.seed)
+    if permutation is not None:
+        permute_(a, permutation)
+        barriers[f"aligned by {which.align}"] = error_barrier(a, b, judge, points=which.points)
+    if args.should_save:
+        folder, name = Path(args.output_dir), type(a).__name__
+        folder.mkdir(parents=True, exist_ok=True)
+        sections = path_sections(barriers, judge.word, name, folder)
+        if permutation is not None:
+            sections += match_sections(permutation, METHODS[which.align], name, folder)
+            permutation.save_pretrained(folder / "permutation")
+        if len(masks) == 2:
+            sections += overlap_sections(masks[0], masks[1], permutation, name, folder)
+        write_report(folder / "report.html", sections, title=f"Connectivity of {name}")
+        write_results(folder / "connectivity.json", barriers)
+        print(f"report: {folder / 'report.html'}")
+
+
+class Judge:
+    """The test error of a network, with batch norms recalibrated on a sample that is the same in every process.
+
+    Args:
+        trainer: Evaluates its own model, which is the network that moves along the line.
+        data: Its training data give the sample.
+        size: Samples in it.
+    """
+
+    def __init__(self, trainer: Trainer, data: Data, size: int):
+        self.trainer, self.data = trainer, data
+        self.word = "error"
+        self.sample = self.batches(size)
+
+    def __call__(self, model: nn.Module) -> float:
+        if batch_norms(model):
+            recalibrate_batch_norm_(model, self.sample)
+        metrics = self.trainer.evaluate()
+        measure = measure_of(metrics)
+        self.word = "error" if measure == "eval_accuracy" else "loss"
+        return 1 - metrics[measure] if self.word == "error" else metrics[measure]
+
+    def batches(self, size: int) -> list[dict[str, Any]]:
+        """Training samples without labels, in batches."""
+        args, train = self.trainer.args, self.data.train
+        order = np.random.default_rng(args.seed).permutation(len(train))[:size].tolist()
+        step = args.per_device_train_batch_size
+        collated = (
+            self.data.data_collator([train[j] for j in order[i : i + step]]) for i in range(0, len(order), step)
+        )
+        return [without_labels(self.trainer._prepare_inputs(batch)) for batch in collated]
+
+
+def align(
+    which: ConnectivityArguments, a: PreTrainedModel, b: PreTrainedModel, judge: Judge, seed: int
+) -> Permutation | None:
+    """The permutation that carries ``a`` to ``b``."""
+    if which.align == "none":
+        return None
+    batches = judge.batches(which.match_batches * judge.trainer.args.per_device_train_batch_size)
+    return match(which.align, discover(a, batches[0]), a, b, batches, seed)
+
+
+def write_results(file: Path, barriers: dict[str, Barrier]) -> None:
+    """Print the barriers, and write them with their errors."""
+    results = {label: {"barrier": found.barrier, "errors": list(found.errors)} for label, found in barriers.items()}
+    write_atomically(file, (json.dumps(results, indent=2) + "\n").encode())
+    print("\n" + "\n".join(f"barrier {label}: {found.barrier:.4f}" for label, found in barriers.items()))
+
+
+if __name__ == "__main__":
+    main()
