@@ -18,16 +18,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import rewind, stored
-from .connectivity import Barrier, error_barrier
+from .connectivity import Barrier, error_barrier, sgd_noise_stability
+from .diversity import Diversity, ensemble_diversity
 from .fold import fold_norms_
+from .hessian import TopEigenvalue, top_hessian_eigenvalue
 from .imp import Level, Start, find_ticket
 from .mask import Mask, MaskMismatchError, Overlap
 from .mask_file import MaskFileError
 from .matching import activation_matching, weight_matching
 from .norms import NormParameters, interpolated_norms, norm_parameters, norm_path
+from .overlap import overlap_by_group, overlap_by_head, overlap_by_parameter
 from .permutation import Permutation, SpecMismatchError, SymmetryError, permute_
+from .plane import Plane, loss_plane
 from .prune import prune
-from .repair import recalibrate_batch_norm_, repair_
+from .repair import recalibrate_batch_norm_, recalibrated, repair_, repaired
 from .report import level_table, markdown_table, plot_against_density, plot_match
 from .rewind import Rewind, Snapshot, parse_rewind
 from .schedule import cubic, geometric, one_shot
@@ -78,6 +82,7 @@ __all__ = [
     "Axis",
     "Barrier",
     "Block",
+    "Diversity",
     "Evidence",
     "Group",
     "Level",
@@ -90,6 +95,7 @@ __all__ = [
     "Overlap",
     "Permutation",
     "PermutationSpec",
+    "Plane",
     "Prunable",
     "PruneRequest",
     "RecipeParser",
@@ -109,6 +115,7 @@ __all__ = [
     "SymmetryError",
     "SymmetryVerificationError",
     "Ticket",
+    "TopEigenvalue",
     "Transfer",
     "VerifyReport",
     "WinningSignTrainer",
@@ -117,6 +124,7 @@ __all__ = [
     "classification_metrics",
     "cubic",
     "discover",
+    "ensemble_diversity",
     "erk",
     "error_barrier",
     "find_ticket",
@@ -128,6 +136,7 @@ __all__ = [
     "keep_sparse",
     "level_table",
     "load_metric",
+    "loss_plane",
     "magnitude",
     "markdown_table",
     "movement",
@@ -135,6 +144,9 @@ __all__ = [
     "norm_parameters",
     "norm_path",
     "one_shot",
+    "overlap_by_group",
+    "overlap_by_head",
+    "overlap_by_parameter",
     "parse_rewind",
     "permute_",
     "plot_against_density",
@@ -144,10 +156,14 @@ __all__ = [
     "prune",
     "random",
     "recalibrate_batch_norm_",
+    "recalibrated",
     "repair_",
+    "repaired",
     "rewind",
     "saliency",
     "score_weights",
+    "sgd_noise_stability",
+    "top_hessian_eigenvalue",
     "uniform",
     "wanda",
     "weight_matching",
