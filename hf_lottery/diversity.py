@@ -56,8 +56,9 @@ def ensemble_diversity(logits: ArrayLike, labels: ArrayLike) -> Diversity:
         (0.5, 0.75, 1.0)
 
     Reference:
-        Adnan et al., 2025, arXiv:2505.05143, Table 1, whose accuracies are in percent. It does not say whether the ensemble
-        averages logits or probabilities, nor which order of a pair counts; ours averages probabilities, and both orders.
+        Adnan et al., 2025, arXiv:2505.05143, Table 1, accuracies in percent. It does not say whether an ensemble takes
+        the mean of logits or of probabilities, nor which order of a pair counts; ours takes probabilities, and both
+        orders.
     """
     outputs, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if outputs.ndim != 3 or len(outputs) < 2 or not outputs.size or labels.shape != outputs.shape[1:2]:

@@ -49,15 +49,15 @@ def top_hessian_eigenvalue(
     """The largest eigenvalue of the Hessian of a loss, by power iteration on Hessian-vector products.
 
     The loss and its gradient are computed once; every iteration is one more backward pass through them. Power iteration
-    finds the eigenvalue of largest magnitude. If that one is negative, a second iteration with the spectrum shifted by
-    it finds the largest. The error of the value is of the order of the squared residual.
+    finds the eigenvalue of largest magnitude. If that one is negative, or as large as a negative one so that nothing
+    converges, a second iteration on the shifted spectrum finds the largest. The error of the value is at most the residual, and of the
+    order of its square if the next eigenvalue is far.
 
     Args:
         model: The network, left as it is; put it in eval mode. Frozen parameters do not count.
         loss: The loss of a network as a tensor without dimensions, such as the mean over one large batch.
         iterations: Products with the Hessian at most, in each of the two iterations.
-        tolerance: Stop when the residual is at most this fraction of the eigenvalue's magnitude (when shifted, of its
-            distance from the smallest).
+        tolerance: Stop when the residual is at most this fraction of the eigenvalue's magnitude.
         seed: Of the first vector; the same seed gives the same value.
         mask: Count only the weights that it keeps, of the parameters that it covers.
         parameters: Count only these: names, or a regular expression. By default all.
@@ -83,27 +83,28 @@ def top_hessian_eigenvalue(
     keeps = [mask[n].to(p.device) if mask is not None and n in mask else None for n, p in chosen.items()]
     multiply = _products(model, loss, list(chosen.values()), keeps)
     start = _start(list(chosen.values()), keeps, seed)
-    found = _iterate(multiply, start, 0.0, iterations, tolerance)
-    if found.value < 0:
-        shifted = _iterate(multiply, start, found.value, iterations, tolerance)
-        found = shifted._replace(iterations=shifted.iterations + found.iterations)
+    found, size = _iterate(multiply, start, 0.0, iterations, tolerance)
+    if found.value < 0 or not found.converged:
+        shifted, _ = _iterate(multiply, start, -size, iterations, tolerance)
+        best = max(found, shifted, key=lambda one: one.value)  # no quotient exceeds the largest eigenvalue
+        found = best._replace(iterations=found.iterations + shifted.iterations)
     return found
 
 
 def _iterate(
     multiply: Callable[[Vector], Vector], v: Vector, shift: float, iterations: int, tolerance: float
-) -> TopEigenvalue:
-    """Power iteration on ``H - shift``; the value is that of H."""
-    value, residual = 0.0, float("inf")
+) -> tuple[TopEigenvalue, float]:
+    """Power iteration on ``H - shift``: what it finds about H, and the length of the last product."""
+    value, residual, size = 0.0, float("inf"), 0.0
     for done in range(1, iterations + 1):
         product = [p - shift * x for p, x in zip(multiply(v), v, strict=True)]
         value = _dot(product, v)
         residual = _norm([p - value * x for p, x in zip(product, v, strict=True)])
         size = _norm(product)
-        if residual <= tolerance * abs(value) or size == 0:
-            return TopEigenvalue(value + shift, residual, done, True)
+        if residual <= tolerance * abs(value + shift) or size == 0:
+            return TopEigenvalue(value + shift, residual, done, True), size
         v = [p / size for p in product]
-    return TopEigenvalue(value + shift, residual, iterations, False)
+    return TopEigenvalue(value + shift, residual, iterations, False), size
 
 
 def _products(
