@@ -50,8 +50,8 @@ def top_hessian_eigenvalue(
 
     The loss and its gradient are computed once; every iteration is one more backward pass through them. Power iteration
     finds the eigenvalue of largest magnitude. If that one is negative, or as large as a negative one so that nothing
-    converges, a second iteration on the shifted spectrum finds the largest. The error of the value is at most the residual, and of the
-    order of its square if the next eigenvalue is far.
+    converges, a second iteration on the shifted spectrum finds the largest. The value is below the largest by
+    about the square of the residual if the next eigenvalue is far.
 
     Args:
         model: The network, left as it is; put it in eval mode. Frozen parameters do not count.

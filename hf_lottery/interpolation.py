@@ -73,14 +73,12 @@ def holding(model: nn.Module, *others: nn.Module) -> Iterator[Held]:
     for name in _distinct(state, ends):
         tensor = state[name].detach()
         first = tensor.clone()
-        mine = tensor.untyped_storage().data_ptr()
-        values = [end[name].detach() for end in ends]
-        values = [first if v.untyped_storage().data_ptr() == mine else v.to(tensor) for v in values]
+        values = [end[name].detach().to(tensor) for end in ends]
         numbers = tensor.is_floating_point() or tensor.is_complex()
         if numbers and not all(torch.equal(first, value) for value in values):
             held.moving.append((tensor, first, *values))
         else:
-            held.still.append((tensor, first))
+            held.still.append((tensor, first))  # a shared tensor is here, as it equals itself
     try:
         yield held
     finally:

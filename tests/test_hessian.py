@@ -52,7 +52,7 @@ def test_a_network_against_its_full_hessian():
     found = top_hessian_eigenvalue(model, loss, iterations=2000, tolerance=1e-5)
     assert found.converged and found.value == pytest.approx(exact, rel=1e-6)
     assert Snapshot.capture(model).sha256() == before and all(p.grad is None for p in model.parameters())
-    rough = top_hessian_eigenvalue(model, loss)
+    rough = top_hessian_eigenvalue(model, loss, iterations=500)
     assert rough.converged and abs(rough.value - exact) <= rough.residual <= 0.01 * rough.value
 
 
