@@ -18,16 +18,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from . import rewind, stored
-from .connectivity import Barrier, error_barrier
+from .connectivity import Barrier, error_barrier, sgd_noise_stability
+from .diversity import Diversity, ensemble_diversity
 from .fold import fold_norms_
+from .hessian import TopEigenvalue, top_hessian_eigenvalue
 from .imp import Level, Start, find_ticket
 from .mask import Mask, MaskMismatchError, Overlap
 from .mask_file import MaskFileError
 from .matching import activation_matching, weight_matching
 from .norms import NormParameters, interpolated_norms, norm_parameters, norm_path
+from .overlap import overlap_by_group, overlap_by_head, overlap_by_parameter
 from .permutation import Permutation, SpecMismatchError, SymmetryError, permute_
+from .plane import Plane, loss_plane
 from .prune import prune
-from .repair import recalibrate_batch_norm_, repair_
+from .repair import recalibrate_batch_norm_, recalibrated, repair_, repaired
 from .report import (
     DeadUnits,
     Picture,
@@ -99,6 +103,7 @@ __all__ = [
     "Barrier",
     "Block",
     "DeadUnits",
+    "Diversity",
     "Evidence",
     "Group",
     "Level",
@@ -113,6 +118,7 @@ __all__ = [
     "Permutation",
     "PermutationSpec",
     "Picture",
+    "Plane",
     "Prunable",
     "PruneRequest",
     "RecipeParser",
@@ -134,6 +140,7 @@ __all__ = [
     "SymmetryVerificationError",
     "Table",
     "Ticket",
+    "TopEigenvalue",
     "Transfer",
     "VerifyReport",
     "WinningSignTrainer",
@@ -143,6 +150,7 @@ __all__ = [
     "cubic",
     "dead_units",
     "discover",
+    "ensemble_diversity",
     "erk",
     "error_barrier",
     "find_ticket",
@@ -154,6 +162,7 @@ __all__ = [
     "keep_sparse",
     "level_table",
     "load_metric",
+    "loss_plane",
     "magnitude",
     "markdown_table",
     "merge_adapter",
@@ -162,6 +171,9 @@ __all__ = [
     "norm_parameters",
     "norm_path",
     "one_shot",
+    "overlap_by_group",
+    "overlap_by_head",
+    "overlap_by_parameter",
     "parse_rewind",
     "permute_",
     "plot_against_density",
@@ -177,10 +189,14 @@ __all__ = [
     "prune",
     "random",
     "recalibrate_batch_norm_",
+    "recalibrated",
     "repair_",
+    "repaired",
     "rewind",
     "saliency",
     "score_weights",
+    "sgd_noise_stability",
+    "top_hessian_eigenvalue",
     "uniform",
     "wanda",
     "weight_matching",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .correlation import Forward, evaluating, run, written_channels
 from .mask import unwrap
 
+Repair = Callable[[nn.Module, float], None]
 _EPS = 1e-5
 
 
@@ -78,31 +79,78 @@ def repair_(
         Jordan et al., 2023, arXiv:2211.08403, section 3. Theirs adds batch norms and fuses them; ours folds the same
         numbers in directly, with the variance pooled over the batches instead of averaged.
     """
-    model, source, target = unwrap(model), unwrap(source), unwrap(target)
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1]; received {alpha}.")
-    batches = list(batches) if iter(batches) is batches else batches
-    names = _layers(model, layers)
+    repaired(source, target, batches, layers=layers, forward=forward)(model, alpha)
+
+
+def recalibrated(batches: Iterable[Any], forward: Forward | None = None) -> Repair:
+    """``repair`` of :func:`error_barrier`: recompute the statistics of the batch norms at every point.
+
+    Args:
+        batches: As for :func:`recalibrate_batch_norm_`; a thousand or two samples of the training set do.
+        forward: ``forward(model, batch)`` instead.
+    """
+    batches = _reusable(batches)
+    return lambda model, alpha: recalibrate_batch_norm_(model, batches, forward)
+
+
+def repaired(
+    source: nn.Module,
+    target: nn.Module,
+    batches: Iterable[Any],
+    *,
+    layers: str | Iterable[str] | None = None,
+    forward: Forward | None = None,
+) -> Repair:
+    """``repair`` of :func:`error_barrier`: REPAIR at every point.
+
+    The statistics of the two ends are measured once, now, so that each point costs one pass over the batches, and the
+    ends may change afterwards.
+
+    Args:
+        source: The network at ``alpha = 0``, already permuted; not changed.
+        target: The network at ``alpha = 1``; not changed.
+        batches: As for :func:`recalibrate_batch_norm_`.
+        layers: As for :func:`repair_`.
+        forward: ``forward(model, batch)`` instead.
+
+    Returns:
+        A function that repairs the network at ``(1 - alpha) * source + alpha * target``, in place.
+
+    Raises:
+        ValueError: There are no batches, or no layer to repair.
+
+    Reference:
+        Jordan et al., 2023, arXiv:2211.08403; see :func:`repair_`.
+    """
+    source, target, batches = unwrap(source), unwrap(target), _reusable(batches)
+    names = _layers(source, layers)
     ends = []
     for end in (source, target):
         measured, handles = _measure(end, names)
         with evaluating(end), handles:
             _run_all(end, batches, forward)
-        ends.append(measured)
+        ends.append({name: found.mean_std() for name, found in measured.items()})
     if layers is None and ends[0]:
         names = list(ends[0])[:-1]  # in the order they ran
     names = [name for name in names if name in ends[0] and name in ends[1]]
-    if not names and not batch_norms(model):
+    if not names and not batch_norms(source):
         raise ValueError("the model must have a layer with a bias to repair; received none. Name it in `layers`.")
-    goals = {
-        name: [(1 - alpha) * a + alpha * b for a, b in zip(*(end[name].mean_std() for end in ends), strict=True)]
-        for name in names
-    }
-    measured, handles = _measure(model, names, goals)
-    with evaluating(model), handles, _recalibrating(model):
-        _run_all(model, batches, forward)
-    for name, found in measured.items():
-        _fold_(model.get_submodule(name), goals[name], found)
+
+    def repair(model: nn.Module, alpha: float) -> None:
+        model = unwrap(model)
+        goals = {
+            name: [(1 - alpha) * a + alpha * b.to(a.device) for a, b in zip(*(end[name] for end in ends), strict=True)]
+            for name in names
+        }
+        measured, handles = _measure(model, names, goals)
+        with evaluating(model), handles, _recalibrating(model):
+            _run_all(model, batches, forward)
+        for name, found in measured.items():
+            _fold_(model.get_submodule(name), goals[name], found)
+
+    return repair
 
 
 class _Statistics:
@@ -202,6 +250,10 @@ def _recalibrating(model: nn.Module):
     finally:
         for norm, (_, momentum) in zip(norms, before, strict=True):
             norm.momentum = momentum
+
+
+def _reusable(batches: Iterable[Any]) -> Iterable[Any]:
+    return list(batches) if iter(batches) is batches else batches
 
 
 def _run_all(model: nn.Module, batches: Iterable[Any], forward: Forward | None) -> None:

@@ -15,10 +15,11 @@ ORDER = [
     "report.style", "report.dead", "report.curves", "report.bars", "report.maps", "report.page", "report",
     "permutation_file", "permutation", "symmetry.blocks", "symmetry.layout", "symmetry.trace", "symmetry.rules",
     "symmetry.outputs", "symmetry.verify", "symmetry.spec", "symmetry.solve", "symmetry.discover", "assignment",
-    "ties", "correlation", "descent", "matching", "repair", "fold", "connectivity", "hf.prunable", "hf.adapter",
-    "hf.callback", "hf.arguments", "hf.parser", "hf.metrics", "hf.metrics.accuracy", "hf.card", "hf.hub",
-    "hf.checkpoint", "hf.door", "hf.reference", "hf.run_folder", "hf.ticket", "hf.sparse_trainer",
-    "hf.lottery_trainer", "hf.winning_sign_trainer", "hf.cli",
+    "ties", "correlation", "descent", "matching", "repair", "fold", "overlap", "interpolation", "connectivity",
+    "plane", "diversity", "hessian", "hf.prunable", "hf.adapter", "hf.callback", "hf.arguments", "hf.parser",
+    "hf.metrics", "hf.metrics.accuracy", "hf.metrics.error_barrier", "hf.metrics.mask_overlap",
+    "hf.metrics.sign_agreement", "hf.card", "hf.hub", "hf.checkpoint", "hf.door", "hf.reference", "hf.run_folder",
+    "hf.ticket", "hf.sparse_trainer", "hf.lottery_trainer", "hf.winning_sign_trainer", "hf.cli",
 ]  # fmt: skip
 HUGGING_FACE = {"transformers", "datasets", "accelerate", "huggingface_hub", "evaluate"}
 

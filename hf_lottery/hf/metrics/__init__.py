@@ -1,17 +1,31 @@
-"""Metrics for the Trainer: accuracy that works offline, and every other metric of the ``evaluate`` library by name."""
+"""Metrics: our own ``evaluate`` modules, which work offline, and every other one by name; accuracy for the Trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from transformers import EvalPrediction
 
+# Metrics of our own: name -> class, in the module of that name.
+_OURS = {
+    "accuracy": "Accuracy",
+    "error_barrier": "ErrorBarrier",
+    "mask_overlap": "MaskOverlap",
+    "sign_agreement": "SignAgreement",
+}
 
-def load_metric(name: str) -> Any:
-    """An ``evaluate`` metric: ours for "accuracy", else ``evaluate.load(name)``, which may ask the Hub.
+
+def load_metric(name: str, **options: Any) -> Any:
+    """An ``evaluate`` module: one of ours, else ``evaluate.load(name)``, which may ask the Hub.
+
+    Args:
+        name: "accuracy", "error_barrier", "mask_overlap", "sign_agreement", or what ``evaluate.load`` takes.
+        options: For ``evaluate``, such as ``num_process``, ``process_id`` and ``experiment_id`` where each process adds
+            its share of the samples. The Trainer gathers them first and needs none.
 
     Raises:
         ImportError: ``evaluate`` or ``datasets`` is not installed.
@@ -20,11 +34,11 @@ def load_metric(name: str) -> Any:
         import evaluate
     except ImportError as error:
         raise ImportError("metrics need the evaluate library. Install hf-lottery[recipes].") from error
-    if name == "accuracy":
-        from .accuracy import Accuracy
-
-        return Accuracy(keep_in_memory=True)
-    return evaluate.load(name)
+    if name not in _OURS:
+        return evaluate.load(name, **options)
+    module = import_module(f".{name}", __name__)
+    options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)  # several processes meet on disk
+    return getattr(module, _OURS[name])(**options)
 
 
 def classification_metrics(name: str = "accuracy") -> Callable[[EvalPrediction], dict[str, float]]:

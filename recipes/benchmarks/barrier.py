@@ -1,0 +1,120 @@
+"""What a barrier costs: its points against as many evaluations, interpolation alone, and with recalibration.
+
+    OMP_NUM_THREADS=1 python recipes/benchmarks/barrier.py
+
+ResNet-20 (width 1, 28x28 inputs) and a 4-layer ViT; process CPU time, one thread. Barriers and bare evaluations take
+turns; a ratio is that of two neighbours. "Again" are the bare evaluations against themselves: the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import ViTConfig, ViTForImageClassification
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from models import ResNetCifarConfig, ResNetCifarForImageClassification
+
+from hf_lottery import error_barrier, markdown_table, recalibrate_batch_norm_, recalibrated
+from hf_lottery.interpolation import holding
+
+POINTS, BATCH = 11, 100
+
+
+def networks() -> dict[str, tuple[Callable[[], nn.Module], int]]:
+    """Name -> network, and its channels."""
+    resnet = ResNetCifarConfig(num_channels=1, image_size=28, id2label=dict(enumerate("0123456789")))
+    vit = ViTConfig(
+        hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, image_size=28, patch_size=4,
+        num_channels=1,
+    )  # fmt: skip
+    return {
+        "ResNet-20": (lambda: ResNetCifarForImageClassification(resnet), 1),
+        "ViT, 4 layers of 128": (lambda: ViTForImageClassification(vit), 1),
+    }
+
+
+def cpu_seconds(action: Callable[[], Any]) -> float:
+    start = time.process_time()
+    action()
+    return time.process_time() - start
+
+
+def spread(values: list[float]) -> str:
+    """min / median / max."""
+    return " / ".join(f"{value:.3f}" for value in (min(values), statistics.median(values), max(values)))
+
+
+def measure(name: str, images: int, repeats: int) -> list[str]:
+    """One row: a bare evaluation, moving to a point, and the ratios of whole barriers to bare evaluations."""
+    make, channels = networks()[name]
+    a, b = make().eval(), make().eval()
+    batches = torch.randn(images, channels, 28, 28).split(BATCH)
+    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in a.modules())
+    sample = list(batches[: max(1, len(batches) // 2)])
+
+    @torch.no_grad()
+    def evaluate(model: nn.Module) -> float:
+        return sum(model(batch).logits.argmax(-1).eq(0).sum().item() for batch in batches) / images
+
+    def repair(model: nn.Module, alpha: float) -> None:
+        if has_norms:
+            recalibrate_batch_norm_(model, sample)
+
+    def bare(recalibrate: bool = False) -> None:
+        for _ in range(POINTS):
+            if recalibrate:
+                repair(a, 0.0)
+            evaluate(a)
+
+    plain, with_repair, noise, floors = [], [], [], []
+    bare()
+    for _ in range(repeats):
+        floor = cpu_seconds(bare)
+        plain.append(cpu_seconds(lambda: error_barrier(a, b, evaluate, points=POINTS)) / floor)
+        again = cpu_seconds(bare)
+        noise.append(again / floor)
+        floors.append(again)
+        if has_norms:
+            whole = cpu_seconds(lambda: error_barrier(a, b, evaluate, points=POINTS, repair=recalibrated(sample)))
+            with_repair.append(whole / cpu_seconds(lambda: bare(True)))
+    size = sum(tensor.numel() for tensor in a.parameters())
+    one, moved = statistics.median(floors) / POINTS, move_seconds(a, b)
+    return [
+        name, f"{size:,}", f"{one * 1e3:.0f}", f"{moved * 1e3:.3f}", f"{1 + moved / one:.4f}", spread(plain),
+        spread(noise),
+        spread(with_repair) if has_norms else "-",
+    ]  # fmt: skip
+
+
+def move_seconds(a: nn.Module, b: nn.Module) -> float:
+    """Median CPU time of moving to one point."""
+    with holding(a, b) as held:
+        return statistics.median(cpu_seconds(lambda: held.to_line(0.3)) for _ in range(50))
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    header = [
+        "network", "weights", "evaluation, ms", "moving to a point, ms", "x evaluation, summed", "x evaluations, whole",
+        "again", "with recalibration on half, whole",
+    ]  # fmt: skip
+    print(markdown_table(header, [measure(name, args.images, args.repeats) for name in networks()]))
+
+
+if __name__ == "__main__":
+    main()
