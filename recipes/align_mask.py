@@ -79,7 +79,8 @@ def main() -> None:
     aligned = permutation(mask)
     if args.should_save:
         folder = Path(args.output_dir)
-        aligned.save_pretrained(folder)
+        carried = {"parents": [mask.sha256()], "permutation": {"spec": spec.fingerprint, "method": align.method}}
+        aligned.save_pretrained(folder, info=carried)
         permutation.save_pretrained(folder / "permutation")
         overlap = aligned.overlap(mask)
         print(

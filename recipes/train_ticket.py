@@ -36,6 +36,7 @@ from hf_lottery import (
     Mask,
     NormParameters,
     RecipeParser,
+    Reference,
     SignedMask,
     SparseTrainer,
     Ticket,
@@ -161,9 +162,16 @@ def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: D
     kind, _, value = init.partition(":")
     if kind == "checkpoint":
         return load_checkpoint(value, model_args)
-    model = build_model(model_args, data, int(value) if kind == "seed" else seed, fresh=kind == "seed")
+    rewind = ticket.rewind
+    if kind == "ticket" and isinstance(rewind, Reference) and rewind.repo_id is not None:
+        model = AUTO_MODELS[model_args.task].from_pretrained(rewind.repo_id, revision=rewind.revision)
+    elif kind == "ticket":
+        own = rewind.seed if isinstance(rewind, Reference) else None
+        model = build_model(model_args, data, seed if own is None else own)
+    else:
+        model = build_model(model_args, data, int(value), fresh=True)
     if kind == "ticket":
-        ticket.rewind.restore_(model)
+        rewind.restore_(model)
     return model
 
 

@@ -89,6 +89,13 @@ class LotteryArguments(TrainingArguments):
     save_level_models: bool = field(
         default=True, metadata={"help": "Keep the trained model of every level, not only of the last."}
     )
+    rewind_by_reference: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the weights it starts from out of the ticket: name their repository and commit, or their "
+            "seed, with a hash. Only with rewind=init or pretrained."
+        },
+    )
     preset: str | None = field(
         default=None,
         metadata={
@@ -150,6 +157,11 @@ class LotteryArguments(TrainingArguments):
             if getattr(self, name) not in table:
                 names = ", ".join(filter(None, table))
                 raise ValueError(f"{name} must be one of {names}; received {getattr(self, name)!r}.")
+        if self.rewind_by_reference and self.rewind not in (None, "init", "step:0", "pretrained"):
+            raise ValueError(
+                f"rewind_by_reference must come with rewind=init or pretrained; received {self.rewind}, whose weights "
+                "no one else can build."
+            )
         if self.level_lr_scheduler_type is not None:
             SchedulerType(self.level_lr_scheduler_type)  # its error names all
         if self.rewind is not None:

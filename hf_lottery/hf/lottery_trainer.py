@@ -25,6 +25,7 @@ from .arguments import SCORES, LotteryArguments
 from .callback import SnapshotCallback, refuse_sharding
 from .hub import base_model
 from .prunable import prunable
+from .reference import Reference
 from .run_folder import RunFolder
 from .sparse_trainer import SparseTrainer, changed
 from .ticket import Ticket
@@ -230,7 +231,9 @@ class LotteryTrainer(SparseTrainer):
         if config is not None and (base := base_model(config, self.args.hub_token)):
             info["base_model"] = base
         series = MaskSeries(Mask.from_pretrained(run.level(number)) for number in range(level + 1))
-        return Ticket(series[-1], start, info, config, series)
+        by_reference = self.lottery.rewind_by_reference
+        rewind = Reference.to(start, self._network, self.args.seed) if by_reference else start
+        return Ticket(series[-1], rewind, info, config, series)
 
     def _push(self, run: RunFolder) -> None:
         """Push the ticket of every level in a commit of its own, tagged ``level-03``; the last one stays on top."""

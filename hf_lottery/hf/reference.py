@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from ..mask_file import MaskFileError
 from ..rewind import Snapshot
+from .hub import base_model
 
 _KINDS = ("pretrained", "seed")
 
@@ -48,6 +52,34 @@ class Reference:
             )
         if self.step:
             raise ValueError(f"a reference must be to weights before training; received step {self.step}.")
+
+    @classmethod
+    def to(cls, start: Snapshot, model: nn.Module, seed: int) -> Reference:
+        """A reference to the weights that a model began with: its repository and commit, or the seed it was built with.
+
+        The seed is tried out: a second model is built with it, and must be equal.
+
+        Args:
+            start: The weights before training.
+            model: The model, trained or not; only its class and configuration count.
+            seed: Of ``transformers.set_seed`` right before it was built.
+
+        Raises:
+            ValueError: The weights are after training, or come from neither.
+        """
+        config = getattr(model, "config", None)
+        if isinstance(config, PreTrainedConfig) and (base := base_model(config)) and base["revision"]:
+            return cls("pretrained", start.sha256(), base["id"], base["revision"], step=start.step)
+        if isinstance(model, PreTrainedModel):
+            with torch.random.fork_rng():
+                set_seed(seed)
+                again = type(model)(copy.deepcopy(model.config))
+            if Snapshot.capture(again).sha256() == start.sha256():
+                return cls("seed", start.sha256(), seed=seed, step=start.step)
+        raise ValueError(
+            f"weights by reference must be those of a commit on the Hub, or of a {type(model).__name__} built right "
+            f"after set_seed({seed}); received others. Store them by value."
+        )
 
     def restore_(self, model: nn.Module) -> None:
         """Prove that the model is at these weights; nothing is changed.

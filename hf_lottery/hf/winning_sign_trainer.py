@@ -65,6 +65,10 @@ class WinningSignTrainer(LotteryTrainer):
                 f"signs must be found with rewind=learning_rate, which keeps them; received {self.rewind}. "
                 "Use LotteryTrainer for another rewind."
             )
+        if self.lottery.rewind_by_reference:
+            raise ValueError(
+                "rewind_by_reference must be off here; received True. A signed ticket starts from trained weights."
+            )
         self.interpolation = self.lottery.norm_interpolation or "step"
         self.norms = norm_parameters(self._network, self.lottery.norm_include, self.lottery.norm_exclude)
         if not self.norms and self.interpolation != "none":
@@ -178,7 +182,8 @@ class WinningSignTrainer(LotteryTrainer):
     def _conclude(self, run: RunFolder) -> TrainOutput:
         self._find_initial(run)
         output = super()._conclude(run)
-        self.ticket.apply_(self._network)
+        self.ticket.rewind.restore_(self._network)
+        self.ticket.mask.apply_(self._network)
         self.signed = SignedMask.from_model(self._network, self.ticket.mask, norms=self.norms)
         self._write(lambda: self.signed.save_pretrained(run.signed))
         return output

@@ -8,16 +8,17 @@ from pathlib import Path
 import torch.distributed
 from small_task import Net, Points, arguments, net
 
-from hf_lottery import LotteryTrainer, Snapshot
+from hf_lottery import LotteryTrainer, Snapshot, WinningSignTrainer
 
 
 def main() -> None:
     """Run the search, the process ``slow`` a second late."""
     folder, score, slow = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-    args = arguments(
-        folder / "run", per_device_train_batch_size=8, score=score, rewind="step:2", ddp_find_unused_parameters=False
-    )
-    ours = LotteryTrainer(model=net(), args=args, train_dataset=Points(), eval_dataset=Points(20))
+    kind, how = LotteryTrainer, {"score": score, "rewind": "step:2"}
+    if score == "aws":
+        kind, how = WinningSignTrainer, {"gradient_accumulation_steps": 2}
+    args = arguments(folder / "run", per_device_train_batch_size=8, ddp_find_unused_parameters=False, **how)
+    ours = kind(model=net(), args=args, train_dataset=Points(), eval_dataset=Points(20))
     assert isinstance(ours.model, Net) and args.world_size == 2
     if args.process_index == slow:
         time.sleep(1)

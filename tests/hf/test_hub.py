@@ -9,13 +9,14 @@ import torch
 from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError
 from small_task import Points, arguments, net, vit
-from transformers import ViTForImageClassification
+from transformers import ViTForImageClassification, set_seed
 
 from hf_lottery import (
     LotteryTrainer,
     Mask,
     MaskFileError,
     MaskMismatchError,
+    MaskSeries,
     Permutation,
     Reference,
     RewindMismatchError,
@@ -357,3 +358,51 @@ def test_a_config_that_the_hub_serves_is_plain_json(hub):
     mask().push_to_hub("alice/m")
     config = json.loads(Path(hf_hub_download("alice/m", "mask_config.json")).read_text())
     assert config["library_name"] == "hf_lottery"
+
+
+def search(folder, model, **changes):
+    args = arguments(folder, rewind_by_reference=True, sparsity=0.5, save_strategy="no", **changes)
+    ours = LotteryTrainer(model, args, train_dataset=Pictures())
+    ours.train()
+    return ours
+
+
+class Pictures(Points):
+    def __getitem__(self, i):
+        return {"pixel_values": self.x[i][:, None, None].expand(6, 8, 8)[:1], "labels": int(self.labels[i]) % 2}
+
+
+def test_a_search_that_stores_its_weights_by_reference(hub, tmp_path):
+    config = vit(0).config
+    set_seed(42)
+    ours = search(tmp_path / "seed", ViTForImageClassification(config))
+    assert ours.ticket.rewind == Reference("seed", ours.ticket.rewind.sha256, seed=42)
+    assert not (tmp_path / "seed/ticket/rewind.safetensors").exists()
+    vit(3).push_to_hub("alice/base")
+    ours = search(tmp_path / "hub", ViTForImageClassification.from_pretrained("alice/base"), rewind="pretrained")
+    assert (ours.ticket.rewind.kind, ours.ticket.rewind.repo_id) == ("pretrained", "alice/base")
+    again = ViTForImageClassification.from_pretrained("alice/base", revision=ours.ticket.rewind.revision)
+    Ticket.from_pretrained(tmp_path / "hub/ticket").apply_(again)
+    with pytest.raises(ValueError, match="built right after set_seed\\(42\\); received others. Store them by value"):
+        search(tmp_path / "other", vit(5))
+    with pytest.raises(
+        ValueError, match="rewind_by_reference must come with rewind=init or pretrained; received step:2"
+    ):
+        arguments(tmp_path, rewind_by_reference=True, rewind="step:2")
+
+
+def test_levels_of_a_ticket_are_in_one_file(hub, tmp_path):
+    ours = LotteryTrainer(net(), arguments(tmp_path, sparsity=0.5), train_dataset=Points())
+    ours.train()
+    ours.ticket.push_to_hub("alice/found")
+    for level in range(3):
+        assert Mask.from_pretrained("alice/found", level=level) == Mask.from_pretrained(tmp_path / f"level-{level:02d}")
+    assert MaskSeries.from_pretrained("alice/found") == Ticket.from_pretrained("alice/found").series
+    with pytest.raises(ValueError, match="level must be from 0 to 2"):
+        Mask.from_pretrained("alice/found", level=3)
+    with pytest.raises(ValueError, match="must be the last of its series"):
+        Ticket(~ours.mask, ours.ticket.rewind, series=ours.ticket.series)
+    series = ours.ticket.series
+    assert series is not None
+    series.push_to_hub("alice/series")
+    assert MaskSeries.from_pretrained("alice/series") == series

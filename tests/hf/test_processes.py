@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize(("score", "slow"), [("magnitude", 1), ("saliency", 0)])
+@pytest.mark.parametrize(("score", "slow"), [("magnitude", 1), ("saliency", 0), ("aws", 0)])
 def test_both_processes_find_the_same_ticket(tmp_path, score, slow):
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",

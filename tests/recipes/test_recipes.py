@@ -211,7 +211,7 @@ def test_bad_training_command_lines(run, capsys, arguments, message):
 def test_missing_things_are_named(run, tmp_path):
     with pytest.raises(ValueError, match="model_name_or_path or config_name must be given"):
         run(find_ticket, "--sparsity", 0.5, "--output_dir", tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="a ticket folder must hold mask_config.json"):
+    with pytest.raises(FileNotFoundError, match="must be a folder or the id of a repository on the Hub"):
         run(train_ticket, *DIGITS, "--ticket", tmp_path / "none", "--output_dir", tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="the checkpoint must be a folder; received nowhere"):
         train_ticket.start_weights("checkpoint:nowhere", None, None, None, 0)
@@ -404,3 +404,17 @@ def test_bad_sign_command_lines(run, capsys, arguments, message):
     with pytest.raises(SystemExit):
         run(train_ticket, *DIGITS, "--ticket", "x", *arguments)
     assert message in capsys.readouterr().err
+
+
+def test_find_and_train_by_reference_through_the_hub(run, hub, tmp_path):
+    find_digits(
+        run, tmp_path / "run", "--rewind", "init", "--rewind_by_reference", "--push_to_hub", "true", "--hub_model_id",
+        "alice/found",
+    )  # fmt: skip
+    assert "rewind.safetensors" not in hub.repos["alice/found"].files("main")
+    assert {"level-00", "level-01", "level-02"} <= {ref.rpartition("/")[2] for ref in hub.repos["alice/found"].refs}
+    run(
+        train_ticket, *DIGITS, "--num_train_epochs", 3, "--max_train_samples", 128, "--ticket", "alice/found",
+        "--output_dir", tmp_path / "again",
+    )  # fmt: skip
+    assert Mask.from_pretrained(tmp_path / "again") == Mask.from_pretrained("alice/found")
