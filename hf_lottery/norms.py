@@ -124,8 +124,7 @@ def interpolated_norms(
     Example:
         >>> model = nn.LayerNorm(2)
         >>> initial = norm_parameters(model).snapshot()
-        >>> with torch.no_grad():
-        ...     _ = model.weight.fill_(3.0)
+        >>> _ = nn.init.constant_(model.weight, 3.0)
         >>> with interpolated_norms(model, initial, 0.25):
         ...     model.weight[0].item()
         2.5
