@@ -26,26 +26,7 @@ from transformers import AutoModelForImageClassification, BertConfig, GPT2Config
 from hf_lottery import Mask, SignedMask, Snapshot, Ticket, norm_parameters
 
 ROOT = Path(__file__).parent.parent.parent
-QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "no"]
 DIGITS = ["--config", str(ROOT / "recipes/digits/imp.yaml"), "--config_name", str(ROOT / "recipes/digits/config.json")]
-
-
-@pytest.fixture(autouse=True)
-def _restore_verbosity():
-    verbosity = transformers.utils.logging.get_verbosity()
-    yield
-    transformers.utils.logging.set_verbosity(verbosity)
-    transformers.utils.logging.enable_progress_bar()
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(module, *arguments):
-        monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, arguments), *QUICK])
-        module.main()
-        return capsys.readouterr().out
-
-    return call
 
 
 def find_digits(run, folder, *more):
@@ -234,7 +215,8 @@ def test_killed_for_real_and_run_again(tmp_path):
     def command(folder):
         return [
             sys.executable, "recipes/find_ticket.py", "--config", "recipes/digits/imp.yaml", "--output_dir", folder,
-            "--num_train_epochs", "8", "--sparsity", "0.4", "--max_train_samples", "512", *QUICK[:-2],
+            "--num_train_epochs", "8", "--sparsity", "0.4", "--max_train_samples", "512", "--use_cpu", "true",
+            "--disable_tqdm", "true", "--dataloader_pin_memory", "false",
             "--save_strategy", "steps", "--save_steps", "5",
         ]  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import connectivity
@@ -11,33 +10,13 @@ import pytest
 import report_sections
 import torch
 import train_ticket
-import transformers
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_lottery import Mask, dead_units, discover, permute_
 
 ROOT = Path(__file__).parent.parent.parent
-QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "no"]
 DIGITS = ["--config", ROOT / "recipes/digits/imp.yaml", "--config_name", ROOT / "recipes/digits/config.json"]
 SMALL = ["--num_train_epochs", 2, "--max_train_samples", 128]
-
-
-@pytest.fixture(autouse=True)
-def _restore_verbosity():
-    verbosity = transformers.utils.logging.get_verbosity()
-    yield
-    transformers.utils.logging.set_verbosity(verbosity)
-    transformers.utils.logging.enable_progress_bar()
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(module, *arguments):
-        monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, [*arguments, *QUICK])])
-        module.main()
-        return capsys.readouterr().out
-
-    return call
 
 
 def titles(folder):
