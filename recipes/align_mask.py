@@ -29,6 +29,7 @@ from hf_lottery import (
     Mask,
     PermutationSpec,
     RecipeParser,
+    Ticket,
     activation_matching,
     discover,
     plot_match,
@@ -92,11 +93,20 @@ def main() -> None:
         print(f"aligned mask: {folder}\npicture: {folder / 'match.png'}")
 
 
-def load_network(folder: str, task: str) -> PreTrainedModel:
-    """A trained network from its folder."""
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"a trained network must be a folder; received {folder}, which does not exist.")
-    return AUTO_MODELS[task].from_pretrained(folder)
+def load_network(source: str, task: str) -> PreTrainedModel:
+    """A network from its folder or repository, or the one that the ticket there starts from."""
+    try:
+        return AUTO_MODELS[task].from_pretrained(source)
+    except OSError as missing:  # a ticket has a configuration, but its weights are called otherwise
+        try:
+            ticket = Ticket.from_pretrained(source)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"a network must be a folder or repository of a model or ticket; received {source}: {missing}"
+            ) from missing
+    model = AUTO_MODELS[task].from_config(ticket.model_config)
+    ticket.apply_(model)
+    return model
 
 
 def without_labels(batch: dict[str, Any]) -> dict[str, Any]:

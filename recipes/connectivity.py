@@ -38,7 +38,6 @@ from hf_lottery import (
     recalibrate_batch_norm_,
     write_report,
 )
-from hf_lottery.mask_file import CONFIG_NAME
 from hf_lottery.repair import batch_norms
 from hf_lottery.staging import write_atomically
 
@@ -50,8 +49,8 @@ METHODS = {"activation": "mean correlation of units", "weight": "cosine similari
 class ConnectivityArguments:
     """Which networks, and how to align them."""
 
-    a: str = field(metadata={"help": "Folder of a trained network, with or without a mask."})
-    b: str = field(metadata={"help": "Folder of another, of the same architecture."})
+    a: str = field(metadata={"help": "Folder or repository of a network, with or without a mask, or of a ticket."})
+    b: str = field(metadata={"help": "Another, of the same architecture."})
     align: str = field(default="activation", metadata={"help": f"How a is matched to b: {', '.join(METHODS)}."})
     points: int = field(default=11, metadata={"help": "Networks on the line, the ends included."})
     match_batches: int = field(default=32, metadata={"help": "Training batches to match activations on."})
@@ -71,7 +70,7 @@ def main() -> None:
     which, model_args, data_args, args = parser.parse()
     set_up(args)
     a, b = (load_network(folder, model_args.task) for folder in (which.a, which.b))
-    masks = [Mask.from_pretrained(f) for f in (which.a, which.b) if (Path(f) / CONFIG_NAME).exists()]
+    masks = [mask for source in (which.a, which.b) if (mask := find_mask(source)) is not None]
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
     trainer = Trainer(model=a, args=args, **trainer_arguments(model_args.task, data))
@@ -94,6 +93,14 @@ def main() -> None:
         write_report(folder / "report.html", sections, title=f"Connectivity of {name}")
         write_results(folder / "connectivity.json", barriers)
         print(f"report: {folder / 'report.html'}")
+
+
+def find_mask(source: str) -> Mask | None:
+    """The mask that lies beside a network, if one does."""
+    try:
+        return Mask.from_pretrained(source)
+    except FileNotFoundError:
+        return None
 
 
 class Judge:

@@ -20,7 +20,7 @@ class SparsityCallback(TrainerCallback):
     begins, after the model was prepared and a checkpoint loaded.
 
     Args:
-        mask: Parameter name -> bool tensor, True keeps.
+        mask: A Mask, or the folder or repository on the Hub that holds one.
         packed: Keep one bit a weight in memory instead of one number; see :func:`hf_lottery.keep_sparse`.
 
     Raises:
@@ -29,8 +29,8 @@ class SparsityCallback(TrainerCallback):
         NotImplementedError: When training begins under DeepSpeed or FSDP, which keep the weights elsewhere.
     """
 
-    def __init__(self, mask: Mask, *, packed: bool = False):
-        self.mask = mask
+    def __init__(self, mask: Mask | str | Path, *, packed: bool = False):
+        self.mask = Mask.from_pretrained(mask) if isinstance(mask, str | Path) else mask
         self.packed = packed
         self.handle: SparseHandle | None = None
 

@@ -22,7 +22,7 @@ class SparseTrainer(Trainer):
     """A Trainer that keeps pruned weights at exactly zero and saves the mask beside the model.
 
     Args:
-        mask: A Mask, or a folder that holds one; None trains dense.
+        mask: A Mask, or the folder or repository on the Hub that holds one; None trains dense.
         first_step: Optimizer steps that lie behind the weights: the learning-rate schedule resumes there, and only the
             steps that are left are trained. The other arguments are the Trainer's.
 

@@ -179,6 +179,10 @@ class WinningSignTrainer(LotteryTrainer):
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         return start if self.lottery.final_run else Snapshot.capture(self._network)
 
+    def _push_signed(self) -> None:
+        where = {"private": self.args.hub_private_repo, "token": self.args.hub_token}
+        self.signed.push_to_hub(cast(str, self.hub_model_id), subfolder="signed", **where)
+
     def _conclude(self, run: RunFolder) -> TrainOutput:
         self._find_initial(run)
         output = super()._conclude(run)
@@ -186,4 +190,6 @@ class WinningSignTrainer(LotteryTrainer):
         self.ticket.mask.apply_(self._network)
         self.signed = SignedMask.from_model(self._network, self.ticket.mask, norms=self.norms)
         self._write(lambda: self.signed.save_pretrained(run.signed))
+        if self.args.push_to_hub:
+            self._write(lambda: self._push_signed())
         return output

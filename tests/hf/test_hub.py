@@ -23,7 +23,9 @@ from hf_lottery import (
     SignedMask,
     Snapshot,
     SparseTrainer,
+    SparsityCallback,
     Ticket,
+    WinningSignTrainer,
     discover,
     prunable,
 )
@@ -406,3 +408,18 @@ def test_levels_of_a_ticket_are_in_one_file(hub, tmp_path):
     assert series is not None
     series.push_to_hub("alice/series")
     assert MaskSeries.from_pretrained("alice/series") == series
+
+
+def test_a_search_for_signs_pushes_them_too(hub, tmp_path):
+    args = arguments(tmp_path, push_to_hub=True, hub_model_id="alice/signs", sparsity=0.5)
+    ours = WinningSignTrainer(net(), args, train_dataset=Points())
+    ours.train()
+    assert SignedMask.from_pretrained("alice/signs", subfolder="signed") == ours.signed
+    assert Mask.from_pretrained("alice/signs") == ours.mask
+
+
+def test_any_trainer_holds_a_mask_of_the_hub(hub, tmp_path):
+    held = Mask({name: torch.rand(p.shape) > 0.5 for name, p in prunable(net()).items()})
+    held.push_to_hub("alice/small")
+    callback = SparsityCallback("alice/small")
+    assert callback.mask == held

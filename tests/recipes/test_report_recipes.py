@@ -115,3 +115,20 @@ def test_bad_command_lines(run, capsys, arguments, message):
     with pytest.raises(SystemExit):
         run(connectivity, *DIGITS, "--a", "x", "--b", "y", *arguments)
     assert message in capsys.readouterr().err
+
+
+def test_networks_and_tickets_of_the_hub_are_compared(run, hub, tmp_path):
+    run(
+        find_ticket, *DIGITS, *SMALL, "--sparsity", 0.3, "--rewind", "init", "--output_dir", tmp_path / "find",
+        "--push_to_hub", "true", "--hub_model_id", "alice/ticket",
+    )  # fmt: skip
+    trained = AutoModelForImageClassification.from_pretrained(tmp_path / "find/level-00/trained")
+    trained.push_to_hub("alice/dense")
+    run(
+        connectivity, *DIGITS, *SMALL, "--a", "alice/ticket", "--b", "alice/dense", "--align", "none", "--points", 3,
+        "--output_dir", tmp_path / "line",
+    )  # fmt: skip
+    errors = json.loads((tmp_path / "line/connectivity.json").read_text())["as they were"]["errors"]
+    assert len(errors) == 3 and errors[0] > errors[2]  # a ticket is not trained yet
+    with pytest.raises(FileNotFoundError, match="folder or repository of a model or ticket; received alice/nothing"):
+        run(connectivity, *DIGITS, *SMALL, "--a", "alice/nothing", "--b", "alice/dense", "--output_dir", tmp_path / "x")
