@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedConfig, ProgressCallback, enable_full_determinism, set_seed
 from transformers.trainer_utils import SchedulerType, TrainOutput
@@ -59,6 +60,7 @@ class LotteryTrainer(SparseTrainer):
 
     Raises:
         ValueError: A setting is out of range, the rewind step lies beyond training, or the model has nothing to prune.
+        RuntimeError: While training, if two processes find different masks.
     """
 
     _default_rewind = "init"
@@ -261,13 +263,19 @@ class LotteryTrainer(SparseTrainer):
         elif self.score not in (magnitude, random):
             evidence = self._gather_evidence(start)
         scores = score_weights(self.weights, self.score, evidence)
-        return prune(
-            scores,
-            self.sparsities[self._level + 1],
-            scope=self.scope,
-            min_density=self.lottery.min_density,
-            within=mask,
-        )
+        sparsity, least = self.sparsities[self._level + 1], self.lottery.min_density
+        pruned = prune(scores, sparsity, scope=self.scope, min_density=least, within=mask)
+        self._check_equal(pruned)
+        return pruned
+
+    def _check_equal(self, mask: Mask) -> None:
+        """Raise unless every process has found the same mask: their networks have come apart otherwise."""
+        found = gather_object([mask.sha256()])
+        if len(set(found)) > 1:
+            raise RuntimeError(
+                f"every process must find the same mask; received {len(set(found))} different ones of {len(found)} "
+                f"processes at level {self._level}. Their weights differ, or a score of your own is not deterministic."
+            )
 
     def _gather_evidence(self, start: Snapshot) -> dict[str, Evidence]:
         batches = map(self._prepare_inputs, islice(self.get_train_dataloader(), self.lottery.score_batches))

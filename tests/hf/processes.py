@@ -17,8 +17,17 @@ def main() -> None:
     kind, how = LotteryTrainer, {"score": score, "rewind": "step:2"}
     if score == "aws":
         kind, how = WinningSignTrainer, {"gradient_accumulation_steps": 2}
+    own = None
+    if score == "apart":
+        how = {}
     args = arguments(folder / "run", per_device_train_batch_size=8, ddp_find_unused_parameters=False, **how)
-    ours = kind(model=net(), args=args, train_dataset=Points(), eval_dataset=Points(20))
+    if score == "apart":
+        rank = args.process_index
+
+        def own(weight, _):
+            return weight.abs() * (1 if rank else -1)
+
+    ours = kind(model=net(), args=args, train_dataset=Points(), eval_dataset=Points(20), score=own)
     assert isinstance(ours.model, Net) and args.world_size == 2
     if args.process_index == slow:
         time.sleep(1)
