@@ -1,0 +1,69 @@
+"""What several rules share: broadcasting, cutting a block out, and positions that are carried along."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from ..layout import Layout, child_of, cut, factors, find, freeze, frozen, is_frozen, size_of, unify, wild
+from ..trace import Axes, Trace
+
+ORDER = "its order matters to the operation"
+SPATIAL = "a spatial axis"
+KERNEL = "a convolution kernel's axis"
+
+
+def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int]) -> Axes:
+    """Unify tensors as a pointwise operation does; what has length 1 or is constant along an axis gives way."""
+    return broadcast_axes([(tensor.shape, trace.of(tensor)) for tensor in tensors], shape)
+
+
+def broadcast_axes(labelled: Sequence[tuple[Sequence[int], Axes]], shape: Sequence[int]) -> Axes:
+    result: list[Layout] = [wild(size) for size in shape]
+    for sizes, axes in labelled:
+        start = len(shape) - len(axes)
+        for i, axis in enumerate(axes):
+            if sizes[i] != 1:
+                result[start + i] = unify(result[start + i], axis)
+    return tuple(result)
+
+
+def tensors_in(args: Any, kwargs: Any = None) -> list[Tensor]:
+    return [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+
+
+def carry_values(trace: Trace, out: Tensor, source: Tensor) -> None:
+    if id(source) in trace.values:
+        trace.values[id(out)] = trace.values[id(source)]
+
+
+def narrow(trace: Trace, axes: Sequence[Layout], axis: int, start: int, stop: int) -> list[Layout]:
+    """The axes with one of them cut to a block."""
+    axes = list(axes)
+    if (start, stop) == (0, size_of(axes[axis])):
+        return axes
+    why = "cut at fixed places"
+    if stop <= start:
+        axes[axis] = frozen(0, why)
+        return axes
+    if all(is_frozen(node) and find(node).kind != "sum" for node in factors(axes[axis])):
+        # Positions and batches: what holds for one block is asked of all.
+        constant = all(node.kind == "wild" for node in factors(axes[axis]))
+        axes[axis] = wild(stop - start) if constant else frozen(stop - start, why)
+        return axes
+    found = cut(axes[axis], start, stop)
+    if found is None:
+        freeze(axes[axis], why)
+        axes[axis] = frozen(stop - start, why)
+        return axes
+    axes[axis], sum_, offset = found
+    if sum_ is not None:
+        # The block itself comes first on its axis; all else is told apart by block.
+        axes = [
+            tuple(node if (i, j) == (axis, 0) else child_of(node, sum_, offset) for j, node in enumerate(layout))
+            for i, layout in enumerate(axes)
+        ]
+    return axes
