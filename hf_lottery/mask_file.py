@@ -144,7 +144,9 @@ def _chosen_level(level: int | None, levels: int, folder: str | Path) -> int:
     if level is None:
         return levels - 1
     if type(level) is not int or not 0 <= level < levels:
-        raise ValueError(f"level must be from 0 to {levels - 1}, as {folder} holds {levels}; received {level!r}.")
+        raise ValueError(
+            f"level must be a whole number from 0 to {levels - 1}, as {folder} holds {levels}; received {level!r}."
+        )
     return level
 
 
@@ -177,7 +179,8 @@ def open_mask(folder: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     for name in (CONFIG_NAME, MASK_NAME):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"a ticket folder must hold {name}; received {folder}. Check the path, or save the mask again."
+                f"a mask folder must hold {name}; received {folder}. A search keeps its ticket in ticket/; the zeros "
+                "of a sparse model are adopted by Mask.from_checkpoint."
             )
     config = read_config(folder / CONFIG_NAME)
     path = folder / MASK_NAME

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,7 +139,7 @@ class SignedMask(Mapping[str, Tensor], Stored):
             if name in mask:
                 signs[name] *= mask[name]
             size = weight[signs[name] != 0].abs()
-            medians[name] = size.float().median().item() if size.numel() else 0.0
+            medians[name] = float(np.median(size.double().numpy())) if size.numel() else 0.0
         if aliases := mask.keys() - signs.keys():
             raise MaskMismatchError(
                 f"the mask must cover no norm, and name a tied parameter as named_parameters() does; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -102,8 +103,13 @@ def find_folder(source: str | Path, files: Sequence[str], optional: Sequence[str
 
     Raises:
         FileNotFoundError: Neither a folder nor the id of a repository.
+        TypeError: An unknown word.
         ValueError: Words of the Hub with a folder.
     """
+    if unknown := where.keys() - Where.__annotations__.keys():
+        near = difflib.get_close_matches(min(unknown), Where.__annotations__, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise TypeError(f"options must be among {', '.join(Where.__annotations__)}; received {min(unknown)!r}.{hint}")
     subfolder = where.get("subfolder") or ""
     if not is_repository(source):
         if given := [name for name, value in where.items() if name != "subfolder" and value]:

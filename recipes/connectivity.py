@@ -49,7 +49,12 @@ METHODS = {"activation": "mean correlation of units", "weight": "cosine similari
 class ConnectivityArguments:
     """Which networks, and how to align them."""
 
-    a: str = field(metadata={"help": "Folder or repository of a network, with or without a mask, or of a ticket."})
+    a: str = field(
+        metadata={
+            "help": "Folder or repository of a network (level-01/trained of a search), with or without a mask, or of "
+            "a ticket."
+        }
+    )
     b: str = field(metadata={"help": "Another, of the same architecture."})
     align: str = field(default="activation", metadata={"help": f"How a is matched to b: {', '.join(METHODS)}."})
     points: int = field(default=11, metadata={"help": "Networks on the line, the ends included."})

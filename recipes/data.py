@@ -56,7 +56,7 @@ class DataArguments:
     dataset_train_split: str = field(default="train", metadata={"help": "Split to train on."})
     dataset_test_split: str | None = field(
         default=None,
-        metadata={"help": "Split to evaluate on. Default: test, else validation, else 15 % cut off the train split."},
+        metadata={"help": "Split to evaluate on. Default: test, else validation, else 15 %% cut off the train split."},
     )
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on this many, drawn at random."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Evaluate on this many, drawn at random."})

@@ -70,7 +70,7 @@ def main() -> None:
         print(f"report:  {folder / 'report.html'}\nticket:  {folder / 'ticket'}")
         if path:
             rows = [(f"{alpha:.2f}", f"{metrics[measure_of(metrics)]:.4f}") for alpha, metrics in path]
-            print(f"\n{markdown_table(['norms towards init', 'eval'], rows)}")
+            print(f"\nThe network that the signs are of:\n{markdown_table(['norms towards init', 'eval'], rows)}")
     train_controls(find_args.controls, trainer, model_args, data)
 
 

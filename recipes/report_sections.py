@@ -117,7 +117,10 @@ def _norm_sections(path: NormPath, measure: str, name: str, folder: Path) -> lis
         return []
     curve = {alpha: metrics[measure] for alpha, metrics in path}
     plot_norm_path(folder / "norm_path.png", {"ticket": curve}, ylabel=measure.removeprefix("eval_"), title=name)
-    text = "The network with its norm parameters moved towards their initial values. A signed mask wants this flat."
+    text = (
+        "The network that the signs are of (before a final run), with its norm parameters moved towards their initial "
+        "values. A signed mask wants this flat."
+    )
     rows = [[f"{alpha:.2f}", f"{value:.4f}"] for alpha, value in curve.items()]
     table = Table(["norms towards init", measure.removeprefix("eval_")], rows)
     return [Section("Norm path", text, table, Picture(folder / "norm_path.png", "the same numbers as a curve"))]

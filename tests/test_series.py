@@ -131,7 +131,9 @@ def test_ten_levels_take_little_more_than_three_bits_a_weight(masks, folder):
 
 def test_a_level_that_is_not_there(folder):
     for level in (11, -1, 10**9, True, 1.0, "1"):
-        with pytest.raises(ValueError, match=f"level must be from 0 to 10, as .* holds 11; received {level!r}"):
+        with pytest.raises(
+            ValueError, match=f"level must be a whole number from 0 to 10, as .* holds 11; received {level!r}"
+        ):
             Mask.from_pretrained(folder, level=level)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command, help, *sources in (
         (_inspect, "say what a mask, signed mask, series, ticket or permutation holds", "source"),
         (_diff, "compare two masks, by parameter", "a", "b"),
-        (_verify, "check a mask or ticket against a model", "source"),
+        (_verify, "check that files are whole and fit a model; status 1 if not", "source"),
         (_pack, "save the zeros of a sparse model as a mask", "model"),
     ):
         sub = commands.add_parser(command.__name__[1:], help=help)
@@ -66,11 +66,11 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _inspect_mask(args: argparse.Namespace) -> int:
     folder = find_folder(args.source, Ticket.FILES, Ticket.OPTIONAL_FILES, **_where(args))
-    config, mask = read_config(folder / CONFIG_NAME), Mask.from_pretrained(folder)
+    mask, config = Mask.from_pretrained(folder), read_config(folder / CONFIG_NAME)
     info = config.get("info", {})
     facts = {
-        "kind": config["mask_type"],
-        "parameters": len(mask),
+        "kind": f"ticket, {config['mask_type']} mask" if "rewind" in config else f"{config['mask_type']} mask",
+        "masked parameters": len(mask),
         "weights": f"{mask.weights:,}",
         "kept": f"{mask.kept:,}",
         "sparsity": f"{mask.sparsity:.4f}",
@@ -79,7 +79,7 @@ def _inspect_mask(args: argparse.Namespace) -> int:
         **{
             key: info[key] for key in ("level", "architecture", "base_model", "parents", "permutation") if info.get(key)
         },
-        **({"rewind": config["rewind"]} if "rewind" in config else {}),
+        **_facts(config),
     }
     print(markdown_table(["", str(args.source)], [[key, str(value)] for key, value in facts.items()]))
     if info.get("history"):
@@ -87,6 +87,21 @@ def _inspect_mask(args: argparse.Namespace) -> int:
     rows = [[name, "x".join(map(str, mask[name].shape)), f"{s:.4f}"] for name, s in mask.layer_sparsities().items()]
     print(f"\n{markdown_table(['parameter', 'shape', 'sparsity'], rows)}")
     return 0
+
+
+def _facts(config: Mapping[str, Any]) -> dict[str, str]:
+    """What is particular to tickets, series and signed masks."""
+    facts = {}
+    if rewind := config.get("rewind"):
+        how = rewind.get("repo_id") or (f"seed {rewind['seed']}" if "seed" in rewind else "by value")
+        facts["starts from"] = f"step {rewind.get('step', 0)}, {how}, sha256 {str(rewind.get('sha256'))[:12]}"
+    if config["mask_type"] == "series":
+        facts["levels"] = str(config["levels"])
+    if signs := config.get("signs"):
+        facts["signed parameters"] = str(len(signs))
+        facts["negative signs"] = f"{sum(spec['negative'] for spec in signs.values()):,}"
+        facts["kept weights that are 0"] = f"{sum(spec['zeros'] for spec in signs.values()):,}"
+    return facts
 
 
 def _diff(args: argparse.Namespace) -> int:

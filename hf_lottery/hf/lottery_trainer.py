@@ -55,8 +55,8 @@ class LotteryTrainer(SparseTrainer):
 
     Attributes:
         weights: Name -> parameter that may be pruned.
-        history: One ``{"level", "sparsity", "metrics"}`` for each finished level; among the metrics ``sign_flips``, the
-            fraction of the kept weights that trained into another sign.
+        history: One ``{"level", "sparsity", "metrics"}`` for each finished level, and ``"final_run": True`` of that;
+            among the metrics ``sign_flips``, the fraction of the kept weights that trained into another sign.
 
     Raises:
         ValueError: A setting is out of range, the rewind step lies beyond training, or the model has nothing to prune.
@@ -203,6 +203,8 @@ class LotteryTrainer(SparseTrainer):
                     )
             self._write(lambda: run.write_start(number + 1, following, begin))
         record = {"level": number, "sparsity": mask.sparsity, "metrics": _plain(metrics)}
+        if self._is_final_run(number):
+            record["final_run"] = True
         run.finished.append({**record, "steps": output.global_step, "loss": output.training_loss})
         self._write(run.save)
         if number and not self.lottery.save_level_models:
@@ -213,7 +215,8 @@ class LotteryTrainer(SparseTrainer):
         mask, start = run.read_start(last)
         self.mask = mask
         self._load_from_checkpoint(str(run.trained(last)))
-        self.history = [{key: record[key] for key in ("level", "sparsity", "metrics")} for record in run.finished]
+        kept = ("level", "sparsity", "metrics", "final_run")
+        self.history = [{key: record[key] for key in kept if key in record} for record in run.finished]
         self.ticket = self._make_ticket(run, last, self._ticket_start(start))
         self._write(lambda: self.ticket.save_pretrained(run.ticket))
         if self.args.push_to_hub:

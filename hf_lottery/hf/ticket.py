@@ -187,6 +187,11 @@ def _read_rewind(folder: Path, stated: Any) -> Snapshot | Reference:
     stated = stated if isinstance(stated, dict) else {}
     if stated.get("by") == "reference":
         return Reference.from_dict({key: value for key, value in stated.items() if key != "by"})
+    if not stated and not (folder / REWIND_NAME).exists():
+        raise FileNotFoundError(
+            f"a ticket must have weights to start from; received {folder}, which holds a mask alone. Load it with "
+            "Mask or SignedMask, or name the ticket that lies beside it."
+        )
     rewind = Snapshot.load(folder / REWIND_NAME)
     if stated.get("sha256") is not None and stated["sha256"] != rewind.sha256():
         raise MaskFileError(

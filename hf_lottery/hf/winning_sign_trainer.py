@@ -93,9 +93,10 @@ class WinningSignTrainer(LotteryTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def norm_path(self, points: int = 5) -> list[tuple[float, dict[str, float]]]:
-        """The metrics of the present model along the line from its norms to their initial values.
+        """The metrics of the network that the signs are of, along the line from its norms to their initial values.
 
-        This is what AWS keeps flat. Batch norms are recalibrated at each point; model and statistics are unchanged.
+        This is what AWS keeps flat. With a final run, that is the network it started from. Batch norms are recalibrated
+        at each point; model and statistics are unchanged.
 
         Args:
             points: How many values of ``alpha``, evenly from 0 to 1.
@@ -169,7 +170,7 @@ class WinningSignTrainer(LotteryTrainer):
         """
         if not batch_norms(self._network):
             return
-        set_seed(level_seed(self.args.seed, self._level, 3))  # for the choice of the batches
+        set_seed(level_seed(self.args.seed, 0, 3))  # the same batches for every level and point
         batches = islice(self.get_train_dataloader(), self.lottery.recalibration_batches)
         recalibrate_batch_norm_(self._network, map(self._prepare_inputs, batches), self._loss)
         for norm in batch_norms(self._network):

@@ -40,7 +40,8 @@ def level_rows(history: Sequence[Mapping[str, Any]]) -> Table:
             metrics.get("sign_flips"),
         ]
         numbers = ["-" if value is None else f"{value:.4f}" for value in measures]
-        rows.append([str(record["level"]), f"{record['sparsity']:.4f}", *numbers])
+        level = f"{record['level']} (final run)" if record.get("final_run") else str(record["level"])
+        rows.append([level, f"{record['sparsity']:.4f}", *numbers])
     return Table(["level", "sparsity", "accuracy", "loss", "sign flips"], rows)
 
 

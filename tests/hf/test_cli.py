@@ -40,9 +40,13 @@ def test_inspect_says_what_each_kind_holds(run, tmp_path):
     for kind in ("signed", "series"):
         status, out, _ = run("inspect", tmp_path / kind)
         assert status == 0
-        assert f"| kind               | {kind}" in out
+        assert "| kind " in out and f"{kind} mask" in out
         assert f"{mask().kept:,}" in out and mask().sha256()[:12] in out
+    negative = sum(int((sign < 0).sum()) for sign in SignedMask.from_pretrained(tmp_path / "signed").values())
+    assert f"{negative:,}" in run("inspect", tmp_path / "signed")[1]
+    assert "| levels " in run("inspect", tmp_path / "series")[1]
     status, out, _ = run("inspect", tmp_path / "ticket")
+    assert "ticket, binary mask" in out and "step 5, by value, sha256 " in out
     assert status == 0 and "0.8750" in out and "ViTForImageClassification" in out and "['abc']" in out
     name, sparsity = next(iter(mask().layer_sparsities().items()))
     assert f"{name} " in out and f"{sparsity:.4f}" in out

@@ -400,7 +400,7 @@ def test_levels_of_a_ticket_are_in_one_file(hub, tmp_path):
     for level in range(3):
         assert Mask.from_pretrained("alice/found", level=level) == Mask.from_pretrained(tmp_path / f"level-{level:02d}")
     assert MaskSeries.from_pretrained("alice/found") == Ticket.from_pretrained("alice/found").series
-    with pytest.raises(ValueError, match="level must be from 0 to 2"):
+    with pytest.raises(ValueError, match="level must be a whole number from 0 to 2"):
         Mask.from_pretrained("alice/found", level=3)
     with pytest.raises(ValueError, match="must be the last of its series"):
         Ticket(~ours.mask, ours.ticket.rewind, series=ours.ticket.series)
@@ -423,3 +423,17 @@ def test_any_trainer_holds_a_mask_of_the_hub(hub, tmp_path):
     held.push_to_hub("alice/small")
     callback = SparsityCallback("alice/small")
     assert callback.mask == held
+
+
+def test_a_mistyped_word_is_no_word_of_the_hub(hub, tmp_path):
+    mask().save_pretrained(tmp_path)
+    with pytest.raises(TypeError, match="received 'revison'. Did you mean revision?"):
+        Mask.from_pretrained(tmp_path, revison="x")
+    with pytest.raises(TypeError, match="received 'foo'"):
+        Mask.from_checkpoint(tmp_path, foo=1)
+
+
+def test_a_mask_is_no_ticket(tmp_path):
+    SignedMask.from_model(vit(3), mask()).save_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="must have weights to start from; received .* a mask alone"):
+        Ticket.from_pretrained(tmp_path)

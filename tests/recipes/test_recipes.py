@@ -1,5 +1,6 @@
 """The recipes as a user runs them, on small data."""
 
+import importlib
 import json
 import os
 import signal
@@ -309,8 +310,10 @@ def small_vit(tmp_path):
 def test_signs_are_found_and_transferred_in_all_modes(run, tmp_path, small_vit):
     out = run(find_ticket, *small_vit, "--output_dir", tmp_path / "run")
     levels = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
-    assert levels == ["level", "-----", "0", "1", "2", "3", "norms towards init", "------------------", "0.00", "0.25",
-                      "0.50", "0.75", "1.00"]  # fmt: skip
+    assert levels == [
+        "level", "-------------", "0", "1", "2", "3 (final run)", "norms towards init", "------------------", "0.00",
+        "0.25", "0.50", "0.75", "1.00",
+    ]  # fmt: skip
     mask = Mask.from_pretrained(tmp_path / "run/signed")
     trained = f"checkpoint:{tmp_path / 'run/level-00/trained'}"
     losses = {}
@@ -400,3 +403,14 @@ def test_find_and_train_by_reference_through_the_hub(run, hub, tmp_path):
         "--output_dir", tmp_path / "again",
     )  # fmt: skip
     assert Mask.from_pretrained(tmp_path / "again") == Mask.from_pretrained("alice/found")
+
+
+@pytest.mark.parametrize(
+    "recipe", ["find_ticket", "train_ticket", "align_mask", "connectivity", "three_trainings", "sign_transfer"]
+)
+def test_every_recipe_has_help(monkeypatch, capsys, recipe):
+    monkeypatch.setattr(sys, "argv", [f"{recipe}.py", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(recipe).main()
+    assert stopped.value.code == 0
+    assert "--dataset_train_split" in capsys.readouterr().out
