@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -217,25 +218,25 @@ class LotteryTrainer(SparseTrainer):
         self._load_from_checkpoint(str(run.trained(last)))
         kept = ("level", "sparsity", "metrics", "final_run")
         self.history = [{key: record[key] for key in kept if key in record} for record in run.finished]
-        self.ticket = self._make_ticket(run, last, self._ticket_start(start))
+        self.ticket = self._make_ticket(run, self._ticket_start(start))
         self._write(lambda: self.ticket.save_pretrained(run.ticket))
         if self.args.push_to_hub:
             self._write(lambda: self._push(run))
         record = run.finished[-1]
         return TrainOutput(record["steps"], record["loss"], record["metrics"])
 
-    def _make_ticket(self, run: RunFolder, level: int, start: Snapshot) -> Ticket:
+    def _make_ticket(self, run: RunFolder, start: Snapshot) -> Ticket:
         config = getattr(self.model, "config", None)
         config = config if isinstance(config, PreTrainedConfig) else None
         info = {
-            "level": level,
+            "level": len(self.sparsities) - 1,
             "architecture": type(self.model).__name__,
             "settings": self._settings(),
-            "history": self.history[: level + 1],
+            "history": self.history,
         }
         if config is not None and (base := base_model(config, self.args.hub_token)):
             info["base_model"] = base
-        series = MaskSeries(Mask.from_pretrained(run.level(number)) for number in range(level + 1))
+        series = MaskSeries(Mask.from_pretrained(run.level(number)) for number in range(len(self.sparsities)))
         by_reference = self.lottery.rewind_by_reference
         rewind = Reference.to(start, self._network, self.args.seed) if by_reference else start
         return Ticket(series[-1], rewind, info, config, series)
@@ -243,12 +244,23 @@ class LotteryTrainer(SparseTrainer):
     def _push(self, run: RunFolder) -> None:
         """Push the ticket of every level in a commit of its own, tagged ``level-03``; the last one stays on top."""
         for level in range(len(self.sparsities)):
-            last = level == len(self.sparsities) - 1
-            ticket = self.ticket if last else self._make_ticket(run, level, run.read_start(level)[1])
+            ticket = self._level_ticket(run, level)
             ticket.push_to_hub(
                 cast(str, self.hub_model_id), tag=f"level-{level:02d}", private=self.args.hub_private_repo,
                 token=self.args.hub_token, commit_message=f"Level {level}, sparsity {ticket.mask.sparsity:.4f}",
             )  # fmt: skip
+
+    def _level_ticket(self, run: RunFolder, level: int) -> Ticket:
+        """The ticket of a level: the last one's, but for what differs."""
+        series, rewind = self.ticket.series, self.ticket.rewind
+        assert series is not None
+        if level == len(series) - 1:
+            return self.ticket
+        if isinstance(rewind, Snapshot):  # a reference is to the same weights for every level
+            rewind = run.read_start(level)[1]
+        info = {**self.ticket.info, "level": level, "history": self.history[: level + 1]}
+        until = MaskSeries(series[: level + 1])
+        return replace(self.ticket, mask=until[-1], rewind=rewind, info=info, series=until)
 
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         """What the ticket starts from, given what its level started from."""
