@@ -1,4 +1,4 @@
-"""What the recipes share: the model for a task, the launch check, and a Trainer's arguments."""
+"""What the recipes share: the model for a task, the launch check, a Trainer's arguments, a spread as text."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import models  # noqa: F401  # registers the papers' networks with the Auto classes
+import numpy as np
 import transformers
 from built_in import BUILT_IN
 from data import Data, DataArguments, load_data
@@ -122,3 +123,8 @@ def trainer_arguments(task: str, data: Data) -> dict[str, Any]:
             "preprocess_logits_for_metrics": predicted_classes,
         }
     return arguments
+
+
+def mean_and_std(values: np.ndarray) -> str:
+    """Mean and standard deviation (n - 1) over the seeds, as text; of one value the deviation is 0."""
+    return f"{values.mean():.2f} ± {values.std(ddof=1) if len(values) > 1 else 0:.2f}"

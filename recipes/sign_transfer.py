@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import ModelArguments, build_model, load_task_data, set_up, trainer_arguments
+from common import ModelArguments, build_model, load_task_data, mean_and_std, set_up, trainer_arguments
 from data import Data, DataArguments
 from torch import nn
 from transformers import set_seed
@@ -178,17 +178,13 @@ def table(results: dict[str, dict[str, float]]) -> str:
     """Mean and standard deviation over the seeds, and of the paired differences."""
     columns = {name: np.array([result[name] for result in results.values()]) for name in next(iter(results.values()))}
     order = [*TRAININGS, *(name for name in columns if name not in TRAININGS)]
-    rows = [[name, _spread(columns[name]), *(f"{value:.2f}" for value in columns[name])] for name in order]
+    rows = [[name, mean_and_std(columns[name]), *(f"{value:.2f}" for value in columns[name])] for name in order]
     pairs = [(f"{a} - {b}", columns[a] - columns[b]) for a, b in DIFFERENCES]
     pairs.append(("lrr_barrier - aws_barrier", columns["lrr_barrier"] - columns["aws_barrier"]))
-    differences = [[name, _spread(values), f"{(values > 0).sum()} of {len(values)}"] for name, values in pairs]
+    differences = [[name, mean_and_std(values), f"{(values > 0).sum()} of {len(values)}"] for name, values in pairs]
     header = ["", "mean ± std", *(f"seed {seed}" for seed in results)]
     paired = markdown_table(["paired difference", "mean ± std", "positive"], differences)
     return f"{markdown_table(header, rows)}\n\n{paired}"
-
-
-def _spread(values: np.ndarray) -> str:
-    return f"{values.mean():.2f} ± {values.std(ddof=1) if len(values) > 1 else 0:.2f}"
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from align_mask import match, without_labels
-from common import ModelArguments, build_model, load_task_data, set_up, trainer_arguments
+from common import ModelArguments, build_model, load_task_data, mean_and_std, set_up, trainer_arguments
 from data import Data, DataArguments
 from torch import nn
 from transformers import set_seed
@@ -127,10 +127,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
     columns["permuted - naive"] = columns["permuted"] - columns["naive"]
     columns["lth - permuted"] = columns["lth"] - columns["permuted"]
     rows = [[seed, *(f"{result[name]:.2f}" for name in TRAININGS)] for seed, result in results.items()]
-    spread = [
-        [name, f"{values.mean():.2f} ± {values.std(ddof=1) if len(values) > 1 else 0:.2f}", f"{(values > 0).sum()}"]
-        for name, values in columns.items()
-    ]
+    spread = [[name, mean_and_std(values), f"{(values > 0).sum()}"] for name, values in columns.items()]
     return (
         markdown_table(["seed", *TRAININGS], rows)
         + f"\n\n{markdown_table(['', f'mean ± std of {len(results)} seeds', 'positive in'], spread)}"
