@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .mask_file import CONFIG_NAME, MASK_NAME, pack_bits, read_mask, write_mask
+from .shards import local, part_of, reshard, whole
 from .stored import Stored
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ _WRAPPER_PARTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_mo
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside data-parallel and compile wrappers."""
+    """The module inside data-parallel and compile wrappers; one of FSDP2 as it is, with its parameters sharded."""
     while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or hasattr(model, "_orig_mod"):
         model = getattr(model, "_orig_mod", None) or model.get_submodule("module")
+    reshard(model)
     return model
 
 
@@ -112,7 +114,7 @@ class Mask(Mapping[str, Tensor], Stored):
         Args:
             model: As for :meth:`dense`. Pass ``prunable(model)`` to leave out embeddings, whose padding row is zero.
         """
-        return cls({name: w.detach() != 0 for name, w in _matrices(model).items()})
+        return cls({name: whole(w.detach() != 0) for name, w in _matrices(model).items()})
 
     @classmethod
     def from_pretrained(cls, source: str | Path, level: int | None = None, **where: Unpack[Where]) -> Mask:
@@ -270,7 +272,8 @@ class Mask(Mapping[str, Tensor], Stored):
         self.check_fits(model)
         weights = named_weights(model)
         for name, entry in self.items():
-            weights[name].masked_fill_(~entry.to(weights[name].device), 0)
+            weight = local(weights[name])
+            weight.masked_fill_(~part_of(entry, weights[name]).to(weight.device), 0)
 
     def _combine(self, other: Mask, operation) -> Mask:
         if not isinstance(other, Mask):

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from .mask import named_weights, plain_name, unwrap
+from .shards import is_sharded, local, part_of
 
 Metric = TypeVar("Metric")
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -110,7 +111,8 @@ def interpolated_norms(
     In the block the parameters hold the interpolated values, and gradients that reach them are multiplied by
     ``1 - alpha`` as they are accumulated: those of ``psi`` by the chain rule, also over micro-batches, under data
     parallelism and with gradient checkpointing. After the block they hold ``psi`` again, bit for bit. Raw parameters
-    are interpolated, which is right for every norm whose output is linear in them, also Gemma's ``1 + weight``.
+    are interpolated, which is right for every norm whose output is linear in them, also Gemma's ``1 + weight``. Under
+    FSDP2 all micro-batches of a step must have the same ``alpha``, as their gradients meet at the last one.
 
     Args:
         model: The module, or its parameters by name (:func:`norm_parameters`, which spares the search).
@@ -140,26 +142,41 @@ def interpolated_norms(
     _check_initial(named, initial)
     names = list({id(named[name]): name for name in initial}.values())  # one of two names of a shared parameter
     parameters = [named[name] for name in names]
-    raw = [parameter.detach().clone() for parameter in parameters]
+    raw = [local(parameter).clone() for parameter in parameters]
+    # torch never calls the hook of a sharded parameter: what was added to its gradient is scaled at the end.
+    sharded = {p: None if p.grad is None else local(p.grad).clone() for p in parameters if is_sharded(p)}
     handles: list[Any] = []
     try:
         for name, parameter in zip(names, parameters, strict=True):
-            parameter.detach().lerp_(initial[name].to(parameter), alpha)
-            if parameter.requires_grad:
+            values = local(parameter)
+            values.lerp_(part_of(initial[name], parameter).to(values), alpha)
+            if parameter.requires_grad and parameter not in sharded:
                 handles.append(parameter.register_hook(lambda gradient: gradient * (1 - alpha)))
-        versions = [parameter._version for parameter in parameters]
+        versions = [local(parameter)._version for parameter in parameters]
         yield
-        written = next((n for n, p, v in zip(names, parameters, versions, strict=True) if p._version != v), None)
+        written = next((n for n, p, v in zip(names, parameters, versions, strict=True) if local(p)._version != v), None)
+        for parameter, before in sharded.items():
+            _scale_added(parameter.grad, before, 1 - alpha)
     finally:
         for handle in handles:
             handle.remove()
         for parameter, value in zip(parameters, raw, strict=True):
-            parameter.detach().copy_(value)
+            local(parameter).copy_(value)
     if written is not None:
         raise RuntimeError(
             f"norm parameters must not be written while they are interpolated; {written!r} was. It is as it was. "
             "Step the optimizer after the block."
         )
+
+
+def _scale_added(gradient: Tensor | None, before: Tensor | None, factor: float) -> None:
+    if gradient is None:  # it stays on its process until the last micro-batch
+        return
+    gradient = local(gradient)
+    if before is None:
+        gradient.mul_(factor)
+    else:
+        gradient.sub_(before).mul_(factor).add_(before)
 
 
 def norm_path(

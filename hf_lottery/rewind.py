@@ -21,18 +21,26 @@ References:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from .mask import MaskMismatchError, plain_name, unwrap
 from .mask_file import MaskFileError
-from .staging import write_atomically
+from .shards import is_sharded, local, part_of, whole
+from .staging import staged_file
+
+_TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,9 +122,13 @@ class Snapshot:
 
     @classmethod
     def capture(cls, model: nn.Module, step: int = 0) -> Snapshot:
-        """Copy every parameter and buffer of ``model``, buffers that are not saved with it included."""
+        """Copy every parameter and buffer of ``model``, buffers that are not saved with it included.
+
+        Of a sharded model every process gets all of it (:func:`save_snapshot` spares that), and every process must call
+        this.
+        """
         copy = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-        return cls(step, {name: tensor.detach().to(**copy) for name, tensor in named_state(model).items()})
+        return cls(step, {name: whole(tensor).to(**copy) for name, tensor in named_state(model).items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Snapshot:
@@ -139,7 +151,8 @@ class Snapshot:
 
     def save(self, path: str | Path) -> None:
         """Write the snapshot to ``path`` as safetensors, in one step."""
-        write_atomically(path, save(dict(self.tensors), metadata={"format": "pt", "step": str(self.step)}))
+        names = _stored_order(self.tensors)
+        _write(path, self.step, self.tensors, (self.tensors[name] for name in names))
 
     @torch.no_grad()
     def restore_(self, model: nn.Module) -> None:
@@ -158,7 +171,7 @@ class Snapshot:
                     f"received {list(state[name].shape)} and {state[name].dtype}."
                 )
         for name, tensor in self.tensors.items():
-            state[name].copy_(tensor)
+            local(state[name]).copy_(part_of(tensor, state[name]))
 
     def sha256(self) -> str:
         """Hash of names, dtypes, shapes and bytes, the same for the same weights wherever they were saved."""
@@ -168,6 +181,48 @@ class Snapshot:
             digest.update(f"{name}|{tensor.dtype}|{list(tensor.shape)}|".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def save_snapshot(model: nn.Module, path: str | Path, step: int = 0, *, write: bool = True) -> None:
+    """Capture a model straight into a file, as :meth:`Snapshot.save` would: a tensor at a time, never a whole copy.
+
+    Args:
+        model: The model. If it is sharded, every process must call this.
+        path: The file, which appears in one step.
+        step: Optimizer steps taken.
+        write: Whether this process writes; the others only give their shards.
+    """
+    state = named_state(model)
+    names = _stored_order(state)
+    if write:
+        _write(path, step, state, (whole(state[name]).cpu() for name in names))
+    else:
+        for name in names:
+            if is_sharded(state[name]):
+                whole(state[name])
+
+
+def _stored_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Larger numbers first, so that each lies at a multiple of its size."""
+    return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+
+
+def _write(path: str | Path, step: int, shapes: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> None:
+    """A safetensors file, written as a stream: the library's own functions want all tensors in memory at once."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "step": str(step)}}
+    end = 0
+    for name in _stored_order(shapes):
+        begin, end = end, end + shapes[name].numel() * shapes[name].dtype.itemsize
+        if shapes[name].dtype not in _TYPES:
+            raise TypeError(f"{name!r} must be of a type that safetensors stores; received {shapes[name].dtype}.")
+        kind, shape = _TYPES[shapes[name].dtype], list(shapes[name].shape)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with staged_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:

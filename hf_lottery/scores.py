@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .mask import named_weights
+from .shards import as_shards, is_sharded, reshard
 
 
 class Evidence(NamedTuple):
@@ -106,7 +107,10 @@ def score_weights(
     scores = {}
     for name, weight in named_weights(weights).items():
         try:
-            scores[name] = score(weight, (evidence or {}).get(name, Evidence()))
+            known = (evidence or {}).get(name, Evidence())
+            if is_sharded(weight):
+                known = Evidence(*(None if value is None else _sharded(value, weight) for value in known))
+            scores[name] = score(weight, known)
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
         if scores[name].shape != weight.shape:
@@ -114,7 +118,13 @@ def score_weights(
                 f"the score of {name!r} must have the weight's shape {list(weight.shape)}; "
                 f"received {list(scores[name].shape)}. Return one score for each weight."
             )
+        scores[name] = _sharded(scores[name], weight)
     return scores
+
+
+def _sharded(value: Tensor, weight: Tensor) -> Tensor:
+    """What is the same on every process, in the layout of the weight."""
+    return as_shards(value.expand(weight.shape), weight) if is_sharded(weight) and not is_sharded(value) else value
 
 
 def gather_evidence(
@@ -138,6 +148,7 @@ def gather_evidence(
     Raises:
         ValueError: There are no batches, or a parameter got no gradient from any of them.
     """
+    reshard(model)
     names = {id(parameter): name for name, parameter in within.items()}
     squares: dict[str, Tensor] = {}
     handles = [

@@ -8,14 +8,17 @@ never the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-_CHUNK = 1 << 17  # elements: a chunk of float32 and its comparisons stay in the second-level cache
+from .sharded_select import remove_lowest_sharded
+from .shards import is_sharded, whole
+from .stream import CHUNK, stream
+
 _SAMPLE = 1 << 17
 _SIGMAS = 4.5  # half-width of the bracket in standard deviations of a sample rank
 
@@ -43,7 +46,8 @@ def remove_lowest(
     """Keep all but the ``remove`` lowest scores; of equal ones the first go, by sorted name, then flat position.
 
     Args:
-        scores: Name -> floating tensor of any shape, strides and device; higher stays.
+        scores: Name -> floating tensor of any shape, strides and device; higher stays. DTensors stay where they are:
+            every process calls this with its shards, and all get the same result.
         remove: How many go, from 0 to the number of competing weights.
         alive: Name -> bool tensor of the same shapes. Only its True entries compete; the others go, and do not count.
 
@@ -57,6 +61,8 @@ def remove_lowest(
         >>> remove_lowest({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([1.0, 2.0])}, 1)
         {'a': tensor([ True, False]), 'b': tensor([True, True])}
     """
+    if any(map(is_sharded, scores.values())):
+        return remove_lowest_sharded(scores, remove, alive=alive)
     return keep_above(scores, find_threshold(scores, remove, alive=alive), alive=alive)
 
 
@@ -80,7 +86,7 @@ def find_threshold(
     floor, ceiling = -math.inf, math.inf
     low, high = _bracket(_sample(scores, alive), rank, count, floor, ceiling)
     while True:
-        seen = _survey(scores, alive, low, high, capacity=max(count // 64, _CHUNK))
+        seen = _survey(scores, alive, low, high, capacity=max(count // 64, CHUNK))
         if rank < seen.below_low:
             low, high, ceiling = floor, low, low
         elif rank < seen.upto_low:
@@ -105,7 +111,7 @@ def keep_above(
     """Apply a threshold found for these ``scores``; arguments and result as for :func:`remove_lowest`."""
     keep, flat = _empty_masks(scores)
     score, ties = threshold
-    for name, start, chunk, live in _stream(scores, alive, _CHUNK):
+    for name, start, chunk, live in stream(scores, alive, CHUNK):
         out = flat[name][start : start + chunk.size]
         np.greater_equal(chunk, score, out=out)
         if live is not None:
@@ -133,8 +139,10 @@ def keep_highest_of_groups(
         >>> keep_highest_of_groups({"a": torch.tensor([3.0, 1.0, 2.0, 2.0])}, 1, 2)
         {'a': tensor([ True, False, False,  True])}
     """
+    if any(map(is_sharded, scores.values())):  # a group may lie on two processes: one tensor after the other, whole
+        return {k: keep_highest_of_groups({k: whole(s)}, n, m, alive=alive)[k] for k, s in scores.items()}
     keep, flat = _empty_masks(scores)
-    for name, start, chunk, live in _stream(scores, alive, max(_CHUNK // m, 1) * m):
+    for name, start, chunk, live in stream(scores, alive, max(CHUNK // m, 1) * m):
         _refuse_nan(name, chunk, live)
         groups = chunk.reshape(-1, m)
         if live is None:
@@ -158,36 +166,6 @@ def _empty_masks(scores: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
     return keep, {name: entry.view(-1).numpy() for name, entry in keep.items()}
 
 
-def _stream(
-    scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None, size: int, stride: int = 1
-) -> Iterator[tuple[str, int, np.ndarray, np.ndarray | None]]:
-    """Every ``stride``-th score: name, flat position, values and which of them compete; by sorted name."""
-    # One dtype for all, so that scores compare exactly across tensors: widening a half type loses nothing.
-    dtype = torch.float64 if any(s.dtype == torch.float64 for s in scores.values()) else torch.float32
-    first = 0
-    for name in sorted(scores):
-        live = None if alive is None else alive[name].reshape(-1).cpu().numpy()
-        start = 0
-        for piece in _pieces(scores[name].detach(), size):
-            chunk = piece[first::stride].to("cpu", dtype).numpy()
-            if chunk.size:
-                yield name, start, chunk, None if live is None else live[start + first : start + len(piece) : stride]
-            first = (first - len(piece)) % stride
-            start += len(piece)
-
-
-def _pieces(tensor: Tensor, size: int) -> Iterator[Tensor]:
-    """The elements of a tensor in row-major order as flat tensors of at most ``size``, without copying it whole."""
-    if tensor.is_contiguous():
-        yield from tensor.view(-1).split(size)
-    elif (row := tensor[0].numel()) > size:
-        for part in tensor:
-            yield from _pieces(part, size)
-    else:
-        for part in tensor.split(size // row):
-            yield part.reshape(-1)
-
-
 def _refuse_nan(name: str, chunk: np.ndarray, live: np.ndarray | None) -> None:
     """Raise the ValueError for a NaN among the competing scores of a non-empty chunk."""
     # The minimum is NaN if and only if an element is, at the price of one comparison. A dot product would tell as well,
@@ -202,7 +180,7 @@ def _refuse_nan(name: str, chunk: np.ndarray, live: np.ndarray | None) -> None:
 def _sample(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None) -> np.ndarray:
     # An odd stride does not fall into step with row lengths, most of which are multiples of a power of two.
     stride = sum(score.numel() for score in scores.values()) // _SAMPLE | 1
-    chunks = [chunk if live is None else chunk[live] for _, _, chunk, live in _stream(scores, alive, _CHUNK, stride)]
+    chunks = [chunk if live is None else chunk[live] for _, _, chunk, live in stream(scores, alive, CHUNK, stride)]
     return np.concatenate(chunks) if chunks else np.empty(0)
 
 
@@ -220,9 +198,9 @@ def _bracket(sample: np.ndarray, rank: int, count: int, floor: float, ceiling: f
 def _survey(
     scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None, low: float, high: float, *, capacity: int
 ) -> _Survey:
-    counts, flags = [0, 0, 0, 0], np.empty((3, _CHUNK), np.bool_)
+    counts, flags = [0, 0, 0, 0], np.empty((3, CHUNK), np.bool_)
     inside, used, step = np.empty(0), 0, 1
-    for name, _, chunk, live in _stream(scores, alive, _CHUNK):
+    for name, _, chunk, live in stream(scores, alive, CHUNK):
         if not inside.size:
             inside = np.empty(min(capacity, sum(score.numel() for score in scores.values())), chunk.dtype)
         _refuse_nan(name, chunk, live)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .mask import Mask, MaskMismatchError, named_weights, plain_name, unwrap
 from .mask_file import CONFIG_NAME, MASK_NAME
 from .norms import norm_parameters
+from .shards import is_sharded, whole
 from .sign_file import read_signs, write_signs
 from .stored import Stored
 
@@ -130,7 +131,7 @@ class SignedMask(Mapping[str, Tensor], Stored):
         norms = norm_parameters(model) if norms is None else norms
         signs, medians = {}, {}
         for name, parameter in unwrap(model).named_parameters():
-            name, weight = plain_name(name), parameter.detach().cpu()
+            name, weight = plain_name(name), whole(parameter).cpu()
             if name in norms or not weight.is_floating_point():
                 continue
             if not weight.isfinite().all():
@@ -211,6 +212,7 @@ class SignedMask(Mapping[str, Tensor], Stored):
 
         Raises:
             ValueError: An unknown option, or ``"source_median"`` without medians.
+            NotImplementedError: The model is sharded already.
             MaskMismatchError: The mask is for another model, or the model ties what has signs of its own; nothing was
                 changed.
 
@@ -224,6 +226,8 @@ class SignedMask(Mapping[str, Tensor], Stored):
             raise ValueError("zeros='source_median' must know the medians; received none. Make it by from_model.")
         self.mask.check_fits(model)
         named = named_weights(model)
+        if any(map(is_sharded, named.values())):
+            raise NotImplementedError("signs must be given before a model is sharded; received DTensors.")
         fitting = [name for name, sign in self.items() if name in named and named[name].shape == sign.shape]
         if len({id(named[name]) for name in fitting}) < len(fitting):
             owners = [id(named[name]) for name in fitting]
@@ -305,7 +309,7 @@ def sign_agreement(mask: Mask, before: Mapping[str, Tensor], after: Mapping[str,
     equal = count = 0
     layers = {}
     for name, kept in mask.items():
-        old, new = before[name].detach().cpu().sign(), after[name].detach().cpu().sign()
+        old, new = (whole(weights[name].detach().sign()).cpu() for weights in (before, after))
         counted = kept & (old != 0)
         same, signs = int(((old == new) & counted).sum()), int(counted.sum())
         layers[name] = same / signs if signs else 1.0

@@ -20,6 +20,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from .mask import Mask, named_weights
 from .mask_file import pack_bits
+from .shards import local, part_of
 
 # For these a zero weight with a zero gradient and a zero state stays zero, so a projection would be work for nothing.
 _ELEMENTWISE = (
@@ -50,7 +51,8 @@ def keep_sparse(
     """Set the pruned weights of ``model`` to zero and hold them there, whatever trains it.
 
     Args:
-        model: The module; wrap it (compile, data-parallel) before or after.
+        model: The module; compile it or make it data-parallel before or after. ``fully_shard`` (FSDP2) replaces the
+            parameters, so call it before; each process then holds the mask of its shards only.
         mask: Parameter name -> bool tensor, True keeps.
         optimizer: An optimizer whose state is to be masked at once. That of every other torch optimizer that holds one
             of the parameters is masked before its first step.
@@ -84,7 +86,10 @@ class SparseHandle:
         mask.apply_(model)
         weights = named_weights(model)
         kind = _PackedMask if packed else _FloatMask
-        self._bound = {name: (weights[name], kind(entry, weights[name])) for name, entry in mask.items()}
+        self._bound = {
+            name: (weights[name], kind(part_of(entry, weights[name]), local(weights[name])))
+            for name, entry in mask.items()
+        }
         self._prunes = mask.kept < mask.weights
         self._seen: WeakSet[optim.Optimizer] = WeakSet()
         self._guarded: set[str] = set()
@@ -105,7 +110,7 @@ class SparseHandle:
         if not self._prunes:
             raise SparsityLeakError("the mask must remove at least one weight; received a dense one. Train without it.")
         for name, (weight, mask) in self._bound.items():
-            leaked = weight.detach().clone()
+            leaked = local(weight).clone()
             mask.clear_kept_(leaked)
             if count := int((leaked != 0).sum()):  # NaN is not zero either
                 raise SparsityLeakError(
@@ -138,7 +143,7 @@ class SparseHandle:
     def _guard_gradient(self, weight: Tensor, mask: _FloatMask | _PackedMask):
         def zero_pruned(parameter: Tensor) -> None:  # torch wants None back
             if parameter.grad is not None:
-                mask.clear_pruned_(parameter.grad)
+                mask.clear_pruned_(local(parameter.grad))
 
         zero_pruned(weight)  # a backward that was before
         return weight.register_post_accumulate_grad_hook(zero_pruned)
@@ -158,7 +163,7 @@ class SparseHandle:
                             f"the state of {type(optimizer).__name__} must be floating point; received {value.dtype}, "
                             "whose codes cannot be masked. Use an optimizer that does not quantise its state."
                         )
-                    mask.clear_pruned_(value)
+                    mask.clear_pruned_(local(value))
 
     def _before_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
         if optimizer not in self._seen and self._holds_ours(optimizer):
@@ -170,7 +175,7 @@ class SparseHandle:
         if optimizer in self._seen and type(optimizer) not in _ELEMENTWISE:
             with torch.no_grad():
                 for weight, mask in self._bound.values():
-                    mask.clear_pruned_(weight)
+                    mask.clear_pruned_(local(weight))
 
     def _holds_ours(self, optimizer: optim.Optimizer) -> bool:
         ours = {id(weight) for weight, _ in self._bound.values()}

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextmanager
@@ -43,12 +44,19 @@ def staged_folder(folder: str | Path, *, last: str) -> Iterator[Path]:
 
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part of it."""
+    with staged_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def staged_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a file to write to, which appears as ``path`` in one step once the block ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~_umask())  # mkstemp makes it private

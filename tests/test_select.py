@@ -58,7 +58,7 @@ def kinds(n, generator):
 @pytest.fixture
 def small_steps(monkeypatch):
     """Chunks and samples so small that a few thousand scores need several chunks, and brackets miss and overflow."""
-    monkeypatch.setattr(select, "_CHUNK", 256)
+    monkeypatch.setattr(select, "CHUNK", 256)
     monkeypatch.setattr(select, "_SAMPLE", 64)
 
 

@@ -69,7 +69,8 @@ class LotteryArguments(TrainingArguments):
     )
     score: str = field(default="magnitude", metadata={"help": f"Importance of a weight: {', '.join(SCORES)}."})
     score_batches: int = field(
-        default=8, metadata={"help": "Training batches that saliency and wanda are measured on, on each process."}
+        default=8,
+        metadata={"help": "Global training batches (all processes and accumulation steps) for saliency and wanda."},
     )
     scope: str = field(
         default="global",

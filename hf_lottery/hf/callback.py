@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from ..mask import Mask
-from ..rewind import Snapshot
+from ..rewind import save_snapshot
 from ..sparse import SparseHandle, keep_sparse
 
 
@@ -26,7 +26,7 @@ class SparsityCallback(TrainerCallback):
     Raises:
         MaskMismatchError: When training begins, if the mask is for another model.
         SparsityLeakError: When training ends, if a pruned weight is not exactly zero or the mask prunes nothing.
-        NotImplementedError: When training begins under DeepSpeed or FSDP, which keep the weights elsewhere.
+        NotImplementedError: When training begins under DeepSpeed, Megatron or FSDP 1, which keep the weights elsewhere.
     """
 
     def __init__(self, mask: Mask | str | Path, *, packed: bool = False):
@@ -36,7 +36,7 @@ class SparsityCallback(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
         """Bind the mask to the model and the optimizer."""
-        refuse_sharding()
+        refuse_flat_weights()
         self.release()  # an earlier training that was interrupted
         assert model is not None
         self.handle = keep_sparse(model, self.mask, optimizer, packed=self.packed)
@@ -69,16 +69,19 @@ class SnapshotCallback(TrainerCallback):
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         """Save the model if this is the step."""
-        if state.global_step == self.step and args.should_save:
+        if state.global_step == self.step:
             assert model is not None
-            Snapshot.capture(model, self.step).save(self.path)
+            save_snapshot(model, self.path, self.step, write=args.should_save)
 
 
-def refuse_sharding() -> None:
-    """Raise NotImplementedError where the Trainer at hand shards its parameters."""
-    kind = AcceleratorState().distributed_type
-    if kind in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MEGATRON_LM):
+def refuse_flat_weights() -> None:
+    """Raise NotImplementedError where the parameters of the model do not hold its weights in their shapes."""
+    state = AcceleratorState()
+    kind = state.distributed_type
+    version = getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", None)
+    if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or version == 1:
+        received = "FSDP version 1" if version == 1 else kind.value
         raise NotImplementedError(
-            f"a mask must be held on whole parameters; received {kind.value}, which shards them. "
-            "Launch with plain data parallelism instead."
+            f"a mask must be held on parameters in their own shapes; received {received}, which flattens them or keeps "
+            "them elsewhere. Launch with data parallelism, or with FSDP version 2 (fsdp_version: 2)."
         )

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast, gather_object
 from torch import Tensor
 from transformers import PreTrainedConfig, ProgressCallback, enable_full_determinism, set_seed
 from transformers.trainer_utils import SchedulerType, TrainOutput
@@ -19,12 +19,13 @@ from transformers.trainer_utils import SchedulerType, TrainOutput
 from ..imp import check_levels
 from ..mask import Mask, named_weights
 from ..prune import prune
-from ..rewind import Snapshot, parse_rewind
+from ..rewind import Snapshot, parse_rewind, save_snapshot
 from ..scores import Evidence, Score, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
 from ..series import MaskSeries
+from ..shards import as_shards, is_sharded
 from ..signs import sign_agreement
 from .arguments import SCORES, LotteryArguments
-from .callback import SnapshotCallback, refuse_sharding
+from .callback import SnapshotCallback, refuse_flat_weights
 from .hub import base_model
 from .prunable import prunable
 from .reference import Reference
@@ -37,7 +38,9 @@ _FREE_SETTINGS = (
     "output_dir", "logging", "log_", "save_", "eval_on", "eval_do", "report_to", "run_name", "project", "trackio",
     "disable_tqdm", "dataloader_num", "dataloader_pin", "dataloader_pers", "dataloader_pref", "hub_", "push_to",
     "resume", "debug", "skip_memory", "include_", "do_", "per_device_eval", "prediction_loss", "ddp_", "use_cpu",
-    "local_rank", "accelerator_config", "restore_callback", "torch_empty", "enable_jit",
+    "local_rank", "accelerator_config", "restore_callback", "torch_empty", "enable_jit", "fsdp",
+    # Of these three only the product with the number of processes counts.
+    "per_device_train_batch_size", "train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
 
 
@@ -106,7 +109,7 @@ class LotteryTrainer(SparseTrainer):
             FileExistsError: There is a run in ``args.output_dir`` and it is not to be resumed.
             ValueError: The run there had other settings.
         """
-        refuse_sharding()
+        refuse_flat_weights()
         base = cast(str, self.args.output_dir)
         if trial is not None:
             raise NotImplementedError("hyperparameter search over whole runs must go through your own loop.")
@@ -121,7 +124,7 @@ class LotteryTrainer(SparseTrainer):
         moment = self._moment()
         run = RunFolder(base, self._settings(), resume=bool(resume_from_checkpoint))
         self.accelerator.wait_for_everyone()  # every process has looked before one of them writes
-        self._write(lambda: self._begin(run))
+        self._begin(run)
         for number in range(len(run.finished), len(self.sparsities)):
             self._train_level(run, number, moment, ignore_keys_for_eval)
         return self._conclude(run)
@@ -160,9 +163,16 @@ class LotteryTrainer(SparseTrainer):
                 )
 
     def _begin(self, run: RunFolder) -> None:
-        run.save()
-        if not run.has_start(0):
-            run.write_start(0, Mask.dense(self.weights), Snapshot.capture(self._network))
+        self._run = run
+        has_start = run.has_start(0)
+        self._write(lambda: (run.save(), run.sweep()))
+        if not has_start:
+            self._hand_over(run, 0, Mask.dense(self.weights))
+
+    def _hand_over(self, run: RunFolder, number: int, mask: Mask) -> None:
+        """Make the model as it is the start of a level."""
+        save_snapshot(self._network, run.handed_over, write=self.args.should_save)
+        self._write(lambda: run.write_start(number, mask, run.handed_over))
 
     def _train_level(self, run: RunFolder, number: int, moment: int, ignore_keys) -> None:
         mask, start = run.read_start(number)
@@ -170,7 +180,7 @@ class LotteryTrainer(SparseTrainer):
         self.mask = mask if number else None
         self._level, self.first_step = number, start.step
         self.optimizer = self.lr_scheduler = None
-        checkpoint = run.last_checkpoint(number)
+        checkpoint = run.last_checkpoint(number, self._layout)
         capture = SnapshotCallback(moment, run.moment) if moment and not number else None
         if capture:
             self.add_callback(capture)
@@ -190,11 +200,11 @@ class LotteryTrainer(SparseTrainer):
         self, run: RunFolder, mask: Mask, start: Snapshot, metrics: dict, output: TrainOutput, moment: int
     ) -> None:
         number = self._level
-        self.save_model(str(run.trained(number)), _internal_call=True)
+        self._save_trained(run.trained(number))
         if number + 1 < len(self.sparsities):
             following = self._prune(mask, start)
             if self.rewind.keeps_weights:
-                begin: Snapshot | Path = Snapshot.capture(self._network)
+                self._hand_over(run, number + 1, following)
             else:
                 begin = run.moment if moment else run.level(0) / run.moment.name
                 if not begin.exists():
@@ -202,7 +212,7 @@ class LotteryTrainer(SparseTrainer):
                         f"the rewind step must lie within training; received step {moment}, "
                         f"but training stopped at step {output.global_step}. Rewind earlier."
                     )
-            self._write(lambda: run.write_start(number + 1, following, begin))
+                self._write(lambda: run.write_start(number + 1, following, begin))
         record = {"level": number, "sparsity": mask.sparsity, "metrics": _plain(metrics)}
         if self._is_final_run(number):
             record["final_run"] = True
@@ -215,7 +225,11 @@ class LotteryTrainer(SparseTrainer):
         self._level = last = len(self.sparsities) - 1
         mask, start = run.read_start(last)
         self.mask = mask
-        self._load_from_checkpoint(str(run.trained(last)))
+        if any(map(is_sharded, named_weights(self._network).values())):  # then it was trained here
+            for buffer in self._network.buffers():
+                buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen other batches
+        else:
+            self._load_from_checkpoint(str(run.trained(last)))
         kept = ("level", "sparsity", "metrics", "final_run")
         self.history = [{key: record[key] for key in kept if key in record} for record in run.finished]
         self.ticket = self._make_ticket(run, self._ticket_start(start))
@@ -270,14 +284,14 @@ class LotteryTrainer(SparseTrainer):
         if self._is_final_run(self._level + 1):
             return mask
         set_seed(level_seed(self.args.seed, self._level, 1))  # for the random score and the batches of the evidence
+        named = named_weights(self._network)
+        weights = {name: named[name] for name in self.weights}  # FSDP2 has replaced the parameters
         evidence: Mapping[str, Evidence] = {}
         if self.score is movement:
-            evidence = {
-                name: Evidence(start=start.tensors[name].to(weight.device)) for name, weight in self.weights.items()
-            }
+            evidence = {name: Evidence(start=as_shards(start.tensors[name], w)) for name, w in weights.items()}
         elif self.score not in (magnitude, random):
-            evidence = self._gather_evidence(start)
-        scores = score_weights(self.weights, self.score, evidence)
+            evidence = self._gather_evidence(weights, start)
+        scores = score_weights(weights, self.score, evidence)
         sparsity, least = self.sparsities[self._level + 1], self.lottery.min_density
         pruned = prune(scores, sparsity, scope=self.scope, min_density=least, within=mask)
         self._check_equal(pruned)
@@ -292,18 +306,21 @@ class LotteryTrainer(SparseTrainer):
                 f"processes at level {self._level}. Their weights differ, or a score of your own is not deterministic."
             )
 
-    def _gather_evidence(self, start: Snapshot) -> dict[str, Evidence]:
-        batches = map(self._prepare_inputs, islice(self.get_train_dataloader(), self.lottery.score_batches))
-        mine = gather_evidence(self._network, batches, self._loss, within=self.weights)
+    def _gather_evidence(self, weights: Mapping[str, Tensor], start: Snapshot) -> dict[str, Evidence]:
+        count = self.lottery.score_batches * self.args.gradient_accumulation_steps
+        batches = map(self._prepare_inputs, islice(self.get_train_dataloader(), count))
+        mine = gather_evidence(self._network, batches, self._loss, within=weights)
 
         def total(tensor: Tensor) -> Tensor:
+            if is_sharded(tensor):  # FSDP2 has put the mean over the processes here
+                return tensor * self.args.world_size
             return cast(Tensor, self.accelerator.reduce(tensor, "sum"))
 
         return {
             name: Evidence(
                 gradient=total(cast(Tensor, known.gradient)),
                 input_norm=None if known.input_norm is None else total(known.input_norm.square()).sqrt(),
-                start=start.tensors[name].to(self.weights[name].device),
+                start=as_shards(start.tensors[name], weights[name]),
             )
             for name, known in mine.items()
         }
@@ -340,10 +357,30 @@ class LotteryTrainer(SparseTrainer):
             settings |= {"lr_scheduler_type": SchedulerType.CONSTANT, "warmup_steps": 0}
         return settings
 
+    @property
+    def _layout(self) -> str:
+        """How a checkpoint of this launch stores the optimizer's state."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        return "whole" if plugin is None else plugin.state_dict_type.name
+
+    def _save_trained(self, folder: Path) -> None:
+        if self._layout == "SHARDED_STATE_DICT":  # of which the Trainer saves no model that can be loaded elsewhere
+            self._save(str(folder), state_dict=self.accelerator.get_state_dict(self.model))
+        self.save_model(str(folder), _internal_call=True)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        folder = Path(cast(str, self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        if self.args.should_save and not self.args.save_only_model:
+            self._run.mark_complete(folder, self._layout)
+
     def _settings(self) -> dict[str, Any]:
         settings = {name: value for name, value in self.args.to_dict().items() if not name.startswith(_FREE_SETTINGS)}
         score = getattr(self.score, "__name__", str(self.score))
-        own = {"score": score, "rewind": str(self.rewind), "world_size": self.args.world_size}
+        args = self.args
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        own = {"score": score, "rewind": str(self.rewind), "global_train_batch_size": batch}
         return _plain({**settings, **self.settings, **own})
 
     def _loss(self, model: torch.nn.Module, inputs: Any) -> Tensor:

@@ -4,7 +4,8 @@
 
     output_dir/
       lottery_state.json        settings, finished levels and their metrics; rewritten when a level is finished
-      rewind.safetensors        the moment that levels rewind to, if it is later than the start
+      rewind.safetensors        the moment that levels rewind to, if it is later than the start; of a search for signs,
+                                the trained weights that its ticket starts from
       level-00/  level-01/ ...  mask and starting weights of the level (a ticket), its checkpoints
         trained/                its trained model
       ticket/                   the last level as a ticket with a card
@@ -14,12 +15,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
-
-from transformers.trainer_callback import TrainerState
 
 from ..mask import Mask
 from ..mask_file import CONFIG_NAME, stage_mask
@@ -27,7 +27,9 @@ from ..rewind import Snapshot
 from ..staging import staged_folder, write_atomically
 
 REWIND_NAME = "rewind.safetensors"
+COMPLETE_NAME = "lottery_checkpoint.json"
 _STATE_NAME = "lottery_state.json"
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -89,6 +91,11 @@ class RunFolder:
         return self.root / "signed"
 
     @property
+    def handed_over(self) -> Path:
+        """The file of the weights that the next level starts from, until it is linked into the level's folder."""
+        return self.root / "next.safetensors"
+
+    @property
     def moment(self) -> Path:
         """The file of the moment that levels rewind to."""
         return self.root / REWIND_NAME
@@ -98,14 +105,18 @@ class RunFolder:
         state = {"settings": self._settings, "finished": self.finished}
         write_atomically(self.root / _STATE_NAME, (json.dumps(state, indent=2) + "\n").encode())
 
-    def write_start(self, number: int, mask: Mask, start: Snapshot | Path) -> None:
-        """Write what a level starts from: its mask, and weights or the file that holds them already."""
+    def sweep(self) -> None:
+        """Delete what a killed process had begun to write."""
+        for stage in [*self.root.glob(".*-????????"), *self.root.glob("level-*/.*-????????")]:
+            shutil.rmtree(stage) if stage.is_dir() else stage.unlink()
+        self.handed_over.unlink(missing_ok=True)
+
+    def write_start(self, number: int, mask: Mask, start: Path) -> None:
+        """Write what a level starts from: its mask, and a link to the file that holds the weights."""
         with staged_folder(self.level(number), last=CONFIG_NAME) as stage:
-            if isinstance(start, Snapshot):
-                start.save(stage / REWIND_NAME)
-            else:
-                link_or_copy(start, stage / REWIND_NAME)
+            link_or_copy(start, stage / REWIND_NAME)
             stage_mask(stage, mask, {"level": number}, compress=False)
+        self.handed_over.unlink(missing_ok=True)
 
     def has_start(self, number: int) -> bool:
         """Whether :meth:`write_start` is done for a level."""
@@ -116,18 +127,27 @@ class RunFolder:
         folder = self.level(number)
         return Mask.from_pretrained(folder), Snapshot.load(folder / REWIND_NAME)
 
-    def last_checkpoint(self, number: int) -> str | None:
-        """The newest checkpoint of a level that was written to the end and can be gone on from, if there is one."""
+    def mark_complete(self, checkpoint: Path, layout: str) -> None:
+        """Say that all processes have written their part of a checkpoint, and how the optimizer's state lies in it."""
+        write_atomically(checkpoint / COMPLETE_NAME, (json.dumps({"layout": layout}) + "\n").encode())
+
+    def last_checkpoint(self, number: int, layout: str) -> str | None:
+        """The newest complete checkpoint of a level whose optimizer state can be read by this launch, if there is one.
+
+        Args:
+            number: The level.
+            layout: How this launch stores the state: ``"whole"``, or the kind of state dict of FSDP.
+        """
         folders = [path for path in self.level(number).glob("checkpoint-*") if path.name[11:].isdecimal()]
         for checkpoint in sorted(folders, key=lambda path: int(path.name[11:]), reverse=True):
-            # Without these (save_only_model) a training would go on with fresh moments and another learning rate.
-            if not all((checkpoint / name).is_file() for name in ("optimizer.pt", "scheduler.pt")):
+            if not (checkpoint / COMPLETE_NAME).exists():
                 continue
-            try:  # the Trainer writes its state last
-                TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-            except (OSError, ValueError, TypeError):
-                continue
-            return str(checkpoint)
+            if (stored := json.loads((checkpoint / COMPLETE_NAME).read_text())["layout"]) == layout:
+                return str(checkpoint)
+            logger.warning(
+                "%s holds the optimizer's state in layout %s, which this launch (%s) cannot read: level %d goes back "
+                "to its last readable checkpoint, or its start.", checkpoint, stored, layout, number
+            )  # fmt: skip
         return None
 
     def drop_trained(self, number: int) -> None:

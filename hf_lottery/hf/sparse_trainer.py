@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput, has_length
 
-from ..mask import Mask
+from ..mask import Mask, named_weights
 from ..mask_file import write_mask
-from .callback import SparsityCallback, refuse_sharding
+from ..shards import is_sharded
+from .callback import SparsityCallback, refuse_flat_weights
 
 
 class SparseTrainer(Trainer):
@@ -29,7 +31,7 @@ class SparseTrainer(Trainer):
     Raises:
         MaskMismatchError: The mask is for another model.
         SparsityLeakError: At the end of training, if a pruned weight is not zero or the mask prunes nothing.
-        NotImplementedError: Under DeepSpeed or FSDP.
+        NotImplementedError: Under DeepSpeed, Megatron or FSDP version 1.
     """
 
     def __init__(self, *args, mask: Mask | str | Path | None = None, first_step: int = 0, **kwargs):
@@ -51,7 +53,7 @@ class SparseTrainer(Trainer):
         self._sparsity = None
         self._held_sparsity = mask.sparsity if mask else 0.0  # counted once, not at every log
         if mask is not None:
-            refuse_sharding()
+            refuse_flat_weights()
             mask.check_fits(self._network)
             self._sparsity = SparsityCallback(mask)
             self.add_callback(self._sparsity)
@@ -78,8 +80,28 @@ class SparseTrainer(Trainer):
             if self._sparsity is not None:
                 self._sparsity.release()  # also of a training that was interrupted
 
+    def create_optimizer(self, model=None):
+        """The Trainer's optimizer."""
+        optimizer = super().create_optimizer(model)
+        names = {id(parameter): name for name, parameter in named_weights(self._network).items()}
+        self._optimized = [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+        return optimizer
+
+    def _mend_optimizer(self) -> None:
+        """Give the optimizer every parameter of a model that was sharded before it was made.
+
+        accelerate (1.15) tells sharded parameters by the address of the local part, which is the same for all of which
+        a process holds nothing: it would be given one of them several times, and lack the others.
+        """
+        named = named_weights(self._network)
+        for group, names in zip(cast(Any, self.optimizer).param_groups, self._optimized, strict=True):
+            if all(name is not None and is_sharded(named[name]) for name in names):
+                group["params"] = [named[name] for name in names]
+
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """The Trainer's scheduler; with a ``first_step``, the one of the whole training, resumed there."""
+        if self.is_fsdp_enabled and optimizer is None:  # the model and the optimizer have just been prepared
+            self._mend_optimizer()
         scheduler = super().create_scheduler(num_training_steps + self.first_step, optimizer)
         with warnings.catch_warnings():  # torch expects an optimizer step before each of these
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
@@ -125,6 +147,9 @@ class SparseTrainer(Trainer):
         these with the model's own names, warns that they are missing, and trains on from whatever is there.
         """
         if model is not None or not isinstance(self.model, PreTrainedModel):
+            if model is None and self.is_fsdp_enabled:  # the Trainer expects weights that are sharded on disk
+                self._network.load_state_dict(load_file(Path(resume_from_checkpoint) / "model.safetensors"))
+                return
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         load = cast(Any, type(self.model).from_pretrained)
         loaded, report = load(resume_from_checkpoint, output_loading_info=True)
@@ -136,6 +161,8 @@ class SparseTrainer(Trainer):
         self.model.load_state_dict(loaded.state_dict())
 
     def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            return super()._load_best_model()
         self._load_from_checkpoint(cast(str, self.state.best_model_checkpoint))
 
 

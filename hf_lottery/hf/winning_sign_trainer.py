@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
-from ..mask import Mask
+from ..mask import Mask, named_weights
 from ..norms import interpolated_norms, norm_parameters, norm_path
 from ..repair import batch_norms, recalibrate_batch_norm_
-from ..rewind import Snapshot
+from ..rewind import Snapshot, save_snapshot
+from ..shards import is_sharded, local
 from ..signs import SignedMask
 from .lottery_trainer import LotteryTrainer, level_seed
 from .run_folder import RunFolder
@@ -82,6 +83,7 @@ class WinningSignTrainer(LotteryTrainer):
         self._given_norms = self._check_given(initial_norms)
         self._initial: dict[str, Tensor] = {}
         self._drawn_at, self._micro_batch = -1, 0
+        self._bound: dict[str, Tensor] = {}  # the norms of this level's training
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
         """The Trainer's step, with interpolated norms."""
@@ -89,7 +91,11 @@ class WinningSignTrainer(LotteryTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
         if callable(prepare := getattr(self.optimizer, "train", None)):
             prepare()  # a schedule-free optimizer writes the weights here, which the Trainer would let it do inside
-        with interpolated_norms(self.norms, self._initial, self._draw()):
+        if not self._bound:  # FSDP2 has replaced the parameters; finding them costs too much for every step
+            named = named_weights(self._network)
+            self._bound = {name: named[name] for name in self.norms}
+            self._refuse_apart()
+        with interpolated_norms(self._bound, self._initial, self._draw()):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def norm_path(self, points: int = 5) -> list[tuple[float, dict[str, float]]]:
@@ -106,7 +112,7 @@ class WinningSignTrainer(LotteryTrainer):
         """
         if self.norms and not self._initial:
             raise ValueError("a norm path must start from trained norms; received a Trainer that has not trained.")
-        before = Snapshot.capture(self._network)
+        before = {name: buffer.clone() for name, buffer in self._network.named_buffers()}
 
         def evaluate(_: nn.Module) -> dict[str, float]:
             self._recalibrate()
@@ -119,7 +125,8 @@ class WinningSignTrainer(LotteryTrainer):
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-            before.restore_(self._network)
+            for name, buffer in self._network.named_buffers():
+                buffer.copy_(before[name])
 
     @property
     def _interpolates(self) -> bool:
@@ -135,13 +142,21 @@ class WinningSignTrainer(LotteryTrainer):
 
     def _train_level(self, run: RunFolder, number: int, moment: int, ignore_keys) -> None:
         self._find_initial(run)
-        self._drawn_at = -1
+        self._drawn_at, self._bound = -1, {}
         super()._train_level(run, number, moment, ignore_keys)
 
     def _find_initial(self, run: RunFolder) -> None:
         # From disk, as a resumed run may have been given another model.
         values = self._given_norms or run.read_start(0)[1].tensors
-        self._initial = {name: values[name].to(parameter, copy=True) for name, parameter in self.norms.items()}
+        named = named_weights(self._network)
+        self._initial = {name: values[name].to(local(named[name]), copy=True) for name in self.norms}
+
+    def _refuse_apart(self) -> None:
+        """FSDP2 adds up the gradients of micro-batches before anyone can scale them."""
+        if self.interpolation == "micro_batch" and any(map(is_sharded, self._bound.values())):
+            raise NotImplementedError(
+                "norm_interpolation must be step with sharded parameters; received micro_batch. Use step."
+            )
 
     def _check_given(self, given: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
         if given is None:
@@ -178,7 +193,11 @@ class WinningSignTrainer(LotteryTrainer):
                 buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen other batches
 
     def _ticket_start(self, start: Snapshot) -> Snapshot:
-        return start if self.lottery.final_run else Snapshot.capture(self._network)
+        if self.lottery.final_run:
+            return start
+        save_snapshot(self._network, self._run.moment, write=self.args.should_save)
+        self.accelerator.wait_for_everyone()
+        return Snapshot.load(self._run.moment)
 
     def _push_signed(self) -> None:
         where = {"private": self.args.hub_private_repo, "token": self.args.hub_token}

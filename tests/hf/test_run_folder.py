@@ -50,17 +50,27 @@ def test_other_settings_are_refused(run, settings, message):
         RunFolder(run.root, settings, resume=True)
 
 
-def test_the_newest_whole_checkpoint(run):
-    assert run.last_checkpoint(1) is None
-    two, nine, ten, eleven, twelve, _ = (checkpoint(run, step) for step in (2, 9, 10, 11, 12, "best"))
-    (eleven / "trainer_state.json").unlink()
-    (twelve / "optimizer.pt").unlink()
-    assert run.last_checkpoint(1) == str(ten)
-    for text in ('{"epoch": 1, ', '{"unknown": 1}'):
-        (ten / "trainer_state.json").write_text(text)
-        assert run.last_checkpoint(1) == str(nine)
-    (nine / "trainer_state.json").unlink()
-    assert run.last_checkpoint(1) == str(two)
+def test_the_newest_complete_checkpoint_of_this_layout(run, caplog):
+    assert run.last_checkpoint(1, "whole") is None
+    two, nine, ten, eleven, _ = (checkpoint(run, step) for step in (2, 9, 10, 11, "best"))
+    assert run.last_checkpoint(1, "whole") is None
+    for folder in (two, nine, ten):
+        run.mark_complete(folder, "whole")
+    assert run.last_checkpoint(1, "whole") == str(ten) != str(eleven)
+    run.mark_complete(ten, "FULL_STATE_DICT")
+    assert run.last_checkpoint(1, "whole") == str(nine)
+    assert "level 1 goes back to its last readable checkpoint" in caplog.text
+    assert run.last_checkpoint(1, "FULL_STATE_DICT") == str(ten)
+
+
+def test_what_a_killed_process_had_begun_is_swept_away(run):
+    for stage in (run.root / ".level-01-abcd1234", run.level(1) / ".trained-12345678"):
+        (stage / "deep").mkdir(parents=True)
+    files = [run.root / ".next.safetensors-12345678", run.handed_over]
+    for file in files:
+        file.write_text("half")
+    run.sweep()
+    assert sorted(path.name for path in run.root.rglob("*")) == ["level-01", "lottery_state.json"]
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -84,9 +94,10 @@ def test_a_start_that_was_cut_off_is_none(run, monkeypatch):
         Path(source).rename(target)
 
     run.level(0).mkdir()
+    Snapshot.capture(nn.Linear(2, 2)).save(run.moment)
     monkeypatch.setattr("os.replace", fail_for_the_weights)
     with pytest.raises(OSError, match="disk full"):
-        run.write_start(0, Mask({"weight": torch.eye(2) > 0}), Snapshot.capture(nn.Linear(2, 2)))
+        run.write_start(0, Mask({"weight": torch.eye(2) > 0}), run.moment)
     assert not run.has_start(0)
 
 

@@ -233,20 +233,23 @@ def test_steps_are_those_that_the_trainer_takes(tmp_path, changes, expected):
     assert ours.train().global_step == expected[1]
 
 
-@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP", "MEGATRON_LM"])
-def test_sharded_training_is_refused(tmp_path, monkeypatch, kind):
-    from accelerate.state import PartialState
+@pytest.mark.parametrize("kind", ["DEEPSPEED", "FSDP version 1", "MEGATRON_LM"])
+def test_weights_out_of_their_shapes_are_refused(tmp_path, monkeypatch, kind):
+    from accelerate.state import AcceleratorState, PartialState
     from accelerate.utils import DistributedType
 
     ours = SparseTrainer(net(), arguments(tmp_path), train_dataset=Points())
     finder = trainer(tmp_path)
-    monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType(kind))
+    if kind == "FSDP version 1":
+        monkeypatch.setitem(AcceleratorState._shared_state, "fsdp_plugin", SimpleNamespace(fsdp_version=1))
+    else:
+        monkeypatch.setitem(PartialState._shared_state, "distributed_type", DistributedType(kind))
     for refused in (
         lambda: SparsityCallback(mask_for(net())).on_train_begin(ours.args, ours.state, ours.control, model=net()),
         lambda: setattr(ours, "mask", mask_for(net())),
         finder.train,
     ):
-        with pytest.raises(NotImplementedError, match=f"must be held on whole parameters; received {kind}"):
+        with pytest.raises(NotImplementedError, match=f"in their own shapes; received {kind}"):
             refused()
     assert not list(tmp_path.iterdir())
 
@@ -521,7 +524,7 @@ def test_a_checkpoint_cut_off_while_it_was_written_is_passed_over(tmp_path, whol
         trainer(tmp_path, kill=(1, 4), rewind=rewind).train()
     last = sorted((tmp_path / "level-01").glob("checkpoint-*"))[-1]
     shutil.copytree(last, tmp_path / "level-01/checkpoint-99")
-    (tmp_path / "level-01/checkpoint-99/trainer_state.json").unlink()
+    (tmp_path / "level-01/checkpoint-99/lottery_checkpoint.json").unlink()
     (tmp_path / "level-01/checkpoint-99/model.safetensors").write_bytes(b"half")
     resumed, record, steps = trainer(tmp_path, rewind=rewind), Record(), 4 if rewind == "step:2" else 6
     resumed.add_callback(record)
