@@ -80,6 +80,19 @@ class SparseTrainer(Trainer):
             if self._sparsity is not None:
                 self._sparsity.release()  # also of a training that was interrupted
 
+    def evaluation_loop(self, *args, **kwargs):
+        """The Trainer's evaluation.
+
+        That of transformers 5.23 forgets the data parallelism of a compiled model when it is trained a second time; the
+        processes would train apart from then on.
+        """
+        wrapped = self.model_wrapped
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if not self.is_fsdp_enabled:  # FSDP wraps in place
+                self.model_wrapped = wrapped
+
     def create_optimizer(self, model=None):
         """The Trainer's optimizer."""
         optimizer = super().create_optimizer(model)
