@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from .mask import plain_name, unwrap
+from .processes import gathered, reducing_device, total
 from .symmetry.spec import Axis, PermutationSpec
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -57,22 +57,22 @@ class Moments:
 
     def correlation(self) -> np.ndarray | None:
         """Pearson correlations ``[target, source]``, over all processes; None if there were no paired observations."""
-        device = self._sums[0].device if self._sums else _reducing_device()
+        device = self._sums[0].device if self._sums else reducing_device()
         n, zero = self._size, {"dtype": torch.float64, "device": device}
         sums = self._sums or [torch.zeros(shape, **zero) for shape in (n, n, n, n, (n, n))]
         shift = [x.to(torch.float64) for x in self._shift] if self._shift else [torch.zeros(n, **zero)] * 2
         here = max(self.count, 1.0)
         delta = [s / here for s in sums[:2]]
         mean = [a + b for a, b in zip(shift, delta, strict=True)]
-        count = _total(torch.tensor(self.count, **zero))
+        count = total(torch.tensor(self.count, **zero))
         if not count > 0:
             return None
-        overall = [_total(self.count * m) / count for m in mean]
+        overall = [total(self.count * m) / count for m in mean]
         off = [m - o for m, o in zip(mean, overall, strict=True)]
         centred = [sums[2] - here * delta[0] ** 2, sums[3] - here * delta[1] ** 2]
         centred.append(sums[4] - here * torch.outer(*delta))
         weights = (off[0] ** 2, off[1] ** 2, torch.outer(*off))
-        left, right, cross = (_total(c + self.count * w) for c, w in zip(centred, weights, strict=True))
+        left, right, cross = (total(c + self.count * w) for c, w in zip(centred, weights, strict=True))
         # A unit that never varies is left with rounding errors, relative to the values it was computed from.
         alive = [v > 1e-10 * (m * m * count + 1e-30) for v, m in zip((left, right), overall, strict=True)]
         scale = [torch.where(ok, v, torch.inf).rsqrt() for ok, v in zip(alive, (left, right), strict=True)]
@@ -106,7 +106,7 @@ def correlations(
         ValueError: There are no batches, or an activation is not finite.
     """
     source, target = unwrap(source), unwrap(target)
-    chosen = sites(spec, source, groups)
+    every = chosen = sites(spec, source, groups)
     moments = {site: Moments(site.axis.positions.size) for site in chosen}
     seen = 0
     for seen, batch in enumerate(batches, 1):
@@ -125,8 +125,7 @@ def correlations(
         for site in chosen:
             if held[site]:
                 moments[site].spoil()
-    if not seen:
-        raise ValueError("activation matching must see at least one batch; received none. An iterator may be used up.")
+    chosen = _of_all(every, chosen if seen else None)
     return _mean_per_axis((site, moments[site].correlation()) for site in chosen)
 
 
@@ -270,6 +269,16 @@ def _distinct(chosen: Sequence[Site], raw: Sequence[tuple[Site, Tensor, int]]) -
     return list(first.values())
 
 
+def _of_all(every: Sequence[Site], chosen: Sequence[Site] | None) -> list[Site]:
+    """The sites of all processes; one without batches cannot tell, and gives None."""
+    numbers = {site: number for number, site in enumerate(every)}
+    shares = gathered(None if chosen is None else [numbers[site] for site in chosen])
+    seen = [share for share in shares if share is not None]
+    if not seen:
+        raise ValueError("activation matching must see at least one batch; received none. An iterator may be used up.")
+    return [every[number] for number in sorted(set().union(*seen))]
+
+
 def _mean_per_axis(found: Iterable[tuple[Site, np.ndarray | None]]) -> list[tuple[Axis, np.ndarray]]:
     sums: dict[Axis, tuple[np.ndarray, int]] = {}
     for site, matrix in found:
@@ -287,19 +296,6 @@ def _mean_per_axis(found: Iterable[tuple[Site, np.ndarray | None]]) -> list[tupl
 
 def _squares(x: Tensor) -> Tensor:
     return x.square().sum(0)  # einsum would take ten times as long
-
-
-def _total(x: Tensor) -> Tensor:
-    """The sum over all processes."""
-    if dist.is_available() and dist.is_initialized():
-        x = x.contiguous()
-        dist.all_reduce(x)
-    return x
-
-
-def _reducing_device() -> torch.device:
-    nccl = dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -98,8 +98,8 @@ def activation_matching(
 
     Each network sees each batch once, in eval mode. A unit is observed after its non-linearity, as the input of the
     linear or convolution layers that read it, else as the output of those that produce it. A group that no such layer
-    touches (stacked experts) is matched by weights, given the others. Under ``torch.distributed``, give every process
-    its share of the batches: the sums are added up.
+    touches (stacked experts) is matched by weights, given the others. Under ``torch.distributed`` every process calls
+    it with its share of the batches, which may be none: the sums are added up.
 
     Args:
         spec: The symmetries of both networks.
@@ -118,7 +118,7 @@ def activation_matching(
 
     Raises:
         SpecMismatchError: A network is not of the spec, or the two tie different weights.
-        ValueError: There are no batches.
+        ValueError: There are no batches, on any process.
 
     Reference:
         Adnan et al., 2025, arXiv:2505.05143, section 3. They match layer after layer on permuted prefixes, one pass

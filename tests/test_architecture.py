@@ -17,7 +17,7 @@ ORDER = [
     "symmetry.rules.base", "symmetry.rules.elementwise", "symmetry.rules.views", "symmetry.rules.rearrangements",
     "symmetry.rules.contractions", "symmetry.rules.reductions", "symmetry.rules.indexing", "symmetry.rules",
     "symmetry.outputs", "symmetry.verify", "symmetry.spec", "symmetry.solve", "symmetry.discover", "assignment",
-    "ties", "correlation", "descent", "matching", "repair", "fold", "overlap", "interpolation", "connectivity",
+    "ties", "processes", "correlation", "descent", "matching", "repair", "fold", "overlap", "interpolation", "connectivity",
     "plane", "diversity", "hessian", "hf.prunable", "hf.adapter", "hf.callback", "hf.arguments", "hf.parser",
     "hf.metrics", "hf.metrics.accuracy", "hf.metrics.error_barrier", "hf.metrics.mask_overlap",
     "hf.metrics.sign_agreement", "hf.card", "hf.hub", "hf.checkpoint", "hf.door", "hf.reference", "hf.run_folder",
