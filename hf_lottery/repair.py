@@ -300,8 +300,9 @@ def _reusable(batches: Iterable[Any]) -> Iterable[Any]:
 
 
 def _run_all(model: nn.Module, batches: Iterable[Any], forward: Forward | None) -> None:
-    seen = 0
-    for seen, batch in enumerate(batches, 1):
+    seen = torch.zeros((), device=reducing_device())
+    for batch in batches:
         run(model, batch, forward)
-    if not total(torch.tensor(seen, device=reducing_device())):
+        seen += 1
+    if not total(seen):
         raise ValueError("repair must see at least one batch; received none. An iterator may be used up.")
