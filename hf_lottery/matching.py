@@ -127,7 +127,8 @@ def activation_matching(
     chosen = _chosen(spec, groups, exclude, residual)
     weights = _weight_ties(spec, source, target, chosen)
     found = correlations(spec, chosen, source=source, target=target, batches=batches, forward=forward)
-    ties = [CorrelationTie(spec, axis, matrix) for axis, matrix in found]
+    # Last digits, which depend on the order of the sums, are not to choose among units that match equally well.
+    ties = [CorrelationTie(spec, axis, matrix.round(7)) for axis, matrix in found]
     seen = {name for name in chosen if any(name in tie.groups for tie in ties)}
     permutation = descend(spec, ties, families(spec, seen), seed=seed, iterations=iterations)
     if unseen := [name for name in chosen if name not in seen]:
