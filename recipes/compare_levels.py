@@ -13,7 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
+from accelerate import Accelerator
 from launch import check_launch
 
 from hf_lottery import markdown_table, plot_against_density
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="PNG to write.")
     parser.add_argument("--title", default="", help="Title of the picture.")
     args = parser.parse_args()
-    state = PartialState()
+    state = Accelerator()
     check_launch(state.num_processes)
     if not state.is_main_process:
         return

@@ -428,6 +428,22 @@ def test_processes_add_up_their_batches(tmp_path):
             np.testing.assert_allclose(np.load(tmp_path / f"{case}-score{rank}.npy"), scores, rtol=1e-6)
 
 
+def test_the_order_of_the_batches_does_not_choose_among_equal_units():
+    groups, axes = {"i": (9, (), "input"), "h": 64, "o": (3, (), "output")}, {"0": ("h", "i"), "2": ("o", "h")}
+    spec = spec_of(groups, {f"{n}.weight": a for n, a in axes.items()} | {f"{n}.bias": a[:1] for n, a in axes.items()})
+    for seed in range(5):
+        torch.manual_seed(seed)
+        source, target = (nn.Sequential(nn.Linear(9, 64), nn.ReLU(), nn.Linear(64, 3)) for _ in range(2))
+        for model in (source, target):
+            nn.init.constant_(model[0].bias, -1)  # many fire on the same few samples
+        batches = list(torch.randn(100, 9).split(7))
+        first, *others = (
+            activation_matching(spec, source=source, target=target, batches=order)
+            for order in (batches, batches[::-1], batches[3:] + batches[:3])
+        )
+        assert all(other == first for other in others)
+
+
 def test_routed_tokens_that_do_not_pair_up_are_left_to_the_weights():
     class Routed(nn.Module):
         def __init__(self):

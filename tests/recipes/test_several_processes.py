@@ -12,9 +12,14 @@ import find_ticket
 import pytest
 import torch
 import train_ticket
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
 from batches import training_batches
 from safetensors.torch import load_file
 from test_recipes import DIGITS, GPT2, small_vit, text_model  # noqa: F401  # fixtures
+from torch.distributed.fsdp import StateDictType
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
 from hf_lottery import Mask
@@ -159,3 +164,38 @@ def test_a_wrong_launch_ends_with_an_error(tmp_path, flags, message):
     assert result.returncode != 0 and message in result.stderr
     assert "ACCELERATE_USE_CPU=true" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_takes_every_key_of_a_configuration(monkeypatch, path):
+    parser = launch_command_parser()
+    args = parser.parse_args(["--config_file", str(path), "script.py"])
+    args.nondefault = {"config_file", "training_script"}
+    args, config, _ = _validate_launch_command(args)
+    kind = {"one_process": "NO", "cpu2": "MULTI_GPU", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}[path.stem]
+    assert config.distributed_type == kind and args.num_processes == config.num_processes
+    assert args.multi_gpu == (kind == "MULTI_GPU") and args.use_fsdp == (kind == "FSDP")
+    assert args.mixed_precision == "no"
+    flags = {action.dest for action in parser._actions}
+    assert config.fsdp_config.keys() <= flags  # accelerate would take any key there
+    if kind == "FSDP":
+        for name, value in prepare_multi_gpu_env(args).items():
+            monkeypatch.setenv(name, value)
+        plugin = FullyShardedDataParallelPlugin()
+        assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+        assert plugin.state_dict_type == StateDictType.FULL_STATE_DICT and plugin.cpu_ram_efficient_loading
+        assert plugin.auto_wrap_policy is transformer_auto_wrap_policy and not plugin.activation_checkpointing
+
+
+def test_the_configuration_for_two_processes_without_accelerators(tmp_path):
+    """The command in the file, on a script that says who is there."""
+    script = tmp_path / "who.py"
+    script.write_text(
+        "import sys; from accelerate import Accelerator; s = Accelerator().state\n"
+        "open(f'{sys.argv[1]}/{s.process_index}', 'w').write(f'{s.num_processes} {s.distributed_type.value}')\n"
+        "s.destroy_process_group()\n"
+    )
+    flags = ["--config_file", str(ROOT / "recipes/accelerate/cpu2.yaml")]
+    result = launch(script, tmp_path, flags=flags, ACCELERATE_USE_CPU="true")
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert [(tmp_path / str(rank)).read_text() for rank in range(2)] == ["2 MULTI_CPU"] * 2
