@@ -66,12 +66,17 @@ def set_up(args: TrainingArguments) -> None:
         SystemExit: See :func:`launch.check_launch`.
     """
     check_launch(args.world_size)
-    if dist.is_initialized():
-        atexit.register(dist.destroy_process_group)  # or an interpreter may die of its threads
+    atexit.register(_leave)
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
     transformers.utils.logging.disable_progress_bar()  # those of loading and saving; the training has its own
     set_seed(args.seed)
+
+
+def _leave() -> None:
+    """Leave the other processes in order, or an interpreter may die of its threads at exit."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def load_task_data(model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig) -> Data:
