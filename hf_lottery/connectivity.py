@@ -90,7 +90,8 @@ def error_barrier(
         a: The first network.
         b: The second, of the same names and shapes; not changed.
         evaluate: The error of a network, such as ``1 - accuracy`` or a loss: lower is better. It is given ``a``, and is
-            to put it in eval mode.
+            to put it in eval mode. Under ``torch.distributed`` it may take this process's share of the data and is to
+            return the error over all of them.
         points: How many networks, evenly from ``a`` to ``b``, the ends included.
         repair: ``repair(model, alpha)``, called before every evaluation, at the ends too. Interpolated batch-norm
             statistics are of no network: pass ``recalibrated(batches)``, or ``repaired(a, b, batches)`` for REPAIR.

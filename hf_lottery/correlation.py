@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from .mask import plain_name, unwrap
+from .processes import gathered, reducing_device, total
 from .symmetry.spec import Axis, PermutationSpec
 
 Forward = Callable[[nn.Module, Any], Any]
@@ -29,50 +29,65 @@ class Site(NamedTuple):
 
 
 class Moments:
-    """Streaming first and second moments of paired observations, in float64, around a shift from the first batch."""
+    """Streaming first and second moments of paired observations.
+
+    The products of a batch are taken around its own means, and batches are merged in float64. So it does not matter in
+    which order they come, nor on which process.
+    """
 
     def __init__(self, size: int):
         self.count = 0.0
         self._size = size
-        self._shift: tuple[Tensor, Tensor] | None = None
-        self._sums: list[Tensor] = []
+        self._means: list[Tensor] = []  # of the target and of the source
+        self._products: list[Tensor] = []  # of their deviations: target squared, source squared, target by source
 
     def add(self, target: Tensor, source: Tensor) -> None:
         """Count observations ``[rows, units]`` of both networks; they are overwritten."""
         if target.shape != source.shape:
             return self.spoil()
+        if not len(target):
+            return
         source = source.to(target.device)
-        if self._shift is None:
-            self._shift = target.mean(0), source.mean(0)
-        target.sub_(self._shift[0])
-        source.sub_(self._shift[1])
-        new = [target.sum(0), source.sum(0), _squares(target), _squares(source), target.T @ source]
-        new = [part.to(torch.float64) for part in new]
-        self._sums = [a.add_(b) for a, b in zip(self._sums, new, strict=True)] if self._sums else new
-        self.count += len(target)
+        shifts = target.mean(0), source.mean(0)
+        for rows, shift in zip((target, source), shifts, strict=True):
+            rows.sub_(shift)
+        left = [rows.sum(0).double() / len(rows) for rows in (target, source)]  # float32 means are not exact
+        products = [part.double() for part in (_squares(target), _squares(source), target.T @ source)]
+        _add_outer_(products, left, -len(target))
+        means = [shift.double() + rest for shift, rest in zip(shifts, left, strict=True)]
+        self._merge(len(target), means, products)
+
+    def _merge(self, count: int, means: list[Tensor], products: list[Tensor]) -> None:
+        before, self.count = self.count, self.count + count
+        if not self._means:
+            self._means, self._products = means, products
+            return
+        off = [mean - own for mean, own in zip(means, self._means, strict=True)]
+        for own, new in zip(self._products, products, strict=True):
+            own.add_(new)
+        _add_outer_(self._products, off, before * count / self.count)
+        for own, step in zip(self._means, off, strict=True):
+            own.add_(step, alpha=count / self.count)
 
     def spoil(self) -> None:
         """Forget all: the two networks did not make the same number of observations here (tokens that are routed)."""
         self.count = float("nan")
 
     def correlation(self) -> np.ndarray | None:
-        """Pearson correlations ``[target, source]``, over all processes; None if there were no paired observations."""
-        device = self._sums[0].device if self._sums else _reducing_device()
+        """Pearson correlations ``[target, source]``, over all processes, once all is added.
+
+        None if there were no paired observations.
+        """
+        device = self._means[0].device if self._means else reducing_device()
         n, zero = self._size, {"dtype": torch.float64, "device": device}
-        sums = self._sums or [torch.zeros(shape, **zero) for shape in (n, n, n, n, (n, n))]
-        shift = [x.to(torch.float64) for x in self._shift] if self._shift else [torch.zeros(n, **zero)] * 2
-        here = max(self.count, 1.0)
-        delta = [s / here for s in sums[:2]]
-        mean = [a + b for a, b in zip(shift, delta, strict=True)]
-        count = _total(torch.tensor(self.count, **zero))
+        count = total(torch.tensor(self.count, **zero))
         if not count > 0:
             return None
-        overall = [_total(self.count * m) / count for m in mean]
-        off = [m - o for m, o in zip(mean, overall, strict=True)]
-        centred = [sums[2] - here * delta[0] ** 2, sums[3] - here * delta[1] ** 2]
-        centred.append(sums[4] - here * torch.outer(*delta))
-        weights = (off[0] ** 2, off[1] ** 2, torch.outer(*off))
-        left, right, cross = (_total(c + self.count * w) for c, w in zip(centred, weights, strict=True))
+        means = self._means or [torch.zeros(n, **zero)] * 2
+        products = self._products or [torch.zeros(shape, **zero) for shape in (n, n, (n, n))]
+        overall = [total(self.count * mean) / count for mean in means]
+        _add_outer_(products, [mean - o for mean, o in zip(means, overall, strict=True)], self.count)
+        left, right, cross = map(total, products)
         # A unit that never varies is left with rounding errors, relative to the values it was computed from.
         alive = [v > 1e-10 * (m * m * count + 1e-30) for v, m in zip((left, right), overall, strict=True)]
         scale = [torch.where(ok, v, torch.inf).rsqrt() for ok, v in zip(alive, (left, right), strict=True)]
@@ -106,7 +121,7 @@ def correlations(
         ValueError: There are no batches, or an activation is not finite.
     """
     source, target = unwrap(source), unwrap(target)
-    chosen = sites(spec, source, groups)
+    every = chosen = sites(spec, source, groups)
     moments = {site: Moments(site.axis.positions.size) for site in chosen}
     seen = 0
     for seen, batch in enumerate(batches, 1):
@@ -125,8 +140,7 @@ def correlations(
         for site in chosen:
             if held[site]:
                 moments[site].spoil()
-    if not seen:
-        raise ValueError("activation matching must see at least one batch; received none. An iterator may be used up.")
+    chosen = _of_all(every, chosen if seen else None)
     return _mean_per_axis((site, moments[site].correlation()) for site in chosen)
 
 
@@ -270,6 +284,16 @@ def _distinct(chosen: Sequence[Site], raw: Sequence[tuple[Site, Tensor, int]]) -
     return list(first.values())
 
 
+def _of_all(every: Sequence[Site], chosen: Sequence[Site] | None) -> list[Site]:
+    """The sites of all processes; one without batches cannot tell, and gives None."""
+    numbers = {site: number for number, site in enumerate(every)}
+    shares = gathered(None if chosen is None else [numbers[site] for site in chosen])
+    seen = [share for share in shares if share is not None]
+    if not seen:
+        raise ValueError("activation matching must see at least one batch; received none. An iterator may be used up.")
+    return [every[number] for number in sorted(set().union(*seen))]
+
+
 def _mean_per_axis(found: Iterable[tuple[Site, np.ndarray | None]]) -> list[tuple[Axis, np.ndarray]]:
     sums: dict[Axis, tuple[np.ndarray, int]] = {}
     for site, matrix in found:
@@ -285,21 +309,15 @@ def _mean_per_axis(found: Iterable[tuple[Site, np.ndarray | None]]) -> list[tupl
     return [(axis, total / count) for axis, (total, count) in sums.items()]
 
 
+def _add_outer_(products: Sequence[Tensor], means: Sequence[Tensor], weight: float) -> None:
+    """Add ``weight`` times the products of the means of target and source."""
+    products[0].add_(means[0].square(), alpha=weight)
+    products[1].add_(means[1].square(), alpha=weight)
+    products[2].addr_(means[0], means[1], alpha=weight)
+
+
 def _squares(x: Tensor) -> Tensor:
     return x.square().sum(0)  # einsum would take ten times as long
-
-
-def _total(x: Tensor) -> Tensor:
-    """The sum over all processes."""
-    if dist.is_available() and dist.is_initialized():
-        x = x.contiguous()
-        dist.all_reduce(x)
-    return x
-
-
-def _reducing_device() -> torch.device:
-    nccl = dist.is_available() and dist.is_initialized() and dist.get_backend() == "nccl"
-    return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
 def _to(value: Any, device: torch.device) -> Any:

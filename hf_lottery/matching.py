@@ -98,8 +98,8 @@ def activation_matching(
 
     Each network sees each batch once, in eval mode. A unit is observed after its non-linearity, as the input of the
     linear or convolution layers that read it, else as the output of those that produce it. A group that no such layer
-    touches (stacked experts) is matched by weights, given the others. Under ``torch.distributed``, give every process
-    its share of the batches: the sums are added up.
+    touches (stacked experts) is matched by weights, given the others. Under ``torch.distributed`` every process calls
+    it with its share of the batches, which may be none: the sums are added up.
 
     Args:
         spec: The symmetries of both networks.
@@ -118,7 +118,7 @@ def activation_matching(
 
     Raises:
         SpecMismatchError: A network is not of the spec, or the two tie different weights.
-        ValueError: There are no batches.
+        ValueError: There are no batches, on any process.
 
     Reference:
         Adnan et al., 2025, arXiv:2505.05143, section 3. They match layer after layer on permuted prefixes, one pass
@@ -127,7 +127,8 @@ def activation_matching(
     chosen = _chosen(spec, groups, exclude, residual)
     weights = _weight_ties(spec, source, target, chosen)
     found = correlations(spec, chosen, source=source, target=target, batches=batches, forward=forward)
-    ties = [CorrelationTie(spec, axis, matrix) for axis, matrix in found]
+    # Last digits, which depend on the order of the sums, are not to choose among units that match equally well.
+    ties = [CorrelationTie(spec, axis, matrix.round(7)) for axis, matrix in found]
     seen = {name for name in chosen if any(name in tie.groups for tie in ties)}
     permutation = descend(spec, ties, families(spec, seen), seed=seed, iterations=iterations)
     if unseen := [name for name in chosen if name not in seen]:

@@ -3,6 +3,9 @@
 Between two networks the variance of every channel shrinks, layer after layer, because their units agree only in part.
 This is a diagnosis of how well two networks are aligned; carrying a mask over does not need it.
 
+Under ``torch.distributed`` every process calls these functions with its share of the batches, which may be none. The
+statistics are those of all batches, on every process.
+
 References:
     Jordan, Sedghi, Saukh, Entezari and Neyshabur, 2023, "REPAIR: REnormalizing Permuted Activations for Interpolation
     Repair", arXiv:2211.08403.
@@ -13,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 from .correlation import Forward, evaluating, run, written_channels
 from .mask import unwrap
+from .processes import gathered, reducing_device, several, total
 
 Repair = Callable[[nn.Module, float], None]
 _EPS = 1e-5
@@ -32,11 +37,13 @@ def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[Any], forward: F
 
     Args:
         model: A network with batch norms, such as an interpolated or a freshly masked one.
-        batches: Inputs: dicts for ``model(**batch)``, tuples for ``model(*batch)``, or tensors.
+        batches: Inputs: dicts for ``model(**batch)``, tuples for ``model(*batch)``, or tensors. Under
+            ``torch.distributed``, this process's share of them.
         forward: ``forward(model, batch)`` instead, with the batch as it came.
 
     Raises:
-        ValueError: There are no batch norms with running statistics, or no batches; nothing was changed.
+        ValueError: There are no batch norms with running statistics, or no batches on any process; nothing was
+            changed.
     """
     model = unwrap(model)
     if not batch_norms(model):
@@ -131,7 +138,7 @@ def repaired(
         measured, handles = _measure(end, names)
         with evaluating(end), handles:
             _run_all(end, batches, forward)
-        ends.append({name: found.mean_std() for name, found in measured.items()})
+        ends.append({name: found.mean_std() for name, found in _of_all(end, measured).items()})
     if layers is None and ends[0]:
         names = list(ends[0])[:-1]  # in the order they ran
     names = [name for name in names if name in ends[0] and name in ends[1]]
@@ -147,7 +154,7 @@ def repaired(
         measured, handles = _measure(model, names, goals)
         with evaluating(model), handles, _recalibrating(model):
             _run_all(model, batches, forward)
-        for name, found in measured.items():
+        for name, found in _of_all(model, measured).items():
             _fold_(model.get_submodule(name), goals[name], found)
 
     return repair
@@ -164,6 +171,14 @@ class _Statistics:
         new = [rows.sum(0), rows.square().sum(0)]
         self.sums = [a + b for a, b in zip(self.sums, new, strict=True)] if self.sums else new
         self.count += len(rows)
+
+    def of_all(self, channels: int) -> _Statistics:
+        """Those of all processes."""
+        pooled = _Statistics()
+        sums = self.sums or [torch.zeros(channels, dtype=torch.float64, device=reducing_device())] * 2
+        pooled.sums = [total(part.clone()) for part in sums]
+        pooled.count = total(torch.tensor(self.count, device=sums[0].device)).item()
+        return pooled
 
     def mean_std(self) -> tuple[Tensor, Tensor]:
         mean = self.sums[0] / self.count
@@ -196,6 +211,17 @@ def _measure(model: nn.Module, names: Iterable[str], goals: dict[str, list[Tenso
         assert place is not None
         handles.callback(module.register_forward_hook(hook(name, place[1])).remove)
     return measured, handles
+
+
+def _of_all(model: nn.Module, measured: dict[str, _Statistics]) -> dict[str, _Statistics]:
+    """The statistics of all processes, in the order in which the layers ran; one without batches saw none."""
+    found = {}
+    for name in dict.fromkeys(chain.from_iterable(gathered(list(measured)))):
+        layer = model.get_submodule(name)
+        place = written_channels(layer)
+        assert place is not None
+        found[name] = measured.get(name, _Statistics()).of_all(layer.get_parameter("weight").shape[place[0]])
+    return found
 
 
 @torch.no_grad()
@@ -242,6 +268,8 @@ def _recalibrating(model: nn.Module):
             norm.reset_running_stats()
             norm.momentum = None  # cumulative mean
         yield
+        for norm in norms:
+            _average_(norm)
     except BaseException:
         for norm, (buffers, _) in zip(norms, before, strict=True):
             for name, buffer in norm.named_buffers():
@@ -252,14 +280,29 @@ def _recalibrating(model: nn.Module):
             norm.momentum = momentum
 
 
+@torch.no_grad()
+def _average_(norm: nn.modules.batchnorm._BatchNorm) -> None:
+    """Give a batch norm the mean over the batches of all processes."""
+    if not several():
+        return
+    own = norm.get_buffer("num_batches_tracked")
+    count = total(own.clone())
+    for name in ("running_mean", "running_var"):
+        buffer = norm.get_buffer(name)
+        mean = total(buffer.double() * own) / count
+        if count:  # a norm that never ran is as after a reset
+            buffer.copy_(mean)
+    own.copy_(count)
+
+
 def _reusable(batches: Iterable[Any]) -> Iterable[Any]:
     return list(batches) if iter(batches) is batches else batches
 
 
 def _run_all(model: nn.Module, batches: Iterable[Any], forward: Forward | None) -> None:
-    empty = True
+    seen = torch.zeros((), device=reducing_device())
     for batch in batches:
         run(model, batch, forward)
-        empty = False
-    if empty:
+        seen += 1
+    if not total(seen):
         raise ValueError("repair must see at least one batch; received none. An iterator may be used up.")

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast_object_list
+from batches import example_batch, training_batches
 from common import AUTO_MODELS, ModelArguments, load_task_data, set_up, trainer_arguments
 from data import DataArguments
 from transformers import PreTrainedModel, Trainer
@@ -27,6 +28,7 @@ from transformers import PreTrainedModel, Trainer
 from hf_lottery import (
     LotteryArguments,
     Mask,
+    Permutation,
     PermutationSpec,
     RecipeParser,
     Ticket,
@@ -72,11 +74,9 @@ def main() -> None:
         data = load_task_data(model_args, data_args, model_args.load_config())
     trainer = Trainer(model=target, args=args, **trainer_arguments(model_args.task, data))
     source.to(args.device)
-    loader = islice(trainer.get_train_dataloader(), align.match_batches)
-    batches = [without_labels(trainer._prepare_inputs(batch)) for batch in loader]
-    spec = discover(source, batches[0])
+    spec = discover(source, example_batch(trainer))
     logging.info("%s", spec)
-    permutation = match(align.method, spec, source, target, batches, args.seed)
+    permutation = match(align.method, spec, source, target, trainer, align.match_batches)
     aligned = permutation(mask)
     if args.should_save:
         folder = Path(args.output_dir)
@@ -109,18 +109,22 @@ def load_network(source: str, task: str) -> PreTrainedModel:
     return model
 
 
-def without_labels(batch: dict[str, Any]) -> dict[str, Any]:
-    """What the network computes its logits from."""
-    return {name: value for name, value in batch.items() if name != "labels"}
-
-
 def match(
-    method: str, spec: PermutationSpec, source: PreTrainedModel, target: PreTrainedModel, batches: list[Any], seed: int
-) -> Any:
-    """The permutation that carries ``source`` to ``target``."""
+    method: str,
+    spec: PermutationSpec,
+    source: PreTrainedModel,
+    target: PreTrainedModel,
+    trainer: Trainer,
+    match_batches: int,
+) -> Permutation:
+    """The permutation that carries ``source`` to ``target``, on every process that of the first."""
+    pair: dict[str, Any] = {"source": source, "target": target, "seed": trainer.args.seed}
     if method == "weight":
-        return weight_matching(spec, source=source, target=target, seed=seed)
-    return activation_matching(spec, source=source, target=target, batches=batches, seed=seed)
+        found = weight_matching(spec, **pair)
+    else:
+        samples = match_batches * trainer.args.per_device_train_batch_size
+        found = activation_matching(spec, batches=training_batches(trainer, samples), **pair)
+    return broadcast_object_list([found])[0]
 
 
 if __name__ == "__main__":

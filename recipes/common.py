@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
-import os
-import sys
 from dataclasses import dataclass, field
 from typing import Any
 
 import models  # noqa: F401  # registers the papers' networks with the Auto classes
 import numpy as np
+import torch.distributed as dist
 import transformers
 from built_in import BUILT_IN
 from data import Data, DataArguments, load_data
+from launch import check_launch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -62,18 +63,20 @@ def set_up(args: TrainingArguments) -> None:
     """Check the launch, and set logging and seed.
 
     Raises:
-        SystemExit: Several processes were launched but do not know of each other.
+        SystemExit: See :func:`launch.check_launch`.
     """
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched != args.world_size:
-        sys.exit(
-            f"{launched} processes were launched, but each would train alone (world size {args.world_size}). "
-            "On a machine without accelerators, set ACCELERATE_USE_CPU=true."
-        )
+    check_launch(args.world_size)
+    atexit.register(_leave)
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
     transformers.utils.logging.disable_progress_bar()  # those of loading and saving; the training has its own
     set_seed(args.seed)
+
+
+def _leave() -> None:
+    """Leave the other processes in order, or an interpreter may die of its threads at exit."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def load_task_data(model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig) -> Data:

@@ -13,6 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from accelerate import Accelerator
+from launch import check_launch
 
 from hf_lottery import markdown_table, plot_against_density
 
@@ -52,6 +54,10 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="PNG to write.")
     parser.add_argument("--title", default="", help="Title of the picture.")
     args = parser.parse_args()
+    state = Accelerator()
+    check_launch(state.num_processes)
+    if not state.is_main_process:
+        return
     series = read_runs(args.runs, args.measure)
     print(table(series))
     if args.picture:

@@ -16,14 +16,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
-from align_mask import load_network, match, without_labels
+import torch
+from align_mask import load_network, match
+from batches import evaluation_batches, example_batch, training_batches
 from common import ModelArguments, load_task_data, set_up, trainer_arguments
-from data import Data, DataArguments
-from report_sections import match_sections, measure_of, overlap_sections, path_sections
-from torch import nn
+from data import DataArguments
+from report_sections import match_sections, overlap_sections, path_sections
+from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
 from hf_lottery import (
@@ -80,9 +81,9 @@ def main() -> None:
         data = load_task_data(model_args, data_args, model_args.load_config())
     trainer = Trainer(model=a, args=args, **trainer_arguments(model_args.task, data))
     b.to(args.device)
-    judge = Judge(trainer, data, which.recalibration_sample)
+    judge = Judge(trainer, model_args.task, which.recalibration_sample)
     barriers = {"as they were": error_barrier(a, b, judge, points=which.points)}
-    permutation = align(which, a, b, judge, args.seed)
+    permutation = align(which, a, b, trainer)
     if permutation is not None:
         permute_(a, permutation)
         barriers[f"aligned by {which.align}"] = error_barrier(a, b, judge, points=which.points)
@@ -109,46 +110,46 @@ def find_mask(source: str) -> Mask | None:
 
 
 class Judge:
-    """The test error of a network, with batch norms recalibrated on a sample that is the same in every process.
+    """The test error of a network, or its loss as a language model, with batch norms recalibrated on a sample.
+
+    Each process takes its share of the sample and of the test data; all get the error over all of them.
 
     Args:
-        trainer: Evaluates its own model, which is the network that moves along the line.
-        data: Its training data give the sample.
-        size: Samples in it.
+        trainer: Has the data, and computes a loss.
+        task: What the network is for.
+        samples: Training samples to recalibrate on.
     """
 
-    def __init__(self, trainer: Trainer, data: Data, size: int):
-        self.trainer, self.data = trainer, data
-        self.word = "error"
-        self.sample = self.batches(size)
+    def __init__(self, trainer: Trainer, task: str, samples: int):
+        self.trainer = trainer
+        self.word = "loss" if task == "causal-lm" else "error"
+        self.sample = training_batches(trainer, samples)
 
+    @torch.no_grad()
     def __call__(self, model: nn.Module) -> float:
         if batch_norms(model):
             recalibrate_batch_norm_(model, self.sample)
-        metrics = self.trainer.evaluate()
-        measure = measure_of(metrics)
-        self.word = "error" if measure == "eval_accuracy" else "loss"
-        return 1 - metrics[measure] if self.word == "error" else metrics[measure]
+        model.eval()
+        sums = torch.zeros(2, dtype=torch.float64)
+        for batch in evaluation_batches(self.trainer):
+            labels = batch["labels"]
+            sums += torch.tensor([self.errors(model, batch, labels), len(labels)])
+        sums = cast(Tensor, self.trainer.accelerator.reduce(sums.to(self.trainer.args.device), "sum"))
+        errors, samples = sums.tolist()
+        return errors / samples
 
-    def batches(self, size: int) -> list[dict[str, Any]]:
-        """Training samples without labels, in batches."""
-        args, train = self.trainer.args, self.data.train
-        order = np.random.default_rng(args.seed).permutation(len(train))[:size].tolist()
-        step = args.per_device_train_batch_size
-        collated = (
-            self.data.data_collator([train[j] for j in order[i : i + step]]) for i in range(0, len(order), step)
-        )
-        return [without_labels(self.trainer._prepare_inputs(batch)) for batch in collated]
+    def errors(self, model: nn.Module, batch: dict[str, Any], labels: Tensor) -> float:
+        """The sum over a batch."""
+        with self.trainer.compute_loss_context_manager():
+            loss, outputs = cast(Any, self.trainer.compute_loss(model, batch, return_outputs=True))
+        return loss.item() * len(labels) if self.word == "loss" else int((outputs.logits.argmax(-1) != labels).sum())
 
 
-def align(
-    which: ConnectivityArguments, a: PreTrainedModel, b: PreTrainedModel, judge: Judge, seed: int
-) -> Permutation | None:
+def align(which: ConnectivityArguments, a: PreTrainedModel, b: PreTrainedModel, trainer: Trainer) -> Permutation | None:
     """The permutation that carries ``a`` to ``b``."""
     if which.align == "none":
         return None
-    batches = judge.batches(which.match_batches * judge.trainer.args.per_device_train_batch_size)
-    return match(which.align, discover(a, batches[0]), a, b, batches, seed)
+    return match(which.align, discover(a, example_batch(trainer)), a, b, trainer, which.match_batches)
 
 
 def write_results(file: Path, barriers: dict[str, Barrier]) -> None:

@@ -23,12 +23,12 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from common import ModelArguments, build_model, load_task_data, mean_and_std, set_up, trainer_arguments
+from connectivity import Judge
 from data import Data, DataArguments
 from torch import nn
 from transformers import set_seed
@@ -42,9 +42,7 @@ from hf_lottery import (
     WinningSignTrainer,
     error_barrier,
     markdown_table,
-    recalibrate_batch_norm_,
 )
-from hf_lottery.repair import batch_norms
 from hf_lottery.staging import write_atomically
 
 METHODS = {"aws": "step", "lrr": "none"}
@@ -145,16 +143,11 @@ class Experiment:
 
     def barrier(self, a: nn.Module, b: nn.Module) -> float:
         """The error barrier between two networks, in points of test accuracy."""
-        judge = SparseTrainer(model=a, args=self.args, **self.arguments)
-        set_seed(self.seed)
-        batches = [judge._prepare_inputs(batch) for batch in islice(judge.get_train_dataloader(), 16)]
-
-        def error(model: nn.Module) -> float:
-            if batch_norms(model):
-                recalibrate_batch_norm_(model, batches)
-            return 100 * (1 - judge.evaluate()["eval_accuracy"])
-
-        return error_barrier(a, b, error).barrier
+        args = copy.copy(self.args)
+        args.seed = self.seed
+        trainer = SparseTrainer(model=a, args=args, **self.arguments)
+        judge = Judge(trainer, self.model_args.task, 16 * args.per_device_train_batch_size)
+        return 100 * error_barrier(a, b, judge).barrier
 
 
 def main() -> None:
@@ -162,16 +155,20 @@ def main() -> None:
     parser = RecipeParser([ExperimentArguments, ModelArguments, DataArguments, LotteryArguments])
     experiment, model_args, data_args, args = parser.parse()
     set_up(args)
-    data = load_task_data(model_args, data_args, model_args.load_config())
+    with args.main_process_first():
+        data = load_task_data(model_args, data_args, model_args.load_config())
     base = Path(args.output_dir)
     results: dict[str, dict[str, float]] = {}
     for seed in experiment.seeds:
         file = base / f"seed-{seed}.json"
-        if not file.exists():
-            found = Experiment(seed, base / f"seed-{seed}", model_args, data, args).run()
+        if file.exists():
+            results[str(seed)] = json.loads(file.read_text())
+            continue
+        results[str(seed)] = found = Experiment(seed, base / f"seed-{seed}", model_args, data, args).run()
+        if args.should_save:
             write_atomically(file, (json.dumps(found, indent=2) + "\n").encode())
-        results[str(seed)] = json.loads(file.read_text())
-    print(f"\n{table(results)}")
+    if args.should_save:
+        print(f"\n{table(results)}")
 
 
 def table(results: dict[str, dict[str, float]]) -> str:

@@ -18,12 +18,12 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from align_mask import match, without_labels
+from align_mask import match
+from batches import example_batch
 from common import ModelArguments, build_model, load_task_data, mean_and_std, set_up, trainer_arguments
 from data import Data, DataArguments
 from torch import nn
@@ -40,6 +40,7 @@ from hf_lottery import (
     discover,
     markdown_table,
 )
+from hf_lottery.staging import write_atomically
 
 TRAININGS = ("dense", "lth", "naive", "permuted")
 
@@ -58,15 +59,18 @@ def main() -> None:
     parser = RecipeParser([ExperimentArguments, ModelArguments, DataArguments, LotteryArguments])
     experiment, model_args, data_args, args = parser.parse()
     set_up(args)
-    data = load_task_data(model_args, data_args, model_args.load_config())
+    with args.main_process_first():
+        data = load_task_data(model_args, data_args, model_args.load_config())
     base = Path(args.output_dir)
     file = base / "three_trainings.json"
     results: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
     for seed in experiment.seeds:
         if str(seed) not in results:
             results[str(seed)] = run_seed(seed, base / f"seed-{seed}", experiment, model_args, data, args)
-            file.write_text(json.dumps(results, indent=2) + "\n")
-    print(f"\n{table(results)}")
+            if args.should_save:
+                write_atomically(file, (json.dumps(results, indent=2) + "\n").encode())
+    if args.should_save:
+        print(f"\n{table(results)}")
 
 
 def run_seed(
@@ -87,11 +91,10 @@ def run_seed(
     target, moment = build_model(model_args, data, other), folder / "b/rewind.safetensors"
     accuracy = {"dense": _train(target, None, 0, other, args, arguments, SnapshotCallback(ticket.rewind.step, moment))}
 
-    loader = finder.get_train_dataloader()
-    batches = [without_labels(finder._prepare_inputs(batch)) for batch in islice(loader, experiment.match_batches)]
-    spec = discover(source, batches[0])
-    permutation = match(experiment.method, spec, source, target, batches, seed)
-    print(permutation.report)
+    spec = discover(source, example_batch(finder))
+    permutation = match(experiment.method, spec, source, target, finder, experiment.match_batches)
+    if args.should_save:
+        print(permutation.report)
     aligned = permutation(ticket.mask)
     for name, start, mask in (
         ("lth", ticket.rewind, ticket.mask),

@@ -397,26 +397,51 @@ def test_networks_that_tie_different_weights_are_refused():
         weight_matching(spec, source=source, target=target)
 
 
+SHARES = {  # samples of each batch, for each of two processes; the network of the second has heads and tied inputs
+    "uneven": ("gqa", [slice(0, 20), slice(20, 30)], [slice(30, None)]),
+    "none": ("attention", [slice(0, 20), slice(20, None)], []),
+}
+
+
 def _one_process(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    source, target, spec, x = unrelated("gqa")
-    batches = [x[:20], x[20:30]] if rank == 0 else [x[30:]]
-    p = activation_matching(spec, source=source, target=target, batches=batches)
-    np.save(f"{folder}/{rank}.npy", np.concatenate([p.entry(name).reshape(-1) for name in spec.free]))
-    np.save(f"{folder}/score{rank}.npy", [match.matched for match in p.report.groups.values()])
+    for case, (name, *shares) in SHARES.items():
+        source, target, spec, x = unrelated(name)
+        p = activation_matching(spec, source=source, target=target, batches=[x[rows] for rows in shares[rank]])
+        np.save(f"{folder}/{case}{rank}.npy", np.concatenate([p.entry(name).reshape(-1) for name in spec.free]))
+        np.save(f"{folder}/{case}-score{rank}.npy", [match.matched for match in p.report.groups.values()])
+    with pytest.raises(ValueError, match="must see at least one batch; received none"):
+        activation_matching(spec, source=source, target=target, batches=[])
     dist.destroy_process_group()
 
 
 def test_processes_add_up_their_batches(tmp_path):
     torch.multiprocessing.spawn(_one_process, (str(tmp_path),), nprocs=2)
-    source, target, spec, x = unrelated("gqa")
-    p = activation_matching(spec, source=source, target=target, batches=[x])
-    alone = np.concatenate([p.entry(name).reshape(-1) for name in spec.free])
-    for rank in range(2):
-        assert np.array_equal(np.load(tmp_path / f"{rank}.npy"), alone)
-        np.testing.assert_allclose(
-            np.load(tmp_path / f"score{rank}.npy"), [match.matched for match in p.report.groups.values()], rtol=1e-9
+    for case, (name, *shares) in SHARES.items():
+        source, target, spec, x = unrelated(name)
+        batches = [x[rows] for rows in itertools.chain(*shares)]
+        p = activation_matching(spec, source=source, target=target, batches=batches)
+        alone = np.concatenate([p.entry(name).reshape(-1) for name in spec.free])
+        scores = [match.matched for match in p.report.groups.values()]
+        for rank in range(2):
+            assert np.array_equal(np.load(tmp_path / f"{case}{rank}.npy"), alone)
+            np.testing.assert_allclose(np.load(tmp_path / f"{case}-score{rank}.npy"), scores, rtol=1e-6)
+
+
+def test_the_order_of_the_batches_does_not_choose_among_equal_units():
+    groups, axes = {"i": (9, (), "input"), "h": 64, "o": (3, (), "output")}, {"0": ("h", "i"), "2": ("o", "h")}
+    spec = spec_of(groups, {f"{n}.weight": a for n, a in axes.items()} | {f"{n}.bias": a[:1] for n, a in axes.items()})
+    for seed in range(5):
+        torch.manual_seed(seed)
+        source, target = (nn.Sequential(nn.Linear(9, 64), nn.ReLU(), nn.Linear(64, 3)) for _ in range(2))
+        for model in (source, target):
+            nn.init.constant_(model[0].bias, -1)  # many fire on the same few samples
+        batches = list(torch.randn(100, 9).split(7))
+        first, *others = (
+            activation_matching(spec, source=source, target=target, batches=order)
+            for order in (batches, batches[::-1], batches[3:] + batches[:3])
         )
+        assert all(other == first for other in others)
 
 
 def test_routed_tokens_that_do_not_pair_up_are_left_to_the_weights():

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from hand_made import network
 from torch import nn
 from torch.nn import functional as F
@@ -140,3 +141,36 @@ def test_a_frozen_batch_norm_stays_as_it_is():
     recalibrate_batch_norm_(model, [torch.randn(8, 3)])
     assert model[1].running_mean.tolist() == [3.0] * 4
     assert model[2].running_mean.abs().max() > 0
+
+
+def _repaired(shares):
+    """The states of two networks, one recalibrated and one repaired on batches; of all processes that call it."""
+    norms, _, x = network("resnet")
+    recalibrate_batch_norm_(norms, [x[rows] for rows in shares])
+    (a, _, y), (b, _, _) = network("mlp", 0), network("mlp", 1)
+    dense = middle(a, b)
+    repair_(dense, source=a, target=b, batches=[y[rows] for rows in shares])
+    return norms.state_dict() | dense.state_dict()
+
+
+SHARES = [[slice(0, 20), slice(20, 30), slice(30, 64)], [slice(0, 20)]]  # batches of both networks: 64 samples
+
+
+def _one_process(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    for case, batches in enumerate(SHARES):  # in the second, one process has none
+        torch.save(_repaired(batches[rank::2]), f"{folder}/{case}-{rank}.pt")
+    with pytest.raises(ValueError, match="must see at least one batch; received none"):
+        _repaired([])
+    dist.destroy_process_group()
+
+
+def test_every_process_has_the_statistics_of_all_batches(tmp_path):
+    torch.multiprocessing.spawn(_one_process, (str(tmp_path),), nprocs=2)
+    for case, batches in enumerate(SHARES):
+        alone = _repaired(batches)
+        first, second = (torch.load(tmp_path / f"{case}-{rank}.pt") for rank in range(2))
+        assert alone["bn0.num_batches_tracked"] == len(batches)
+        for name, tensor in alone.items():
+            assert torch.equal(first[name], second[name]), name
+            torch.testing.assert_close(first[name], tensor, rtol=1e-6, atol=1e-6)

@@ -206,7 +206,7 @@ def test_processes_that_do_not_know_of_each_other_are_stopped(monkeypatch, tmp_p
     args = transformers.TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
     assert args.world_size == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(SystemExit, match="2 processes were launched, but each would train alone"):
+    with pytest.raises(SystemExit, match="must know of each other; received 2 processes that each would work alone"):
         common.set_up(args)
 
 

@@ -1,0 +1,55 @@
+"""Batches for matching, recalibration and barriers: each process gets its share of what one process would get."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+
+def training_batches(trainer: Trainer, samples: int) -> list[dict[str, Any]]:
+    """This process's share of the first ``samples`` training samples, without labels, in batches.
+
+    The order is that of an epoch of training with the Trainer's seed, whatever the number of processes.
+    """
+    rows, size = _order(trainer)[:samples], trainer.args.per_device_train_batch_size
+    return [without_labels(batch) for batch in _share(trainer, trainer.train_dataset, rows, size)]
+
+
+def example_batch(trainer: Trainer) -> dict[str, Any]:
+    """The first of the training batches, on every process."""
+    rows = _order(trainer)[: trainer.args.per_device_train_batch_size]
+    return without_labels(_batch(trainer, trainer.train_dataset, rows))
+
+
+def evaluation_batches(trainer: Trainer) -> Iterator[dict[str, Any]]:
+    """This process's share of the test samples, with labels, in batches."""
+    dataset: Any = trainer.eval_dataset
+    return _share(trainer, dataset, range(len(dataset)), trainer.args.per_device_eval_batch_size)
+
+
+def without_labels(batch: dict[str, Any]) -> dict[str, Any]:
+    """What the network computes its logits from."""
+    return {name: value for name, value in batch.items() if name != "labels"}
+
+
+def _order(trainer: Trainer) -> list[int]:
+    args, dataset = trainer.args, trainer.train_dataset
+    seed = args.seed if args.data_seed is None else args.data_seed
+    return torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore
+
+
+def _share(trainer: Trainer, dataset: Any, rows: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
+    """Every second batch of two processes; the last may have one less."""
+    for start in range(0, len(rows), size)[trainer.args.process_index :: trainer.args.world_size]:
+        yield _batch(trainer, dataset, rows[start : start + size])
+
+
+def _batch(trainer: Trainer, dataset: Any, rows: Sequence[int]) -> dict[str, Any]:
+    collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(trainer.args.seed + rows[0])  # augmentation does not depend on the batches before
+        batch = collate([dataset[row] for row in rows])
+    return trainer._prepare_inputs(batch)
