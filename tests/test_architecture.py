@@ -10,9 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hf_lottery"
 # The reading order: a module imports only modules above it.
 ORDER = [
-    "version", "staging", "encoding", "mask_config", "mask_file", "sign_file", "stored", "mask", "series", "scores",
-    "select", "scope", "prune", "schedule", "rewind", "sparse", "imp", "norms", "signs", "report.tables",
-    "report.style", "report.dead", "report.curves", "report.bars", "report.maps", "report.page", "report",
+    "version", "staging", "encoding", "mask_config", "mask_file", "sign_file", "stored", "shards", "mask", "series",
+    "scores", "stream", "sharded_select", "select", "scope", "prune", "schedule", "rewind", "sparse", "imp", "norms",
+    "signs", "report.tables", "report.style", "report.dead", "report.curves", "report.bars", "report.maps", "report.page", "report",
     "permutation_file", "permutation", "symmetry.blocks", "symmetry.layout", "symmetry.trace",
     "symmetry.rules.base", "symmetry.rules.elementwise", "symmetry.rules.views", "symmetry.rules.rearrangements",
     "symmetry.rules.contractions", "symmetry.rules.reductions", "symmetry.rules.indexing", "symmetry.rules",
