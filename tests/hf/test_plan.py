@@ -68,6 +68,7 @@ def sizes(folder):
     return found
 
 
+ESTIMATED = ("ticket", "signed mask", "state")  # they hold text that is of what a run finds; the others are counted
 MOMENTUM = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.01, "momentum": 0.9})}
 EPOCHS = {"dense_epochs": 3, "level_epochs": 1, "final_run": True}
 RUNS = {
@@ -106,7 +107,7 @@ def test_disk_and_steps_are_as_planned(tmp_path, name, monkeypatch):
     found = sizes(tmp_path)
     assert {part for part, size in plan.disk.parts.items() if size} == found.keys()
     for part, size in found.items():
-        assert plan.disk.parts[part] == pytest.approx(size, rel=0.2), part
+        assert plan.disk.parts[part] == pytest.approx(size, rel=0.15 if part in ESTIMATED else 0.015), part
     assert plan.disk.total == pytest.approx(sum(found.values()), rel=0.05)
     if "save_level_models" not in RUNS[name]:  # else the peak is between two levels
         assert plan.disk.peak == pytest.approx(max(*peaks, sum(found.values())), rel=0.05)
@@ -265,6 +266,18 @@ def test_a_network_that_does_not_fit_is_planned(tmp_path, monkeypatch):
     plan = plan_search(ours)
     assert plan.seconds is None and plan.memory.activations is None and plan.memory.per_process == plan.memory.whole
     assert "Time: not measured." in str(plan) and "| not measured |" in str(plan)
+
+
+def test_a_stream_is_planned_by_its_steps(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([Points()[i] for i in range(48)])
+
+    ours = trainer(tmp_path, data=Stream(), max_steps=4, rewind="step:2", save_steps=2)
+    plan = plan_search(ours)
+    ours.train()
+    assert [level.steps for level in plan.levels] == [4, 2, 2, 2]
+    assert plan.disk.total == pytest.approx(sum(sizes(tmp_path).values()), rel=0.05)
 
 
 def test_seconds_grow_with_the_passes(tmp_path, monkeypatch):
