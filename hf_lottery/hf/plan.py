@@ -97,7 +97,7 @@ def plan_search(
 ) -> SearchPlan:
     """Find out what ``trainer.train()`` will cost: steps, disk, memory and time, from the start to the end.
 
-    The network runs forward and backward on one training batch, twice, and is as before afterwards: weights, buffers,
+    The network runs forward and backward on one training batch, four times, and is as before afterwards: weights, buffers,
     gradients, modes, and all random generators. Nothing is written. Disk is counted file by file and is within a few
     per cent for all but the smallest networks; memory leaves out what operations need for a moment.
 

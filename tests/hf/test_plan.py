@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save
 from small_task import Net, Points, arguments, net, vit
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
-from transformers import Trainer, ViTForImageClassification, set_seed
+from transformers import PreTrainedTokenizerFast, Trainer, ViTForImageClassification, default_data_collator, set_seed
 from transformers import trainer as transformers_trainer
 
 from hf_lottery import LotteryTrainer, Snapshot, WinningSignTrainer, plan_search
@@ -132,6 +134,16 @@ def test_weights_by_reference_are_not_in_the_ticket(tmp_path, by_reference):
     for part, size in found.items():
         assert plan.disk.parts[part] == pytest.approx(size, rel=0.2), part
     assert ((tmp_path / "ticket/rewind.safetensors").exists(), found["ticket"] > 150_000) == (not by_reference,) * 2
+
+
+def test_tokenizers_are_saved_with_every_model(tmp_path):
+    words = Tokenizer(WordLevel({f"w{i}": i for i in range(5000)}, unk_token="w0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+    ours = trainer(tmp_path, extra={"processing_class": tokenizer, "data_collator": default_data_collator})
+    plan = plan_search(ours)
+    ours.train()
+    for part in ("checkpoints", "trained models"):
+        assert plan.disk.parts[part] == pytest.approx(sizes(tmp_path)[part], rel=0.015)
 
 
 def test_the_models_of_two_levels_lie_there_at_once(tmp_path):
