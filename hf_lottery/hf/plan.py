@@ -97,9 +97,9 @@ def plan_search(
 ) -> SearchPlan:
     """Find out what ``trainer.train()`` will cost: steps, disk, memory and time, from the start to the end.
 
-    The network runs forward and backward on one training batch, four times, and is as before afterwards: weights, buffers,
-    gradients, modes, and all random generators. Nothing is written. Disk is counted file by file and is within a few
-    per cent for all but the smallest networks; memory leaves out what operations need for a moment.
+    The network runs forward and backward on one training batch, four times, and is as before afterwards: weights,
+    buffers, gradients, modes, and all random generators. Nothing is written. Disk is counted file by file and is
+    within a few per cent; memory leaves out what operations need for a moment.
 
     Args:
         trainer: A LotteryTrainer or WinningSignTrainer.
