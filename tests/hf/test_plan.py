@@ -20,6 +20,7 @@ from hf_lottery.hf.plan import size_text, time_text
 from hf_lottery.hf.plan_files import compressed_bits, json_file, tensors_file, torch_file
 from hf_lottery.hf.plan_levels import LevelPlan
 from hf_lottery.hf.plan_memory import MemoryPlan
+from hf_lottery.hf.plan_sizes import _series_files
 
 
 class Wide(Net):
@@ -133,6 +134,11 @@ def test_weights_by_reference_are_not_in_the_ticket(tmp_path, by_reference):
     found = sizes(tmp_path)
     for part, size in found.items():
         assert plan.disk.parts[part] == pytest.approx(size, rel=0.2), part
+    stored = (tmp_path / "ticket/mask.safetensors").stat().st_size + (
+        tmp_path / "ticket/mask_config.json"
+    ).stat().st_size
+    info = {"info": ours.ticket.info}
+    assert _series_files(ours, info) == pytest.approx(stored, rel=0.1)  # random bits in place of those that are found
     assert ((tmp_path / "ticket/rewind.safetensors").exists(), found["ticket"] > 150_000) == (not by_reference,) * 2
 
 
