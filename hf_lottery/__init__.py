@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from .hf.lottery_trainer import LotteryTrainer
     from .hf.metrics import classification_metrics, load_metric, predicted_classes
     from .hf.parser import RecipeParser
+    from .hf.plan import SearchPlan, plan_search
     from .hf.prunable import Prunable, prunable
     from .hf.reference import Reference, RewindMismatchError
     from .hf.sparse_trainer import SparseTrainer
@@ -85,11 +86,13 @@ _LAZY = {
     "SparsityCallback": "callback",
     "Reference": "reference",
     "RewindMismatchError": "reference",
+    "SearchPlan": "plan",
     "Ticket": "ticket",
     "WinningSignTrainer": "winning_sign_trainer",
     "classification_metrics": "metrics",
     "load_metric": "metrics",
     "merge_adapter": "adapter",
+    "plan_search": "plan",
     "predicted_classes": "metrics",
     "prunable": "prunable",
 }
@@ -125,6 +128,7 @@ __all__ = [
     "Reference",
     "Rewind",
     "RewindMismatchError",
+    "SearchPlan",
     "Section",
     "SignAgreement",
     "SignedMask",
@@ -176,6 +180,7 @@ __all__ = [
     "overlap_by_parameter",
     "parse_rewind",
     "permute_",
+    "plan_search",
     "plot_against_density",
     "plot_barriers",
     "plot_layers",

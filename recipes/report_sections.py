@@ -27,6 +27,7 @@ from hf_lottery import (
     plot_sign_flips,
 )
 from hf_lottery.report import level_rows
+from hf_lottery.report.style import PICTURE_BYTES
 
 _HEADS = {
     "num_attention_heads": r"\b(query|q_proj|q_lin)\.weight$",
@@ -39,6 +40,16 @@ NormPath = Sequence[tuple[float, Mapping[str, float]]]
 def measure_of(metrics: Mapping[str, float]) -> str:
     """The metric that a page is about."""
     return "eval_accuracy" if "eval_accuracy" in metrics else "eval_loss"
+
+
+def search_report_bytes(norm_path: bool) -> int:
+    """Bytes of the page and pictures of :func:`search_sections`, roughly: each picture as a file and, as text, inside.
+
+    Args:
+        norm_path: Whether there will be one.
+    """
+    pictures = 4 if norm_path else 3
+    return pictures * (PICTURE_BYTES + PICTURE_BYTES * 4 // 3)
 
 
 def search_sections(trainer: LotteryTrainer, path: NormPath, folder: Path) -> list[Section]:

@@ -414,3 +414,37 @@ def test_every_recipe_has_help(monkeypatch, capsys, recipe):
         importlib.import_module(recipe).main()
     assert stopped.value.code == 0
     assert "--dataset_train_split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["imp", "aws"])
+def test_a_plan_leaves_no_trace_and_comes_true(run, tmp_path, name):
+    flags = [
+        "--config", ROOT / f"recipes/digits/{name}.yaml", "--config_name", ROOT / "recipes/digits/config.json",
+        "--num_train_epochs", 3, "--sparsity", 0.3, "--max_train_samples", 128, "--output_dir", tmp_path / "run",
+        *(["--dense_epochs", 2, "--level_epochs", 1] if name == "aws" else []),
+    ]  # fmt: skip
+    out = run(find_ticket, *flags, "--plan")
+    assert not list(tmp_path.iterdir()) and "nothing was trained, nothing was written" in out
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line[:1] == "|"]
+    steps = next(row[2] for row in cells if row[0] == "all")
+    number, unit = next(row[1] for row in cells if row[0] == "all" and len(row) == 2).split()
+    run(find_ticket, *flags)
+    files = {path.stat().st_ino: path.stat().st_size for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert float(number) * {"kB": 1e3, "MB": 1e6}[unit] == pytest.approx(sum(files.values()), rel=0.1)
+    finished = json.loads((tmp_path / "run/lottery_state.json").read_text())["finished"]
+    assert int(steps) == sum(level["steps"] for level in finished)
+
+
+def test_a_plan_makes_no_repository(run, hub, tmp_path):
+    out = find_digits(
+        run, tmp_path / "run", "--plan", "--push_to_hub", "true", "--hub_model_id", "alice/planned", "--controls",
+        "shuffled", "--plan_shards", 2, "--plan_matching", "false",
+    )  # fmt: skip
+    assert "alice/planned" not in hub.repos and not list(tmp_path.iterdir())
+    assert "the controls are not counted" in out and "Aligning" not in out
+
+
+def test_a_bad_plan(run, capsys):
+    with pytest.raises(SystemExit):
+        run(find_ticket, *DIGITS, "--plan", "--plan_shards", 0)
+    assert "plan_shards must be at least 1; received 0" in capsys.readouterr().err

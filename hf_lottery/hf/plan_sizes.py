@@ -1,0 +1,172 @@
+"""Sizes of what a search writes, one kind of thing after the other, before any of it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, TrainerControl, TrainerState
+
+from ..encoding import packed_size
+from ..mask import Mask
+from ..report.style import PICTURE_BYTES
+from ..rewind import named_state
+from .card import ticket_card
+from .lottery_trainer import LotteryTrainer
+from .plan_files import compressed_bits, json_file, tensors_file, torch_file
+from .plan_levels import LevelPlan
+from .plan_optimizer import OptimizerPlan
+from .winning_sign_trainer import WinningSignTrainer
+
+_FLOAT = 0.12345678901234568  # as long as most are in JSON
+_TRAINED = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
+_EVALUATED = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+_LOGGED = {"epoch": 1.5, "grad_norm": _FLOAT, "learning_rate": _FLOAT, "level": 1, "loss": 0.1234, "sparsity": _FLOAT}
+
+
+def state_file(trainer: LotteryTrainer) -> int:
+    """``lottery_state.json`` at the end of the run."""
+    return json_file({"settings": trainer._settings(), "finished": [_record(trainer)] * len(trainer.sparsities)})
+
+
+def mask_files(trainer: LotteryTrainer) -> int:
+    """An uncompressed mask with its configuration."""
+    bits = {f"{name}.mask": _packed(packed_size(weight.numel())) for name, weight in trainer.weights.items()}
+    specs = {
+        name: {"shape": list(weight.shape), "kept": weight.numel(), "encoding": "bits"}
+        for name, weight in trainer.weights.items()
+    }
+    return tensors_file(bits) + json_file({**_mask_config(), "tensors": specs})
+
+
+def start_file(trainer: LotteryTrainer) -> int:
+    """Weights and buffers of one moment."""
+    return tensors_file(named_state(trainer._network), {"format": "pt", "step": "0"})
+
+
+def model_files(trainer: LotteryTrainer) -> int:
+    """What the Trainer saves of a model: weights, configuration, tokenizer or image processor, its arguments."""
+    weights = {id(value): (name, value) for name, value in trainer._network.state_dict(keep_vars=True).items()}
+    configs = [getattr(trainer._network, name, None) for name in ("config", "generation_config")]
+    processor = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
+    return (
+        tensors_file(dict(weights.values()))  # a tied one once
+        + sum(_text_size(config) for config in configs if hasattr(config, "save_pretrained"))
+        + _text_size(getattr(processor, "backend_tokenizer", None))
+        + _text_size(processor)
+        + torch_file(trainer.args)
+    )
+
+
+def resumable_files(trainer: LotteryTrainer, optimizer: OptimizerPlan) -> int:
+    """What a checkpoint has besides a model, but for the Trainer's state."""
+    if trainer.args.save_only_model:
+        return 0
+    generators = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "cpu": torch.random.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    scheduler = torch.optim.lr_scheduler.LambdaLR(torch.optim.SGD([torch.zeros(1)]), lambda step: 1.0)
+    return (
+        torch_file(optimizer.state)
+        + torch_file(scheduler.state_dict())
+        + torch_file(generators) * trainer.args.world_size
+    )
+
+
+def trainer_state_file(trainer: LotteryTrainer, level: LevelPlan, step: int) -> int:
+    """The Trainer's state in a checkpoint, which grows with every log."""
+    args = trainer.args
+    logs = [{**_LOGGED, "step": at} for at in level.log_steps(args) if at <= step]
+    logs += [{**_evaluation(trainer), "step": at} for at in level.evaluation_steps(args) if at <= step]
+    state = dataclasses.asdict(TrainerState(log_history=logs))
+    return json_file({**state, "stateful_callbacks": {"TrainerControl": TrainerControl().state()}})
+
+
+def ticket_files(trainer: LotteryTrainer) -> int:
+    """The last ticket without its weights: the masks of all levels, configuration, card and picture."""
+    history = [_record(trainer)] * len(trainer.sparsities)
+    info = {"architecture": type(trainer._network).__name__, "settings": trainer._settings(), "history": history}
+    card = ticket_card(Mask({name: torch.ones(1, dtype=torch.bool) for name in trainer.weights}), info, "x", "", None)
+    drawn = trainer.compute_metrics is not None and len(history) > 1 and importlib.util.find_spec("matplotlib")
+    config = getattr(trainer._network, "config", None)
+    return (
+        _series_files(trainer, {"info": info, "rewind": {"by": "value", "sha256": "0" * 64}})
+        + len(card)
+        + (_text_size(config) if isinstance(config, PreTrainedConfig) else 0)
+        + (PICTURE_BYTES if drawn else 0)
+    )
+
+
+def _series_files(trainer: LotteryTrainer, extra: Mapping[str, Any]) -> int:
+    """Masks of all levels, of each only the bits of what the level before keeps."""
+    kept = [1 - sparsity for sparsity in trainer.sparsities]
+    bits, specs = {}, {}
+    for name, weight in trainer.weights.items():
+        for number in range(1, len(kept)):
+            before = round(weight.numel() * kept[number - 1])
+            share = round(kept[number] / kept[number - 1], 6)
+            if size := compressed_bits(before, share):
+                bits[f"{name}.level-{number:02}"] = _packed(size)
+        counts = [round(weight.numel() * share) for share in kept]
+        specs[name] = {"shape": list(weight.shape), "kept": counts, "encoding": ["zstd"] * len(kept)}
+    return tensors_file(bits) + json_file({**_mask_config(), "levels": len(kept), "tensors": specs, **extra})
+
+
+def signed_files(trainer: WinningSignTrainer) -> int:
+    """The last mask, and one bit for each weight that it keeps and each parameter that it does not cover."""
+    bits: dict[str, Tensor] = {}
+    specs: dict[str, dict[str, Any]] = {"tensors": {}, "signs": {}}
+    density = round(1 - trainer.sparsities[-1], 6)
+    for name, parameter in trainer._network.named_parameters():
+        if name in trainer.norms:
+            continue
+        signs = parameter.numel()
+        spec = {"shape": list(parameter.shape), "kept": signs}
+        if name in trainer.weights:
+            bits[f"{name}.mask"] = _packed(compressed_bits(signs, density))
+            signs = round(signs * density)
+            specs["tensors"][name] = spec
+        bits[f"{name}.sign"] = _packed(packed_size(signs))
+        specs["signs"][name] = {**spec, "zeros": 0, "median": _FLOAT}
+    return tensors_file(bits) + json_file({**_mask_config(), **specs})
+
+
+def _mask_config() -> dict[str, Any]:
+    """What every mask configuration has."""
+    return {
+        "format_version": 1, "library_name": "hf_lottery", "library_version": "0.1.0", "bit_order": "little",
+        "mask_type": "binary", "sparsity": _FLOAT, "sha256": "0" * 64,
+    }  # fmt: skip
+
+
+def _record(trainer: LotteryTrainer) -> dict[str, Any]:
+    """A finished level as it is recorded."""
+    metrics = {**dict.fromkeys(_TRAINED, 1234.567), **_evaluation(trainer), "sign_flips": _FLOAT}
+    return {"level": 1, "sparsity": _FLOAT, "metrics": metrics, "steps": 1000, "loss": _FLOAT}
+
+
+def _evaluation(trainer: LotteryTrainer) -> dict[str, float]:
+    if trainer.eval_dataset is None:
+        return {}
+    measured = {"eval_accuracy": _FLOAT} if trainer.compute_metrics is not None else {}
+    return {**dict.fromkeys(_EVALUATED, _FLOAT), **measured}
+
+
+def _packed(size: int) -> Tensor:
+    return torch.empty(size, dtype=torch.uint8, device="meta")
+
+
+def _text_size(thing: Any) -> int:
+    """Bytes of a configuration, image processor or fast tokenizer as text; 0 of anything else."""
+    if hasattr(thing, "to_json_string"):
+        return len(thing.to_json_string())
+    return len(thing.to_str(pretty=True)) if hasattr(thing, "to_str") else 0
