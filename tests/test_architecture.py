@@ -12,7 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "hf_lottery"
 ORDER = [
     "version", "staging", "encoding", "mask_config", "mask_file", "sign_file", "stored", "shards", "mask", "series",
     "scores", "stream", "sharded_select", "select", "scope", "prune", "schedule", "rewind", "sparse", "imp", "norms",
-    "signs", "report.tables", "report.style", "report.dead", "report.curves", "report.bars", "report.maps", "report.page", "report",
+    "signs", "report.tables", "report.style", "report.dead", "report.curves", "report.bars", "report.maps",
+    "report.page", "report",
     "permutation_file", "permutation", "symmetry.blocks", "symmetry.layout", "symmetry.trace",
     "symmetry.rules.base", "symmetry.rules.elementwise", "symmetry.rules.views", "symmetry.rules.rearrangements",
     "symmetry.rules.contractions", "symmetry.rules.reductions", "symmetry.rules.indexing", "symmetry.rules",

@@ -97,7 +97,7 @@ class SparseTrainer(Trainer):
         """The Trainer's optimizer."""
         optimizer = super().create_optimizer(model)
         names = {id(parameter): name for name, parameter in named_weights(self._network).items()}
-        self._optimized = [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+        self._optimized = [[names.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
         return optimizer
 
     def _mend_optimizer(self) -> None:
@@ -108,7 +108,7 @@ class SparseTrainer(Trainer):
         """
         named = named_weights(self._network)
         for group, names in zip(cast(Any, self.optimizer).param_groups, self._optimized, strict=True):
-            if all(name is not None and is_sharded(named[name]) for name in names):
+            if all(name in named and is_sharded(named[name]) for name in names):
                 group["params"] = [named[name] for name in names]
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Mapping
 from itertools import islice
@@ -10,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
@@ -179,18 +179,13 @@ class WinningSignTrainer(LotteryTrainer):
         return super()._measure(mask, start, ignore_keys)
 
     def _recalibrate(self) -> None:
-        """Batch-norm statistics of the network as it is, on the first process's batches, for all of them.
-
-        The running ones are of many interpolated networks.
-        """
+        """Batch-norm statistics of the network as it is; the running ones are of many interpolated networks."""
         if not batch_norms(self._network):
             return
         set_seed(level_seed(self.args.seed, 0, 3))  # the same batches for every level and point
-        batches = islice(self.get_train_dataloader(), self.lottery.recalibration_batches)
+        share = math.ceil(self.lottery.recalibration_batches / self.args.world_size)
+        batches = islice(self.get_train_dataloader(), share)
         recalibrate_batch_norm_(self._network, map(self._prepare_inputs, batches), self._loss)
-        for norm in batch_norms(self._network):
-            for buffer in norm.buffers():
-                buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen other batches
 
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         if self.lottery.final_run:

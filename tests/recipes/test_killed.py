@@ -1,0 +1,72 @@
+"""A search on two processes that is killed at random moments ends with the ticket of one that nobody disturbed."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hf_lottery import Ticket
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def start(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
+        "--main_process_port", port, "recipes/find_ticket.py", "--config", "recipes/digits/imp.yaml",
+        "--output_dir", str(folder), "--num_train_epochs", "8", "--sparsity", "0.4", "--max_train_samples", "512",
+        "--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--save_steps", "5", "--rewind", "step:7",
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    return subprocess.Popen(command, start_new_session=True, **quiet)
+
+
+def rank(launcher, number):
+    """The process of that rank."""
+    children = psutil.Process(launcher.pid).children(recursive=True)
+    return next(child for child in children if child.environ().get("RANK") == str(number))
+
+
+def kill(launcher, whom):
+    if whom == "all":
+        os.killpg(launcher.pid, signal.SIGKILL)
+    else:
+        rank(launcher, whom).kill()
+    assert launcher.wait(timeout=120) != 0
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments(tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait(timeout=300) == 0
+    moments = random.Random(7)
+    for whom in (0, "all", 1, "all", 0):
+        before = len(list(killed.glob("level-*/checkpoint-*"))) if killed.exists() else 0
+        launcher = start(killed)
+        deadline = time.monotonic() + 120
+        # From the first new checkpoint on, so that every attempt gets further.
+        while len(list(killed.glob("level-*/checkpoint-*"))) == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 1.5))
+        assert launcher.poll() is None, "the search was over before it was killed"
+        kill(launcher, whom)
+        assert not (killed / "ticket").exists()
+    assert start(killed).wait(timeout=300) == 0
+    first, second = (Ticket.from_pretrained(folder / "ticket") for folder in (whole, killed))
+    assert first.mask == second.mask and first.rewind.sha256() == second.rewind.sha256()
+    last = "level-03/trained/model.safetensors"
+    assert (whole / last).read_bytes() == (killed / last).read_bytes()
+    for mine, theirs in zip(first.info["history"], second.info["history"], strict=True):
+        assert mine["metrics"]["eval_loss"] == theirs["metrics"]["eval_loss"]
+    assert not list(killed.glob(".*"))
