@@ -15,7 +15,7 @@ def launch(folder, score, slow):
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--main_process_port",
-        str(29600 + os.getpid() % 300), str(HERE / "processes.py"), str(folder), score, str(slow),
+        str(29600 + os.getpid() % 300), str(HERE / "search_processes.py"), str(folder), score, str(slow),
     ]  # fmt: skip
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "PYTHONPATH": f"{HERE}:{HERE.parent.parent}"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

@@ -60,7 +60,10 @@ def test_two_processes_find_the_ticket_of_one(tmp_path, one, layout):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"score": "saliency", "rewind": "step:2"}, {"score": "wanda"}, {"score": "movement"}, {"score": "random"}],
+    [
+        {"score": "saliency", "rewind": "step:2"},
+        *(pytest.param({"score": name}, marks=pytest.mark.slow) for name in ("wanda", "movement", "random")),
+    ],
     ids=lambda settings: settings["score"],
 )
 def test_every_score_is_that_of_whole_weights(tmp_path, settings):
@@ -68,6 +71,7 @@ def test_every_score_is_that_of_whole_weights(tmp_path, settings):
     same_ticket(launch(tmp_path / "shards", 2, settings | FULL), whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

@@ -46,7 +46,7 @@ def launch(script, *arguments, flags=("--multi_gpu", "--num_processes", "2"), **
 def ranks(folder, commands, **more):
     """What each of two processes printed and wrote while it ran the command lines."""
     (folder / "commands.json").write_text(json.dumps([[str(word) for word in command] for command in commands]))
-    result = launch(HERE / "processes.py", folder, **more)
+    result = launch(HERE / "recipe_processes.py", folder, **more)
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
