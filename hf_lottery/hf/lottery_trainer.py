@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import torch
 from accelerate.utils import broadcast, gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, ProgressCallback, enable_full_determinism, set_seed
 from transformers.trainer_utils import SchedulerType, TrainOutput
 
@@ -284,14 +283,12 @@ class LotteryTrainer(SparseTrainer):
         if self._is_final_run(self._level + 1):
             return mask
         set_seed(level_seed(self.args.seed, self._level, 1))  # for the random score and the batches of the evidence
-        named = named_weights(self._network)
-        weights = {name: named[name] for name in self.weights}  # FSDP2 has replaced the parameters
         evidence: Mapping[str, Evidence] = {}
         if self.score is movement:
-            evidence = {name: Evidence(start=as_shards(start.tensors[name], w)) for name, w in weights.items()}
+            evidence = {name: Evidence(start=as_shards(start.tensors[name], w)) for name, w in self.weights.items()}
         elif self.score not in (magnitude, random):
-            evidence = self._gather_evidence(weights, start)
-        scores = score_weights(weights, self.score, evidence)
+            evidence = self._gather_evidence(start)
+        scores = score_weights(self.weights, self.score, evidence)
         sparsity, least = self.sparsities[self._level + 1], self.lottery.min_density
         pruned = prune(scores, sparsity, scope=self.scope, min_density=least, within=mask)
         self._check_equal(pruned)
@@ -306,10 +303,10 @@ class LotteryTrainer(SparseTrainer):
                 f"processes at level {self._level}. Their weights differ, or a score of your own is not deterministic."
             )
 
-    def _gather_evidence(self, weights: Mapping[str, Tensor], start: Snapshot) -> dict[str, Evidence]:
+    def _gather_evidence(self, start: Snapshot) -> dict[str, Evidence]:
         count = self.lottery.score_batches * self.args.gradient_accumulation_steps
         batches = map(self._prepare_inputs, islice(self.get_train_dataloader(), count))
-        mine = gather_evidence(self._network, batches, self._loss, within=weights)
+        mine = gather_evidence(self._network, batches, self._loss, within=self.weights)
 
         def total(tensor: Tensor) -> Tensor:
             if is_sharded(tensor):  # FSDP2 has put the mean over the processes here
@@ -320,7 +317,7 @@ class LotteryTrainer(SparseTrainer):
             name: Evidence(
                 gradient=total(cast(Tensor, known.gradient)),
                 input_norm=None if known.input_norm is None else total(known.input_norm.square()).sqrt(),
-                start=as_shards(start.tensors[name], weights[name]),
+                start=as_shards(start.tensors[name], self.weights[name]),
             )
             for name, known in mine.items()
         }
@@ -357,6 +354,12 @@ class LotteryTrainer(SparseTrainer):
             settings |= {"lr_scheduler_type": SchedulerType.CONSTANT, "warmup_steps": 0}
         return settings
 
+    def _take_shards(self) -> None:
+        super()._take_shards()
+        named = named_weights(self._network)
+        for name in self.weights:  # and let go of the whole ones
+            self.weights[name] = cast(nn.Parameter, named[name])
+
     @property
     def _layout(self) -> str:
         """How a checkpoint of this launch stores the optimizer's state."""
@@ -383,7 +386,7 @@ class LotteryTrainer(SparseTrainer):
         own = {"score": score, "rewind": str(self.rewind), "global_train_batch_size": batch}
         return _plain({**settings, **self.settings, **own})
 
-    def _loss(self, model: torch.nn.Module, inputs: Any) -> Tensor:
+    def _loss(self, model: nn.Module, inputs: Any) -> Tensor:
         return cast(Tensor, self.compute_loss(model, inputs))
 
     def _write(self, action: Callable[[], Any]) -> None:

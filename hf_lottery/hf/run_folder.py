@@ -4,8 +4,7 @@
 
     output_dir/
       lottery_state.json        settings, finished levels and their metrics; rewritten when a level is finished
-      rewind.safetensors        the moment that levels rewind to, if it is later than the start; of a search for signs,
-                                the trained weights that its ticket starts from
+      rewind.safetensors        the moment that levels rewind to, if it is later than the start
       level-00/  level-01/ ...  mask and starting weights of the level (a ticket), its checkpoints
         trained/                its trained model
       ticket/                   the last level as a ticket with a card

@@ -100,11 +100,11 @@ class SparseTrainer(Trainer):
         self._optimized = [[names.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
         return optimizer
 
-    def _mend_optimizer(self) -> None:
-        """Give the optimizer every parameter of a model that was sharded before it was made.
+    def _take_shards(self) -> None:
+        """Follow the model that FSDP2 has just prepared, whose parameters are others now: here, in the optimizer.
 
-        accelerate (1.15) tells sharded parameters by the address of the local part, which is the same for all of which
-        a process holds nothing: it would be given one of them several times, and lack the others.
+        accelerate (1.15) gives them to it, but tells those that were sharded before by the address of the local part.
+        It is the same for all of which a process holds nothing: the optimizer would have one of them several times.
         """
         named = named_weights(self._network)
         for group, names in zip(cast(Any, self.optimizer).param_groups, self._optimized, strict=True):
@@ -114,7 +114,7 @@ class SparseTrainer(Trainer):
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """The Trainer's scheduler; with a ``first_step``, the one of the whole training, resumed there."""
         if self.is_fsdp_enabled and optimizer is None:  # the model and the optimizer have just been prepared
-            self._mend_optimizer()
+            self._take_shards()
         scheduler = super().create_scheduler(num_training_steps + self.first_step, optimizer)
         with warnings.catch_warnings():  # torch expects an optimizer step before each of these
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")

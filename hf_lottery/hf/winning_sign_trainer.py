@@ -6,6 +6,7 @@ import logging
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from ..rewind import Snapshot, save_snapshot
 from ..shards import is_sharded, local
 from ..signs import SignedMask
 from .lottery_trainer import LotteryTrainer, level_seed
-from .run_folder import RunFolder
+from .run_folder import REWIND_NAME, RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class WinningSignTrainer(LotteryTrainer):
         self._given_norms = self._check_given(initial_norms)
         self._initial: dict[str, Tensor] = {}
         self._drawn_at, self._micro_batch = -1, 0
-        self._bound: dict[str, Tensor] = {}  # the norms of this level's training
+        self._refuse_apart()
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
         """The Trainer's step, with interpolated norms."""
@@ -91,11 +92,7 @@ class WinningSignTrainer(LotteryTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
         if callable(prepare := getattr(self.optimizer, "train", None)):
             prepare()  # a schedule-free optimizer writes the weights here, which the Trainer would let it do inside
-        if not self._bound:  # FSDP2 has replaced the parameters; finding them costs too much for every step
-            named = named_weights(self._network)
-            self._bound = {name: named[name] for name in self.norms}
-            self._refuse_apart()
-        with interpolated_norms(self._bound, self._initial, self._draw()):
+        with interpolated_norms(self.norms, self._initial, self._draw()):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def norm_path(self, points: int = 5) -> list[tuple[float, dict[str, float]]]:
@@ -142,18 +139,24 @@ class WinningSignTrainer(LotteryTrainer):
 
     def _train_level(self, run: RunFolder, number: int, moment: int, ignore_keys) -> None:
         self._find_initial(run)
-        self._drawn_at, self._bound = -1, {}
+        self._drawn_at = -1
         super()._train_level(run, number, moment, ignore_keys)
 
     def _find_initial(self, run: RunFolder) -> None:
         # From disk, as a resumed run may have been given another model.
         values = self._given_norms or run.read_start(0)[1].tensors
+        self._initial = {name: values[name].to(local(norm), copy=True) for name, norm in self.norms.items()}
+
+    def _take_shards(self) -> None:
+        super()._take_shards()
         named = named_weights(self._network)
-        self._initial = {name: values[name].to(local(named[name]), copy=True) for name in self.norms}
+        for name in self.norms:
+            self.norms[name] = cast(nn.Parameter, named[name])
+        self._refuse_apart()
 
     def _refuse_apart(self) -> None:
         """FSDP2 adds up the gradients of micro-batches before anyone can scale them."""
-        if self.interpolation == "micro_batch" and any(map(is_sharded, self._bound.values())):
+        if self.interpolation == "micro_batch" and any(map(is_sharded, self.norms.values())):
             raise NotImplementedError(
                 "norm_interpolation must be step with sharded parameters; received micro_batch. Use step."
             )
@@ -190,9 +193,9 @@ class WinningSignTrainer(LotteryTrainer):
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         if self.lottery.final_run:
             return start
-        save_snapshot(self._network, self._run.moment, write=self.args.should_save)
+        save_snapshot(self._network, self._run.handed_over, write=self.args.should_save)
         self.accelerator.wait_for_everyone()
-        return Snapshot.load(self._run.moment)
+        return Snapshot.load(self._run.handed_over)
 
     def _push_signed(self) -> None:
         where = {"private": self.args.hub_private_repo, "token": self.args.hub_token}
@@ -201,6 +204,9 @@ class WinningSignTrainer(LotteryTrainer):
     def _conclude(self, run: RunFolder) -> TrainOutput:
         self._find_initial(run)
         output = super()._conclude(run)
+        if not self.lottery.final_run:  # the ticket's own file stays
+            self.ticket = replace(self.ticket, rewind=Snapshot.load(run.ticket / REWIND_NAME))
+            self._write(lambda: run.handed_over.unlink())
         self.ticket.rewind.restore_(self._network)
         self.ticket.mask.apply_(self._network)
         self.signed = SignedMask.from_model(self._network, self.ticket.mask, norms=self.norms)

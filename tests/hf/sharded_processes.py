@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -65,7 +66,8 @@ def main() -> None:
     """Run the search that the settings describe."""
     folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
     kind, layout = settings.pop("kind", "LotteryTrainer"), settings.pop("layout", None)
-    stop, changes = settings.pop("stop", None), {}
+    stop, width, changes = settings.pop("stop", None), settings.pop("width", 32), {}
+    layers = settings.pop("layers", 2)
     if layout is not None:
         emulate()
         wrap = {"transformer_layer_cls_to_wrap": ["ViTLayer"], "state_dict_type": layout}
@@ -73,7 +75,7 @@ def main() -> None:
     args = arguments(
         folder / "run", ddp_find_unused_parameters=False, include=None, learning_rate=0.003, **(changes | settings)
     )
-    model = vit(1, hidden_size=32, intermediate_size=48, num_hidden_layers=2)
+    model = vit(1, hidden_size=width, intermediate_size=width * 3 // 2, num_hidden_layers=layers)
     found = {"LotteryTrainer": LotteryTrainer, "WinningSignTrainer": WinningSignTrainer}[kind]
     ours = found(model=model, args=args, train_dataset=Images(64), eval_dataset=Images(24))
     watch = Watch(ours)
@@ -81,7 +83,9 @@ def main() -> None:
         ours.add_callback(watch)
     if stop:
         ours.add_callback(Stop(*stop))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ours.train(resume_from_checkpoint=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     weights = named_weights(ours.model)
     if layout is not None:
         assert all(map(is_sharded, weights.values())), "the parameters are not sharded"
@@ -93,6 +97,7 @@ def main() -> None:
         "flips": [record["metrics"]["sign_flips"] for record in ours.history],
         "losses": [record["metrics"]["eval_loss"] for record in ours.history],
         "leak": watch.leak,
+        "bytes_a_weight": 1024 * peak / ours.model.num_parameters(),
         "shares": sorted(watch.shares),
     }
     if kind == "WinningSignTrainer":
