@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerFast, Trainer, ViTForImageClassifica
 from transformers import trainer as transformers_trainer
 
 from hf_lottery import LotteryTrainer, Snapshot, WinningSignTrainer, plan_search
-from hf_lottery.hf.plan import size_text, time_text
-from hf_lottery.hf.plan_files import compressed_bits, json_file, tensors_file, torch_file
-from hf_lottery.hf.plan_levels import LevelPlan
-from hf_lottery.hf.plan_memory import MemoryPlan
-from hf_lottery.hf.plan_sizes import _series_files
+from hf_lottery.hf.plan.files import compressed_bits, json_file, tensors_file, torch_file
+from hf_lottery.hf.plan.levels import LevelPlan
+from hf_lottery.hf.plan.memory import MemoryPlan
+from hf_lottery.hf.plan.search import size_text, time_text
+from hf_lottery.hf.plan.sizes import _series_files
 
 
 class Wide(Net):
@@ -308,8 +308,8 @@ def test_a_stream_is_planned_by_its_steps(tmp_path):
 
 
 def test_seconds_grow_with_the_passes(tmp_path, monkeypatch):
-    from hf_lottery.hf import plan as module
-    from hf_lottery.hf.plan_memory import StepCost
+    from hf_lottery.hf.plan import search as module
+    from hf_lottery.hf.plan.memory import StepCost
 
     monkeypatch.setattr(module, "measure_step", lambda *_: StepCost(activations=7, seconds=0.5))
     assert plan_search(trainer(tmp_path)).seconds == 24 * 0.5

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, TrainerControl, TrainerState
 
-from ..encoding import packed_size
-from ..mask import Mask
-from ..report.style import PICTURE_BYTES
-from ..rewind import named_state
-from .card import ticket_card
-from .lottery_trainer import LotteryTrainer
-from .plan_files import compressed_bits, json_file, tensors_file, torch_file
-from .plan_levels import LevelPlan
-from .plan_optimizer import OptimizerPlan
-from .winning_sign_trainer import WinningSignTrainer
+from ...encoding import packed_size
+from ...mask import Mask
+from ...report.style import PICTURE_BYTES
+from ...rewind import named_state
+from ..card import ticket_card
+from ..lottery_trainer import LotteryTrainer
+from ..winning_sign_trainer import WinningSignTrainer
+from .files import compressed_bits, json_file, tensors_file, torch_file
+from .levels import LevelPlan
+from .optimizer import OptimizerPlan
 
 _FLOAT = 0.12345678901234568  # as long as most are in JSON
 _TRAINED = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from .lottery_trainer import LotteryTrainer
-from .plan_levels import LevelPlan
-from .plan_optimizer import OptimizerPlan
-from .plan_sizes import (
+from ..lottery_trainer import LotteryTrainer
+from ..winning_sign_trainer import WinningSignTrainer
+from .levels import LevelPlan
+from .optimizer import OptimizerPlan
+from .sizes import (
     mask_files,
     model_files,
     resumable_files,
@@ -18,7 +19,6 @@ from .plan_sizes import (
     ticket_files,
     trainer_state_file,
 )
-from .winning_sign_trainer import WinningSignTrainer
 
 
 @dataclass

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from ..correlation import sites
-from ..matching import residual_streams
-from ..permutation import SymmetryError
-from ..symmetry.discover import discover
-from ..symmetry.spec import PermutationSpec
+from ...correlation import sites
+from ...matching import residual_streams
+from ...permutation import SymmetryError
+from ...symmetry.discover import discover
+from ...symmetry.spec import PermutationSpec
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ..report import markdown_table
-from .lottery_trainer import LotteryTrainer
-from .plan_disk import DiskPlan, plan_disk
-from .plan_levels import LevelPlan, plan_levels
-from .plan_matching import MatchingPlan, plan_matching
-from .plan_memory import MemoryPlan, StepCost, measure_step, plan_memory, untouched
-from .plan_optimizer import plan_optimizer
+from ...report import markdown_table
+from ..lottery_trainer import LotteryTrainer
+from .disk import DiskPlan, plan_disk
+from .levels import LevelPlan, plan_levels
+from .matching import MatchingPlan, plan_matching
+from .memory import MemoryPlan, StepCost, measure_step, plan_memory, untouched
+from .optimizer import plan_optimizer
 
 
 @dataclass(frozen=True)
