@@ -50,7 +50,7 @@ from .report import (
     plot_sign_flips,
     write_report,
 )
-from .rewind import Rewind, Snapshot, parse_rewind
+from .rewind import Rewind, Snapshot, parse_rewind, save_snapshot
 from .schedule import cubic, geometric, one_shot
 from .scope import PruneRequest, erk, global_, n_of_m, uniform
 from .scores import Evidence, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
@@ -199,6 +199,7 @@ __all__ = [
     "repaired",
     "rewind",
     "saliency",
+    "save_snapshot",
     "score_weights",
     "sgd_noise_stability",
     "top_hessian_eigenvalue",
