@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.utils import broadcast, gather_object
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, ProgressCallback, enable_full_determinism, set_seed
 from transformers.trainer_utils import SchedulerType, TrainOutput
 
@@ -22,7 +22,7 @@ from ..prune import prune
 from ..rewind import Snapshot, parse_rewind, save_snapshot
 from ..scores import Evidence, Score, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
 from ..series import MaskSeries
-from ..shards import as_shards, is_sharded
+from ..shards import as_shards, class_name, is_sharded
 from ..signs import sign_agreement
 from .arguments import SCORES, LotteryArguments
 from .callback import SnapshotCallback, refuse_flat_weights
@@ -174,6 +174,11 @@ class LotteryTrainer(SparseTrainer):
         save_snapshot(self._network, run.handed_over, write=self.args.should_save)
         self._write(lambda: run.write_start(number, mask, run.handed_over))
 
+    def _mend_optimizer(self) -> None:
+        super()._mend_optimizer()
+        named = named_weights(self._network)  # the parameters before sharding would be a whole copy of the model
+        self.weights.update({name: cast(nn.Parameter, named[name]) for name in self.weights})
+
     def _train_level(self, run: RunFolder, number: int, moment: int, ignore_keys) -> None:
         mask, start = run.read_start(number)
         start.restore_(self._network)
@@ -244,7 +249,7 @@ class LotteryTrainer(SparseTrainer):
         config = config if isinstance(config, PreTrainedConfig) else None
         info = {
             "level": len(self.sparsities) - 1,
-            "architecture": type(self.model).__name__,
+            "architecture": class_name(self._network),
             "settings": self._settings(),
             "history": self.history,
         }

@@ -19,7 +19,7 @@ from ..mask import Mask, named_weights
 from ..norms import interpolated_norms, norm_parameters, norm_path
 from ..repair import batch_norms, recalibrate_batch_norm_
 from ..rewind import Snapshot, save_snapshot
-from ..shards import is_sharded, local
+from ..shards import is_sharded, local, reshard
 from ..signs import SignedMask
 from .lottery_trainer import LotteryTrainer, level_seed
 from .run_folder import RunFolder
@@ -95,6 +95,8 @@ class WinningSignTrainer(LotteryTrainer):
             named = named_weights(self._network)
             self._bound = {name: named[name] for name in self.norms}
             self._refuse_apart()
+        if any(map(is_sharded, self._bound.values())):
+            reshard(self._network)  # an evaluation leaves the outermost parameters gathered
         with interpolated_norms(self._bound, self._initial, self._draw()):
             return super().training_step(model, inputs, num_items_in_batch)
 
@@ -139,6 +141,11 @@ class WinningSignTrainer(LotteryTrainer):
         self._micro_batch = self._micro_batch + 1 if by_micro_batch and step == self._drawn_at else 0
         self._drawn_at = step
         return np.random.default_rng([self.args.seed, self._level, 2, step, self._micro_batch]).random()
+
+    def _mend_optimizer(self) -> None:
+        super()._mend_optimizer()
+        named = named_weights(self._network)
+        self.norms.update({name: cast(nn.Parameter, named[name]) for name in self.norms})
 
     def _train_level(self, run: RunFolder, number: int, moment: int, ignore_keys) -> None:
         self._find_initial(run)
