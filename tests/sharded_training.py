@@ -11,13 +11,14 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from hf_lottery import Mask, SignedMask, Snapshot, Ticket, find_ticket, keep_sparse, prunable, prune, score_weights
 from hf_lottery.mask import named_weights
 from hf_lottery.norms import interpolated_norms, norm_parameters, norm_path
 from hf_lottery.rewind import parse_rewind, save_snapshot
 from hf_lottery.scores import Evidence, gather_evidence, magnitude, movement, random, saliency, wanda
+from hf_lottery.select import remove_lowest
 from hf_lottery.shards import class_name, is_sharded, local, part_of, whole
 from hf_lottery.sparse import SparsityLeakError
 
@@ -219,6 +220,22 @@ def unstorable(twins):
         return str(error)
 
 
+def refused_layouts(twins):
+    """The errors of what is not laid out in blocks over one mesh."""
+    meshes = [init_device_mesh("cpu", shape) for shape in ((2,), (1, 2))]
+    rows = [DTensor.from_local(torch.ones(2, 2), mesh, [Replicate()] * (mesh.ndim - 1) + [Shard(0)]) for mesh in meshes]
+    errors = []
+    for scores in (
+        {"a": DTensor.from_local(torch.ones(2, 2), meshes[0], [Partial()])},
+        dict(zip("ab", rows, strict=True)),
+    ):
+        try:
+            remove_lowest(scores, 2)
+        except NotImplementedError as error:
+            errors.append(str(error))
+    return " ".join(errors)
+
+
 def norm_gradients(twins):
     """Gradients with interpolated norms over two backward passes, after a forward pass that had none."""
     initial = {name: torch.full_like(value, 2.0) for name, value in norm_parameters(twins.whole).snapshot().items()}
@@ -321,7 +338,7 @@ def replicas(twins):
 
 CHECKS = (
     training, columns, loaded_state, sharded_too_late, masks, snapshots, tickets, unstorable, norm_gradients,
-    norms_on_a_path, norms_written, searches, beside_whole_ones, replicas,
+    refused_layouts,     norms_on_a_path, norms_written, searches, beside_whole_ones, replicas,
 )  # fmt: skip
 
 
