@@ -68,7 +68,7 @@ class Mask(Mapping[str, Tensor], Stored):
     its operators return new masks.
 
     Args:
-        entries: Parameter name -> bool tensor; cloned.
+        entries: Parameter name -> bool tensor; cloned. Sharded ones are gathered, by every process.
 
     Raises:
         ValueError: No entries, or no weights in them.
@@ -93,7 +93,7 @@ class Mask(Mapping[str, Tensor], Stored):
         if not any(entry.numel() for entry in entries.values()):
             raise ValueError(f"a mask must cover at least one weight; received {len(entries)} entries without any.")
         self._entries = {
-            name: entry.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            name: whole(entry).to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, entry in entries.items()
         }
 

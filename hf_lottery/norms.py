@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from .mask import named_weights, plain_name, unwrap
-from .shards import is_sharded, local, part_of
+from .shards import class_name, is_sharded, local, part_of, reshard
 
 Metric = TypeVar("Metric")
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -98,7 +98,7 @@ def norm_parameters(
     if exclude is not None:
         taken -= _matching("exclude", exclude, named)
     left_out = [name for name, p in named.items() if name not in taken and _is_scale(name, p, owners[id(p)])]
-    kinds = {name: type(owners[id(named[name])]).__name__ for name in taken}
+    kinds = {name: class_name(owners[id(named[name])]) for name in taken}
     return NormParameters({name: p for name, p in named.items() if name in taken}, kinds, left_out)
 
 
@@ -115,7 +115,8 @@ def interpolated_norms(
     FSDP2 all micro-batches of a step must have the same ``alpha``, as their gradients meet at the last one.
 
     Args:
-        model: The module, or its parameters by name (:func:`norm_parameters`, which spares the search).
+        model: The module, or its parameters by name (:func:`norm_parameters`, which spares the search). Under FSDP2
+            give the module, unless every forward pass since the last step had its backward.
         initial: Name -> ``psi_init`` of the norm parameters, as :meth:`NormParameters.snapshot` of the fresh model.
         alpha: Share of the initial value, in [0, 1]; 0 changes nothing.
 
@@ -149,12 +150,12 @@ def interpolated_norms(
     try:
         for name, parameter in zip(names, parameters, strict=True):
             values = local(parameter)
-            values.lerp_(part_of(initial[name], parameter).to(values), alpha)
+            values.lerp_(_part(initial[name], parameter).to(values), alpha)
             if parameter.requires_grad and parameter not in sharded:
                 handles.append(parameter.register_hook(lambda gradient: gradient * (1 - alpha)))
-        versions = [local(parameter)._version for parameter in parameters]
+        versions = [parameter._version for parameter in parameters]
         yield
-        written = next((n for n, p, v in zip(names, parameters, versions, strict=True) if local(p)._version != v), None)
+        written = next((n for n, p, v in zip(names, parameters, versions, strict=True) if p._version != v), None)
         for parameter, before in sharded.items():
             _scale_added(parameter.grad, before, 1 - alpha)
     finally:
@@ -162,11 +163,18 @@ def interpolated_norms(
             handle.remove()
         for parameter, value in zip(parameters, raw, strict=True):
             local(parameter).copy_(value)
+        if isinstance(model, nn.Module):
+            reshard(model)  # after a forward pass alone, FSDP2 would go on with the interpolated values
     if written is not None:
         raise RuntimeError(
             f"norm parameters must not be written while they are interpolated; {written!r} was. It is as it was. "
             "Step the optimizer after the block."
         )
+
+
+def _part(value: Tensor, parameter: Tensor) -> Tensor:
+    """What this process holds of an initial value, which may be a snapshot of sharded parameters."""
+    return local(value) if is_sharded(value) else part_of(value, parameter)
 
 
 def _scale_added(gradient: Tensor | None, before: Tensor | None, factor: float) -> None:
@@ -245,7 +253,8 @@ def _check_initial(named: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -
                 f"initial must name parameters of the model; received {name!r}, which is none. "
                 "Take it from norm_parameters(model).snapshot()."
             )
-        if value is named[name] or (value.numel() and value.data_ptr() == named[name].data_ptr()):
+        here, there = local(value), local(named[name])
+        if value is named[name] or (here.numel() and here.data_ptr() == there.data_ptr()):
             raise ValueError(
                 f"the initial value of {name!r} must be a copy; received the parameter itself, which moves. "
                 "Take a snapshot() of the fresh model."

@@ -39,7 +39,8 @@ from .staging import staged_file
 _TYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.complex64: "C64",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
 
 
@@ -151,8 +152,7 @@ class Snapshot:
 
     def save(self, path: str | Path) -> None:
         """Write the snapshot to ``path`` as safetensors, in one step."""
-        names = _stored_order(self.tensors)
-        _write(path, self.step, self.tensors, (self.tensors[name] for name in names))
+        _write(path, _header(self.step, self.tensors), (self.tensors[name] for name in _stored_order(self.tensors)))
 
     @torch.no_grad()
     def restore_(self, model: nn.Module) -> None:
@@ -193,9 +193,9 @@ def save_snapshot(model: nn.Module, path: str | Path, step: int = 0, *, write: b
         write: Whether this process writes; the others only give their shards.
     """
     state = named_state(model)
-    names = _stored_order(state)
+    names, header = _stored_order(state), _header(step, state)  # its errors are raised by all
     if write:
-        _write(path, step, state, (whole(state[name]).cpu() for name in names))
+        _write(path, header, (whole(state[name]) for name in names))
     else:
         for name in names:
             if is_sharded(state[name]):
@@ -207,8 +207,8 @@ def _stored_order(tensors: Mapping[str, Tensor]) -> list[str]:
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
-def _write(path: str | Path, step: int, shapes: Mapping[str, Tensor], tensors: Iterable[Tensor]) -> None:
-    """A safetensors file, written as a stream: the library's own functions want all tensors in memory at once."""
+def _header(step: int, shapes: Mapping[str, Tensor]) -> bytes:
+    """The header of a safetensors file of these tensors, in the order they are stored in."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "step": str(step)}}
     end = 0
     for name in _stored_order(shapes):
@@ -219,10 +219,16 @@ def _write(path: str | Path, step: int, shapes: Mapping[str, Tensor], tensors: I
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write(path: str | Path, header: bytes, tensors: Iterable[Tensor]) -> None:
+    """A safetensors file, written as a stream: the library's own functions want all tensors in memory at once."""
     with staged_file(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header)
         for tensor in tensors:
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            tensor = tensor.detach().cpu().resolve_conj().contiguous()
+            file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:

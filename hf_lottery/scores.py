@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .mask import named_weights
-from .shards import as_shards, is_sharded, reshard
+from .shards import as_shards, class_name, is_sharded, reshard
 
 
 class Evidence(NamedTuple):
@@ -202,7 +202,7 @@ def _input_squares(module: nn.Module, x: Tensor) -> Tensor | None:
     per_feature = x.reshape(-1, x.shape[-1]).square().sum(0)
     if isinstance(module, nn.Linear):
         return per_feature[None, :]
-    if type(module).__name__ == "Conv1D":  # GPT-2 keeps its weights as [inputs, outputs]
+    if class_name(module) == "Conv1D":  # GPT-2 keeps its weights as [inputs, outputs]
         return per_feature[:, None]
     return None
 

@@ -104,3 +104,9 @@ def reshard(model: nn.Module) -> None:
     for module in model.modules():
         if "FSDP" in type(module).__name__ and callable(put_back := getattr(module, "reshard", None)):
             put_back()
+
+
+def class_name(module: nn.Module) -> str:
+    """The name of a module's own class; ``fully_shard`` makes a subclass of it that is called otherwise."""
+    names = [kind.__name__ for kind in type(module).__mro__]
+    return names[2] if names[1] == "FSDPModule" else names[0]

@@ -52,7 +52,7 @@ def keep_sparse(
 
     Args:
         model: The module; compile it or make it data-parallel before or after. ``fully_shard`` (FSDP2) replaces the
-            parameters, so call it before; each process then holds the mask of its shards only.
+            parameters, so call that first; each process then holds the mask of its shards only.
         mask: Parameter name -> bool tensor, True keeps.
         optimizer: An optimizer whose state is to be masked at once. That of every other torch optimizer that holds one
             of the parameters is masked before its first step.
@@ -84,7 +84,7 @@ class SparseHandle:
 
     def __init__(self, model: nn.Module, mask: Mask, optimizer: optim.Optimizer | None, *, packed: bool):
         mask.apply_(model)
-        weights = named_weights(model)
+        self._model, weights = model, named_weights(model)
         kind = _PackedMask if packed else _FloatMask
         self._bound = {
             name: (weights[name], kind(part_of(entry, weights[name]), local(weights[name])))
@@ -105,11 +105,17 @@ class SparseHandle:
         """Prove that every pruned weight is exactly zero now, and that there is one.
 
         Raises:
-            SparsityLeakError: Naming the parameter, how many weights leaked, and the largest.
+            SparsityLeakError: Naming the parameter, how many weights leaked, and the largest; or one that was replaced.
         """
         if not self._prunes:
             raise SparsityLeakError("the mask must remove at least one weight; received a dense one. Train without it.")
+        present = named_weights(self._model)
         for name, (weight, mask) in self._bound.items():
+            if present.get(name) is not weight:
+                raise SparsityLeakError(
+                    f"the mask must be held on the parameters that the model has; received a model whose {name!r} was "
+                    "replaced, as by fully_shard. Call keep_sparse afterwards."
+                )
             leaked = local(weight).clone()
             mask.clear_kept_(leaked)
             if count := int((leaked != 0).sum()):  # NaN is not zero either

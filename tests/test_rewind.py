@@ -1,9 +1,10 @@
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_lottery import MaskFileError, MaskMismatchError, Snapshot, parse_rewind, rewind
+from hf_lottery.rewind import save_snapshot
 
 
 class Net(nn.Module):
@@ -62,6 +63,49 @@ def test_a_channels_last_model_can_be_saved(tmp_path):
     model = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
     Snapshot.capture(model).save(tmp_path / "file")
     assert torch.equal(Snapshot.load(tmp_path / "file").tensors["weight"], model.weight)
+
+
+STORED = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.int64, torch.int32, torch.int16,
+    torch.int8, torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool, torch.float8_e4m3fn,
+    torch.float8_e5m2,
+]  # fmt: skip
+
+
+def test_every_type_and_shape_is_read_by_safetensors(tmp_path):
+    ones = {f"{dtype}": torch.ones(24, dtype=torch.uint8).view(dtype) for dtype in STORED}
+    shapes = {
+        "empty": torch.empty(0, 3), "no axes": torch.tensor(2.5), "turned": torch.arange(6.0).view(2, 3).t(),
+        "ä": torch.ones(3, dtype=torch.int8), "trained": nn.Parameter(torch.ones(2)),
+        "conjugate": torch.full((2,), 1j, dtype=torch.complex64).conj(), "half": torch.arange(8.0)[::2],
+    }  # fmt: skip
+    tensors = {**ones, **shapes}
+    Snapshot(3, tensors).save(tmp_path / "file")
+    read, ours = load_file(tmp_path / "file"), Snapshot.load(tmp_path / "file")
+    assert ours.step == 3 and read.keys() == ours.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        expected = tensor.detach().resolve_conj().contiguous()
+        for found in (read[name], ours.tensors[name]):
+            assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
+            assert torch.equal(found.reshape(-1).view(torch.uint8), expected.reshape(-1).view(torch.uint8))
+
+
+def test_other_types_are_refused_and_leave_no_file(tmp_path):
+    odd = {"a": torch.ones(2), "b": torch.zeros(1, dtype=torch.complex128)}
+    with pytest.raises(TypeError, match="'b' must be of a type that safetensors stores; received torch.complex128"):
+        Snapshot(0, odd).save(tmp_path / "file")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    save_snapshot(nn.Linear(3, 2), path, 5)
+    before = path.read_bytes()
+    monkeypatch.setattr("hf_lottery.rewind.whole", lambda tensor: tensor.detach() if tensor.ndim == 1 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_snapshot(nn.Linear(3, 2), path, 6)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+    assert Snapshot.load(path).step == 5
 
 
 def test_the_hash_tells_name_dtype_shape_and_value_apart():

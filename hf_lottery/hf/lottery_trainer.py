@@ -21,7 +21,7 @@ from ..prune import prune
 from ..rewind import Snapshot, parse_rewind, save_snapshot
 from ..scores import Evidence, Score, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
 from ..series import MaskSeries
-from ..shards import as_shards, is_sharded
+from ..shards import as_shards, class_name, is_sharded
 from ..signs import sign_agreement
 from .arguments import SCORES, LotteryArguments
 from .callback import SnapshotCallback, refuse_flat_weights
@@ -243,7 +243,7 @@ class LotteryTrainer(SparseTrainer):
         config = config if isinstance(config, PreTrainedConfig) else None
         info = {
             "level": len(self.sparsities) - 1,
-            "architecture": type(self.model).__name__,
+            "architecture": class_name(self._network),
             "settings": self._settings(),
             "history": self.history,
         }

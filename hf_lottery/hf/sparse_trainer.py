@@ -16,7 +16,6 @@ from transformers.trainer_utils import TrainOutput, has_length
 
 from ..mask import Mask, named_weights
 from ..mask_file import write_mask
-from ..shards import is_sharded
 from .callback import SparsityCallback, refuse_flat_weights
 
 
@@ -108,7 +107,7 @@ class SparseTrainer(Trainer):
         """
         named = named_weights(self._network)
         for group, names in zip(cast(Any, self.optimizer).param_groups, self._optimized, strict=True):
-            if all(name in named and is_sharded(named[name]) for name in names):
+            if all(name in named for name in names):
                 group["params"] = [named[name] for name in names]
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):

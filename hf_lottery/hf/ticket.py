@@ -19,6 +19,7 @@ from ..mask_file import CONFIG_NAME, MASK_NAME, MaskFileError, read_mask, stage_
 from ..report import plot_against_density
 from ..rewind import Snapshot, named_state
 from ..series import MaskSeries
+from ..shards import class_name, local, part_of
 from ..staging import staged_folder
 from ..stored import Stored
 from .card import ticket_card
@@ -94,8 +95,8 @@ class Ticket(Stored):
         if isinstance(self.rewind, Snapshot):
             found += _structural(self.rewind.tensors, named_state(model))
         architecture = self.info.get("architecture")
-        if architecture and architecture != type(model).__name__:
-            found.append(f"class {architecture} in the ticket, {type(model).__name__} here")
+        if architecture and architecture != class_name(model):
+            found.append(f"class {architecture} in the ticket, {class_name(model)} here")
         base = (self.info.get("base_model") or {}).get("id")
         here = getattr(getattr(model, "config", None), "_name_or_path", None)
         if base and here and base != here:
@@ -219,7 +220,7 @@ def _restore_fitting_(model: nn.Module, rewind: Snapshot | Reference) -> None:
     with torch.no_grad():
         for name, tensor in named_state(model).items():
             if name in rewind.tensors and rewind.tensors[name].shape == tensor.shape:
-                tensor.copy_(rewind.tensors[name])
+                local(tensor).copy_(part_of(rewind.tensors[name], tensor))
 
 
 def _can_draw() -> bool:

@@ -20,7 +20,7 @@ from ..mask import Mask, named_weights
 from ..norms import interpolated_norms, norm_parameters, norm_path
 from ..repair import batch_norms, recalibrate_batch_norm_
 from ..rewind import Snapshot, save_snapshot
-from ..shards import is_sharded, local
+from ..shards import is_sharded, local, reshard
 from ..signs import SignedMask
 from .lottery_trainer import LotteryTrainer, level_seed
 from .run_folder import REWIND_NAME, RunFolder
@@ -92,6 +92,8 @@ class WinningSignTrainer(LotteryTrainer):
             return super().training_step(model, inputs, num_items_in_batch)
         if callable(prepare := getattr(self.optimizer, "train", None)):
             prepare()  # a schedule-free optimizer writes the weights here, which the Trainer would let it do inside
+        if any(map(is_sharded, self.norms.values())):
+            reshard(self._network)  # an evaluation leaves the outermost parameters gathered
         with interpolated_norms(self.norms, self._initial, self._draw()):
             return super().training_step(model, inputs, num_items_in_batch)
 

@@ -1,9 +1,11 @@
 """Run by test_sharded.py: a whole search on one or more processes, sharded or not; each writes what it ends with."""
 
+import gc
 import json
 import os
 import resource
 import sys
+import weakref
 from pathlib import Path
 
 import torch
@@ -83,16 +85,19 @@ def main() -> None:
         ours.add_callback(watch)
     if stop:
         ours.add_callback(Stop(*stop))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, given = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, [weakref.ref(p) for p in model.parameters()]
     ours.train(resume_from_checkpoint=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     weights = named_weights(ours.model)
     if layout is not None:
         assert all(map(is_sharded, weights.values())), "the parameters are not sharded"
+        gc.collect()
+        assert not any(parameter() is not None for parameter in given), "whole parameters are still in memory"
     result = {
         "mask": ours.mask.sha256(),
         "weights": Snapshot.capture(ours.model).sha256(),
         "ticket": ours.ticket.rewind.sha256(),
+        "architecture": ours.ticket.info["architecture"],
         "sparsities": [record["sparsity"] for record in ours.history],
         "flips": [record["metrics"]["sign_flips"] for record in ours.history],
         "losses": [record["metrics"]["eval_loss"] for record in ours.history],
@@ -102,6 +107,7 @@ def main() -> None:
     }
     if kind == "WinningSignTrainer":
         result["path"] = [metrics["eval_loss"] for _, metrics in ours.norm_path(3)]
+        result["after"] = [ours.evaluate()["eval_loss"]]
     (folder / f"rank-{args.process_index}.json").write_text(json.dumps(result))
     if args.world_size > 1:
         torch.distributed.barrier()

@@ -16,6 +16,7 @@ import pytest
 HERE = Path(__file__).parent
 FULL, SHARDED = {"layout": "FULL_STATE_DICT"}, {"layout": "SHARDED_STATE_DICT"}
 AWS = {"kind": "WinningSignTrainer", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}
+AWS |= {"eval_strategy": "steps", "eval_steps": 1}
 
 
 def launch(folder, processes, settings):
@@ -49,7 +50,7 @@ def one(tmp_path_factory):
 
 
 def same_ticket(found, expected):
-    for what in ("mask", "ticket", "sparsities"):
+    for what in ("mask", "ticket", "sparsities", "architecture"):
         assert found[what] == expected[what]
     assert found["losses"] == pytest.approx(expected["losses"], abs=1e-5)
     assert found["flips"] == pytest.approx(expected["flips"], abs=1e-4)
@@ -58,6 +59,7 @@ def same_ticket(found, expected):
 @pytest.mark.parametrize("layout", [{}, FULL, SHARDED], ids=["data parallel", "full", "sharded"])
 def test_two_processes_find_the_ticket_of_one(tmp_path, one, layout):
     same_ticket(launch(tmp_path / "two", 2, layout), one)
+    assert list(tmp_path.glob("two/run/level-*/trained/model.safetensors"))  # a finished run is resumed from it
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,7 @@ def test_settings_in_pairs_with_shards(tmp_path, settings):
 def test_winning_signs_on_shards(tmp_path):
     whole, shards = launch(tmp_path / "whole", 2, AWS), launch(tmp_path / "shards", 2, AWS | SHARDED)
     assert shards["mask"] == whole["mask"]
-    for what in ("losses", "path", "flips"):
+    for what in ("losses", "path", "after", "flips"):
         assert shards[what] == pytest.approx(whole[what], abs=5e-4)
 
 
