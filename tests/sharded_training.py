@@ -220,18 +220,15 @@ def unstorable(twins):
         return str(error)
 
 
-def refused_layouts(twins):
-    """The errors of what is not laid out in blocks over one mesh."""
+def refused(twins):
+    """The errors of what is not laid out in blocks over one mesh, and of a count that is too large."""
     meshes = [init_device_mesh("cpu", shape) for shape in ((2,), (1, 2))]
     rows = [DTensor.from_local(torch.ones(2, 2), mesh, [Replicate()] * (mesh.ndim - 1) + [Shard(0)]) for mesh in meshes]
-    errors = []
-    for scores in (
-        {"a": DTensor.from_local(torch.ones(2, 2), meshes[0], [Partial()])},
-        dict(zip("ab", rows, strict=True)),
-    ):
+    summands, errors = DTensor.from_local(torch.ones(2, 2), meshes[0], [Partial()]), []
+    for scores, remove in (({"a": summands}, 2), (dict(zip("ab", rows, strict=True)), 2), ({"a": rows[0]}, 99)):
         try:
-            remove_lowest(scores, 2)
-        except NotImplementedError as error:
+            remove_lowest(scores, remove)
+        except (NotImplementedError, ValueError) as error:
             errors.append(str(error))
     return " ".join(errors)
 
@@ -338,7 +335,7 @@ def replicas(twins):
 
 CHECKS = (
     training, columns, loaded_state, sharded_too_late, masks, snapshots, tickets, unstorable, norm_gradients,
-    refused_layouts,     norms_on_a_path, norms_written, searches, beside_whole_ones, replicas,
+    refused,     norms_on_a_path, norms_written, searches, beside_whole_ones, replicas,
 )  # fmt: skip
 
 
