@@ -179,6 +179,12 @@ def masks(twins):
     return signed[0] == signed[1] and positive[0] == positive[1] and class_name(twins.shards) == "Net"
 
 
+def drawn_apart(twins):
+    """The mask of random scores that every process draws by itself."""
+    torch.manual_seed(twins.rank)
+    return prune(score_weights(prunable(twins.shards), random), 0.5).sha256()
+
+
 def snapshots(twins):
     """A snapshot put into shards while some are gathered; the file of it; networks of the same outputs."""
     with torch.no_grad():
@@ -334,8 +340,8 @@ def replicas(twins):
 
 
 CHECKS = (
-    training, columns, loaded_state, sharded_too_late, masks, snapshots, tickets, unstorable, norm_gradients,
-    refused,     norms_on_a_path, norms_written, searches, beside_whole_ones, replicas,
+    training, columns, loaded_state, sharded_too_late, masks, drawn_apart, snapshots, tickets, unstorable, refused,
+    norm_gradients, norms_on_a_path, norms_written, searches, beside_whole_ones, replicas,
 )  # fmt: skip
 
 

@@ -19,6 +19,10 @@ def test_shards_are_as_whole_weights(found, check):
     assert found[check] == [True, True]
 
 
+def test_scores_that_differ_between_processes_give_one_mask(found):
+    assert found["drawn_apart"][0] == found["drawn_apart"][1]
+
+
 def test_a_sharded_network_trains_like_a_whole_one(found):
     assert found["training"] == pytest.approx([0, 0], abs=1e-5)
 
