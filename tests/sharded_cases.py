@@ -24,12 +24,21 @@ def cases():
     halves = {"a": torch.randn(64, 8, generator=draw).bfloat16(), "b": torch.randn(9, 9, generator=draw).half()}
     double = {"a": 1 + torch.rand(20, 20, generator=draw, dtype=torch.float64) * 1e-12, "b": torch.ones(6, 6)}
     alive = {name: torch.rand(score.shape, generator=draw) < 0.6 for name, score in ties.items()}
-    for name, scores in {"plain": plain, "ties": ties, "edges": edges, "halves": halves, "double": double}.items():
+    equal = {"a": torch.zeros(3, 3), "b": torch.zeros(5, 2)}
+    for name, scores in {
+        "plain": plain,
+        "ties": ties,
+        "edges": edges,
+        "halves": halves,
+        "double": double,
+        "equal": equal,
+    }.items():
         count = sum(score.numel() for score in scores.values())
-        for remove in sorted({0, 1, count // 3, count // 2, count - 1, count}):
+        for remove in sorted({0, 1, count // 3, count // 2, count - 1, count, *(range(count) if count < 12 else ())}):
             yield f"{name}-{remove}", scores, remove, None
     for remove in (0, 1, 50, int(sum(entry.sum() for entry in alive.values()))):
         yield f"alive-{remove}", ties, remove, alive
+    yield "none", ties, 0, {name: torch.zeros_like(entry) for name, entry in alive.items()}
 
 
 def select_all(rank, processes, layout):

@@ -179,6 +179,12 @@ def masks(twins):
     return signed[0] == signed[1] and positive[0] == positive[1] and class_name(twins.shards) == "Net"
 
 
+def drawn_apart(twins):
+    """The mask of random scores that every process draws by itself."""
+    torch.manual_seed(twins.rank)
+    return prune(score_weights(prunable(twins.shards), random), 0.5).sha256()
+
+
 def snapshots(twins):
     """A snapshot put into shards while some are gathered; the file of it; networks of the same outputs."""
     with torch.no_grad():
@@ -220,18 +226,15 @@ def unstorable(twins):
         return str(error)
 
 
-def refused_layouts(twins):
-    """The errors of what is not laid out in blocks over one mesh."""
+def refused(twins):
+    """The errors of what is not laid out in blocks over one mesh, and of a count that is too large."""
     meshes = [init_device_mesh("cpu", shape) for shape in ((2,), (1, 2))]
     rows = [DTensor.from_local(torch.ones(2, 2), mesh, [Replicate()] * (mesh.ndim - 1) + [Shard(0)]) for mesh in meshes]
-    errors = []
-    for scores in (
-        {"a": DTensor.from_local(torch.ones(2, 2), meshes[0], [Partial()])},
-        dict(zip("ab", rows, strict=True)),
-    ):
+    summands, errors = DTensor.from_local(torch.ones(2, 2), meshes[0], [Partial()]), []
+    for scores, remove in (({"a": summands}, 2), (dict(zip("ab", rows, strict=True)), 2), ({"a": rows[0]}, 99)):
         try:
-            remove_lowest(scores, 2)
-        except NotImplementedError as error:
+            remove_lowest(scores, remove)
+        except (NotImplementedError, ValueError) as error:
             errors.append(str(error))
     return " ".join(errors)
 
@@ -337,8 +340,8 @@ def replicas(twins):
 
 
 CHECKS = (
-    training, columns, loaded_state, sharded_too_late, masks, snapshots, tickets, unstorable, norm_gradients,
-    refused_layouts,     norms_on_a_path, norms_written, searches, beside_whole_ones, replicas,
+    training, columns, loaded_state, sharded_too_late, masks, drawn_apart, snapshots, tickets, unstorable, refused,
+    norm_gradients, norms_on_a_path, norms_written, searches, beside_whole_ones, replicas,
 )  # fmt: skip
 
 

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -88,6 +90,17 @@ def test_every_type_and_shape_is_read_by_safetensors(tmp_path):
         for found in (read[name], ours.tensors[name]):
             assert (found.dtype, found.shape) == (tensor.dtype, tensor.shape)
             assert torch.equal(found.reshape(-1).view(torch.uint8), expected.reshape(-1).view(torch.uint8))
+
+
+def test_every_number_lies_at_a_multiple_of_its_size(tmp_path):
+    tensors = {"b": torch.ones(3, dtype=torch.bool), "a": torch.ones(1, dtype=torch.int8), "c": torch.ones(5).double()}
+    Snapshot(0, {**tensors, "d": torch.ones(3).half()}).save(tmp_path / "file")
+    data = (tmp_path / "file").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    assert length % 8 == 0 and sorted(header) == ["__metadata__", "a", "b", "c", "d"]
+    sizes = {"F64": 8, "F16": 2, "I8": 1, "BOOL": 1}
+    assert not any(header[name]["data_offsets"][0] % sizes[header[name]["dtype"]] for name in "abcd")
 
 
 def test_other_types_are_refused_and_leave_no_file(tmp_path):

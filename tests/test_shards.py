@@ -19,6 +19,10 @@ def test_shards_are_as_whole_weights(found, check):
     assert found[check] == [True, True]
 
 
+def test_scores_that_differ_between_processes_give_one_mask(found):
+    assert found["drawn_apart"][0] == found["drawn_apart"][1]
+
+
 def test_a_sharded_network_trains_like_a_whole_one(found):
     assert found["training"] == pytest.approx([0, 0], abs=1e-5)
 
@@ -41,8 +45,9 @@ def test_searches_find_the_masks_of_whole_weights(found):
     [
         ("sharded_too_late", "must be held on the parameters that the model has; received a model whose 'block.0.weig"),
         ("unstorable", "'odd' must be of a type that safetensors stores; received torch.complex128"),
-        ("refused_layouts", "must lie in blocks, as fully_shard lays it; received (Partial(sum),). "),
-        ("refused_layouts", "all scores must be sharded over the same mesh; received 2 meshes."),
+        ("refused", "must lie in blocks, as fully_shard lays it; received (Partial(sum),). "),
+        ("refused", "all scores must be sharded over the same mesh; received 2 meshes."),
+        ("refused", "remove must be from 0 to 8, the competing weights; received 99."),
         ("norms_written", "norm parameters must not be written while they are interpolated; 'block.1.weight' was"),
     ],
 )

@@ -87,7 +87,7 @@ class LotteryTrainer(SparseTrainer):
         self.scope = self.lottery.get_scope(self.weights.kinds)
         self._check_levels()
         self.history: list[dict[str, Any]] = []
-        self._level = 0
+        self._level, self._trained_here = 0, False
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(_LevelBar(self))
 
@@ -190,6 +190,7 @@ class LotteryTrainer(SparseTrainer):
             with changed(self.args, **settings):
                 output = super().train(resume_from_checkpoint=checkpoint, ignore_keys_for_eval=ignore_keys)
                 metrics = dict(output.metrics) | self._measure(mask, start, ignore_keys)
+            self._trained_here = True
         finally:
             if capture:
                 self.remove_callback(capture)
@@ -224,7 +225,12 @@ class LotteryTrainer(SparseTrainer):
         self._level = last = len(self.sparsities) - 1
         mask, start = run.read_start(last)
         self.mask = mask
-        if any(map(is_sharded, named_weights(self._network).values())):  # then it was trained here
+        if any(map(is_sharded, named_weights(self._network).values())):
+            if not self._trained_here:
+                raise NotImplementedError(
+                    "a finished run must be resumed with a model that is not sharded yet; received DTensors, into "
+                    f"which its trained weights are not loaded. Read {run.ticket}, or start one process."
+                )
             for buffer in self._network.buffers():
                 buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen other batches
         else:

@@ -37,6 +37,7 @@ class SparseTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.first_step = first_step
         self._sparsity: SparsityCallback | None = None
+        self._optimized: list[list[str]] | None = None  # names of the parameters of each group
         self.mask = Mask.from_pretrained(mask) if isinstance(mask, str | Path) else mask
 
     @property
@@ -105,6 +106,11 @@ class SparseTrainer(Trainer):
         accelerate (1.15) gives them to it, but tells those that were sharded before by the address of the local part.
         It is the same for all of which a process holds nothing: the optimizer would have one of them several times.
         """
+        if self._optimized is None:
+            raise NotImplementedError(
+                "create_optimizer must call super().create_optimizer() with sharded parameters; received an override "
+                "that does not. Pass optimizer_cls_and_kwargs instead."
+            )
         named = named_weights(self._network)
         for group, names in zip(cast(Any, self.optimizer).param_groups, self._optimized, strict=True):
             if all(name in named for name in names):

@@ -108,6 +108,12 @@ def main() -> None:
     if kind == "WinningSignTrainer":
         result["path"] = [metrics["eval_loss"] for _, metrics in ours.norm_path(3)]
         result["after"] = [ours.evaluate()["eval_loss"]]
+    if layout is not None:
+        again = found(model=ours.model, args=args, train_dataset=Images(64), eval_dataset=Images(24))
+        try:
+            again.train(resume_from_checkpoint=True)
+        except NotImplementedError as error:
+            result["again"] = str(error)
     (folder / f"rank-{args.process_index}.json").write_text(json.dumps(result))
     if args.world_size > 1:
         torch.distributed.barrier()

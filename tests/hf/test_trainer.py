@@ -835,3 +835,15 @@ def test_a_config_that_is_not_of_transformers_is_left_out(tmp_path):
     model.config = SimpleNamespace(hidden=20, use_cache=False, to_json_string=lambda: "{}")
     trainer(tmp_path, model=model, num_train_epochs=1, sparsity=0.3).train()
     assert Ticket.from_pretrained(tmp_path / "ticket").model_config is None
+
+
+def test_an_optimizer_made_elsewhere_is_refused_with_shards(tmp_path):
+    class Mine(SparseTrainer):
+        def create_optimizer(self, model=None):
+            self.optimizer = torch.optim.SGD(self.model.parameters(), 0.1)
+            return self.optimizer
+
+    ours = Mine(net(), arguments(tmp_path), train_dataset=Points())
+    ours.create_optimizer()
+    with pytest.raises(NotImplementedError, match=r"must call super\(\).create_optimizer\(\) with sharded parameters;"):
+        ours._mend_optimizer()
