@@ -133,7 +133,8 @@ def gather_evidence(
     """Collect gradients and input norms of the weights ``within`` over some batches.
 
     The model keeps its weights, buffers, mode and gradients: it is run in evaluation mode, and gradients that were
-    there are put back.
+    there are put back. On several processes the evidence is of this process's batches, and for you to sum, as
+    LotteryTrainer does; the gradients of FSDP2 are means over the processes already.
 
     Args:
         model: The model, on the device of the batches.
