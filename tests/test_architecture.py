@@ -22,8 +22,9 @@ ORDER = [
     "plane", "diversity", "hessian", "hf.prunable", "hf.adapter", "hf.callback", "hf.arguments", "hf.parser",
     "hf.metrics", "hf.metrics.accuracy", "hf.metrics.error_barrier", "hf.metrics.mask_overlap",
     "hf.metrics.sign_agreement", "hf.card", "hf.hub", "hf.checkpoint", "hf.door", "hf.reference", "hf.run_folder",
-    "hf.ticket", "hf.sparse_trainer", "hf.lottery_trainer", "hf.winning_sign_trainer", "hf.plan.files",
-    "hf.plan.levels", "hf.plan.optimizer", "hf.plan.sizes", "hf.plan.disk", "hf.plan.memory", "hf.plan.matching",
+    "hf.run_settings", "hf.ticket", "hf.sparse_trainer", "hf.lottery_trainer", "hf.winning_sign_trainer",
+    "hf.plan.files", "hf.plan.levels", "hf.plan.optimizer", "hf.plan.sizes", "hf.plan.disk", "hf.plan.memory",
+    "hf.plan.matching",
     "hf.plan.search", "hf.plan", "hf.cli",
 ]  # fmt: skip
 HUGGING_FACE = {"transformers", "datasets", "accelerate", "huggingface_hub", "evaluate"}

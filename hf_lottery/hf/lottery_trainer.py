@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from accelerate.utils import broadcast, gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, ProgressCallback, enable_full_determinism, set_seed
@@ -29,18 +27,9 @@ from .hub import base_model
 from .prunable import prunable
 from .reference import Reference
 from .run_folder import RunFolder
+from .run_settings import level_seed, plain, run_settings
 from .sparse_trainer import SparseTrainer, changed
 from .ticket import Ticket
-
-# What a resumed run may do otherwise than the run it resumes, by the beginning of its name: it changes no weight.
-_FREE_SETTINGS = (
-    "output_dir", "logging", "log_", "save_", "eval_on", "eval_do", "report_to", "run_name", "project", "trackio",
-    "disable_tqdm", "dataloader_num", "dataloader_pin", "dataloader_pers", "dataloader_pref", "hub_", "push_to",
-    "resume", "debug", "skip_memory", "include_", "do_", "per_device_eval", "prediction_loss", "ddp_", "use_cpu",
-    "local_rank", "accelerator_config", "restore_callback", "torch_empty", "enable_jit", "fsdp",
-    # Of these three only the product with the number of processes counts.
-    "per_device_train_batch_size", "train_batch_size", "gradient_accumulation_steps",
-)  # fmt: skip
 
 
 class LotteryTrainer(SparseTrainer):
@@ -213,7 +202,7 @@ class LotteryTrainer(SparseTrainer):
                         f"but training stopped at step {output.global_step}. Rewind earlier."
                     )
                 self._write(lambda: run.write_start(number + 1, following, begin))
-        record = {"level": number, "sparsity": mask.sparsity, "metrics": _plain(metrics)}
+        record = {"level": number, "sparsity": mask.sparsity, "metrics": plain(metrics)}
         if self._is_final_run(number):
             record["final_run"] = True
         run.finished.append({**record, "steps": output.global_step, "loss": output.training_loss})
@@ -385,12 +374,8 @@ class LotteryTrainer(SparseTrainer):
             self._run.mark_complete(folder, self._layout)
 
     def _settings(self) -> dict[str, Any]:
-        settings = {name: value for name, value in self.args.to_dict().items() if not name.startswith(_FREE_SETTINGS)}
         score = getattr(self.score, "__name__", str(self.score))
-        args = self.args
-        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        own = {"score": score, "rewind": str(self.rewind), "global_train_batch_size": batch}
-        return _plain({**settings, **self.settings, **own})
+        return run_settings(self.args, {**self.settings, "score": score, "rewind": str(self.rewind)})
 
     def _loss(self, model: nn.Module, inputs: Any) -> Tensor:
         return cast(Tensor, self.compute_loss(model, inputs))
@@ -414,13 +399,3 @@ class _LevelBar(ProgressCallback):
         if self.training_bar is not None:
             level, sparsities = self.trainer._level, self.trainer.sparsities
             self.training_bar.set_description(f"level {level}/{len(sparsities) - 1}, sparsity {sparsities[level]:.3f}")
-
-
-def level_seed(seed: int, level: int, purpose: int = 0) -> int:
-    """A seed for each level and purpose that no other run shares, as seed + level would be with seed + 1."""
-    return int(np.random.SeedSequence([seed, level, purpose]).generate_state(1)[0])
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON terms; enumerations become their text."""
-    return json.loads(json.dumps(value, default=lambda item: item.item() if hasattr(item, "item") else str(item)))

@@ -22,8 +22,9 @@ from ..repair import batch_norms, recalibrate_batch_norm_
 from ..rewind import Snapshot, save_snapshot
 from ..shards import is_sharded, local, reshard
 from ..signs import SignedMask
-from .lottery_trainer import LotteryTrainer, level_seed
+from .lottery_trainer import LotteryTrainer
 from .run_folder import REWIND_NAME, RunFolder
+from .run_settings import level_seed
 
 logger = logging.getLogger(__name__)
 

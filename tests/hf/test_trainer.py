@@ -846,4 +846,4 @@ def test_an_optimizer_made_elsewhere_is_refused_with_shards(tmp_path):
     ours = Mine(net(), arguments(tmp_path), train_dataset=Points())
     ours.create_optimizer()
     with pytest.raises(NotImplementedError, match=r"must call super\(\).create_optimizer\(\) with sharded parameters;"):
-        ours._mend_optimizer()
+        ours._take_shards()
