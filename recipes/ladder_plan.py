@@ -1,0 +1,35 @@
+"""What is left of a ladder, and what it will cost."""
+
+from __future__ import annotations
+
+from common import build_model
+from ladder_cells import SEARCHES, Cell, Ladder
+
+from hf_lottery import LotteryTrainer, WinningSignTrainer, plan_search
+from hf_lottery.hf.plan.search import time_text
+
+
+def plan(ladder: Ladder) -> str:
+    """Cells, steps and time that are left; nothing is written."""
+    left = [cell for cell in ladder.cells if ladder.result(cell) is None]
+    if not left:
+        return "nothing is left to do."
+    seed = ladder.which.seeds[0]
+    costs = {kind: plan_search(_trainer(ladder, Cell(f"search_{kind}", seed)), matching=False) for kind in SEARCHES}
+    search = costs["imp"]
+    seconds, final = (search.seconds or 0) / search.steps, search.levels[-1].steps
+    steps = sum(final if ladder.is_row(cell) else costs[cell.kind.removeprefix("search_")].steps for cell in left)
+    searches = sum(not ladder.is_row(cell) for cell in left)
+    return (
+        f"{len(left)} of {len(ladder.cells)} cells are left: {searches} searches and {len(left) - searches} final "
+        f"trainings, {steps:,} optimizer steps.\nRoughly {time_text(steps * seconds)} of one process for their forward "
+        "and backward passes, from one that was measured; optimizer, matching and evaluation come on top."
+    )
+
+
+def _trainer(ladder: Ladder, cell: Cell) -> LotteryTrainer:
+    args = ladder.arguments_of(cell)
+    args.output_dir = "."  # the Trainer makes its folder at once
+    kind = LotteryTrainer if args.norm_interpolation is None else WinningSignTrainer
+    model = build_model(ladder.model_args, ladder.data, cell.seed)
+    return kind(model=model, args=args, **ladder.arguments)

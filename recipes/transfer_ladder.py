@@ -1,0 +1,51 @@
+"""The transfer ladder: every way of reusing a ticket, on the same networks, budget and sparsity, with intervals.
+
+    accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_mlp.yaml
+    accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_mlp.yaml --plan
+
+The networks (``--seeds``) form a ring. Each is the target once, with the ticket of the network before it as source, and
+all rows train the target from its own weights at the rewind step on, on its own data order:
+
+- ``dense``; ``lth``, under its own ticket's mask; ``random``, the source's mask shuffled within each layer;
+- ``naive``, the source's mask as it is; ``permuted_weight``, ``permuted_activation``, aligned by weights or activations
+  of the trained dense networks; ``permuted_early``, of the networks at the rewind step; ``permuted_residual``, with the
+  residual stream matched too;
+- ``lrr_signs``, ``aws_signs``, mask and signs of the source's LRR and AWS; ``aws_mask``, without the signs;
+  ``random_signs``; ``permuted_signs``, mask and signs of AWS aligned by activations;
+- ``lrr``, ``aws``, the target's own subnetworks of these searches, trained from their weights.
+
+``minus naive`` is paired by target. The gap that is closed is the mean gain over naive as a share of ``lth`` minus
+``naive``. The barrier is between a row's solution and that of ``lth``; for rows of signs and of AWS's mask, that of the
+source's ``lrr`` or ``aws``, permuted as the signs were. The overlap is with the target's own mask. As each network is
+a source and a target, pairs that share one are not independent, which the intervals do not know.
+
+Interrupted, the same command goes on: a cell is named by a hash of all that defines it, and never computed twice.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from common import set_up
+from ladder_cells import Ladder
+from ladder_plan import plan
+from ladder_table import LadderTable
+from ladder_workers import run_all
+
+
+def main() -> None:
+    """Run the recipe."""
+    ladder = Ladder.of()
+    set_up(ladder.args)
+    if ladder.args.world_size > 1:
+        sys.exit("a ladder must be launched as one process, as it starts its own; received several. Use --workers.")
+    if ladder.which.plan:
+        print(plan(ladder))
+        return
+    if failed := run_all(ladder, sys.argv[1:]):
+        sys.exit(f"cells failed or need one that did: {', '.join(map(str, failed))}. Run the command again to retry.")
+    print(f"\n{LadderTable(ladder).write()}\n\nreport: {ladder.folder / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
