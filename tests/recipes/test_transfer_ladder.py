@@ -1,0 +1,153 @@
+"""The transfer ladder on two tiny networks."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transfer_ladder
+from ladder_cells import Cell, Ladder
+from ladder_table import gap_closed, interval
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = [
+    "--config", "recipes/mnist1d/ladder_conv.yaml", "--seeds", "0", "1", "--num_train_epochs", "2",
+    "--rewind", "epoch:1", "--dense_epochs", "1", "--level_epochs", "1", "--sparsity", "0.5",
+    "--pruning_fraction", "0.4", "--match_batches", "4", "--max_train_samples", "300", "--max_eval_samples", "200",
+    "--workers", "2", "--use_cpu", "true",
+]  # fmt: skip
+ROWS = ["permuted_activation", "permuted_signs", "lrr_signs", "random", "dense"]
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def results(folder):
+    return {path.name: json.loads(path.read_text()) for path in (folder / "cells").iterdir()}
+
+
+def test_interval_by_hand():
+    mean, half = interval(np.array([1.0, 2.0, 3.0, 4.0]))
+    assert mean == 2.5
+    assert half == pytest.approx(3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2, rel=1e-6)  # t(0.975, 3)
+
+
+def test_gap_by_hand():
+    naive, lth = np.array([10.0, 12.0, 11.0]), np.array([20.0, 22.0, 21.5])
+    assert gap_closed(naive + 2.5, naive, lth) == pytest.approx(2.5 / 10.1667, rel=1e-4)
+    assert gap_closed(naive, naive, naive + np.array([5.0, -5.0, 0.0])) is None
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory):
+    """A finished ladder and what it printed."""
+    folder = tmp_path_factory.mktemp("ladder")
+    command = [sys.executable, "recipes/transfer_ladder.py", *TINY, "--output_dir", str(folder), "--rows", *ROWS]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return folder, result.stdout
+
+
+def test_the_table_is_of_the_cells(ladder):
+    folder, printed = ladder
+    summary, cells = json.loads((folder / "ladder.json").read_text()), results(folder)
+    found = {tuple(cell["cell"].rsplit("-", 1)): cell for cell in cells.values()}
+    assert set(summary) == {*ROWS, "lth", "naive", "lrr", "aws"}
+    for row, line in summary.items():
+        values = [100 * found[row, str(seed)]["measure"] for seed in (0, 1)]
+        assert line["accuracy"] == values
+        naive = [100 * found["naive", str(seed)]["measure"] for seed in (0, 1)]
+        assert line["minus_naive"] == pytest.approx(np.mean(values) - np.mean(naive))
+        assert f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" in printed
+    for row in ("naive", "permuted_activation", "permuted_signs"):
+        assert summary[row]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert summary["lth"]["overlap"] == 1 > summary["permuted_activation"]["overlap"] > 0
+    assert summary["permuted_activation"]["correlation"] > 0.1 and np.isnan(summary["naive"]["correlation"])
+    assert summary["permuted_signs"]["with_needs"] > summary["naive"]["with_needs"] > summary["naive"]["cpu_seconds"]
+    steps = {cell["steps"] for (kind, _), cell in found.items() if not kind.startswith("search_")}
+    assert len(steps) == 1  # the same budget for every row
+    page = (folder / "report.html").read_text()
+    assert "permuted_signs" in page and (folder / "ladder.png").stat().st_size > 5000
+
+
+def test_a_finished_ladder_computes_nothing_again(ladder):
+    folder, printed = ladder
+    before = {path.name: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
+    command = [sys.executable, "recipes/transfer_ladder.py", *TINY, "--output_dir", str(folder), "--rows", *ROWS]
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert {path.name: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()} == before
+    assert [line for line in again.splitlines() if line.startswith("|")] == [
+        line for line in printed.splitlines() if line.startswith("|")
+    ]
+
+
+def test_a_name_says_what_defines_a_cell():
+    def digests(*more):
+        ladder = Ladder.of([*TINY, "--output_dir", "x", "--rows", *ROWS, *more])
+        return {cell: ladder.digest(cell) for cell in ladder.cells}
+
+    first = digests()
+    assert len(set(first.values())) == len(first)
+    assert digests("--output_dir", "y", "--workers", "1") == first
+    by_matching = {cell for cell, name in digests("--match_batches", "2").items() if first[cell] != name}
+    assert by_matching == {Cell(row, s) for row in ("permuted_activation", "permuted_signs") for s in (0, 1)}
+    by_signs = {cell.kind for cell, name in digests("--level_epochs", "2").items() if first[cell] != name}
+    assert by_signs == {"search_aws", "search_lrr", "aws", "lrr", "lrr_signs", "permuted_signs"}
+    assert not {cell for cell, name in digests("--learning_rate", "1e-4").items() if first[cell] == name}
+
+
+def test_a_plan_writes_nothing(run, tmp_path):
+    printed = run(transfer_ladder, *TINY, "--output_dir", tmp_path / "none", "--rows", *ROWS, "--plan")
+    assert "24 of 24 cells are left: 6 searches and 18 final trainings" in printed
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "nave"], "rows must be among dense, lth"),
+        (["--seeds", "3"], "seeds must be two or more; received [3]. Each network has another as source"),
+        (["--match_batches", "0"], "match_batches must be at least 1; received 0"),
+    ],
+)
+def test_mistakes_are_told(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        Ladder.of([*TINY, *arguments])
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_at_five_random_moments(ladder, tmp_path):
+    whole, _ = ladder
+    command = [sys.executable, "recipes/transfer_ladder.py", *TINY, "--output_dir", str(tmp_path), "--rows", *ROWS]
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    moments, times = random.Random(3), {}
+    for _ in range(5):
+        cells = len(list(tmp_path.glob("cells/*.json")))
+        process = subprocess.Popen(command, **quiet)
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("cells/*.json"))) == cells and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.5))
+        assert process.poll() is None, "the ladder was finished before it was killed"
+        process.kill() if moments.random() < 0.5 else os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(1)  # workers that lost their parent end
+        now = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*.json")}
+        assert times.items() <= now.items(), "a cell was computed twice"
+        times = now
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
+    now = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*.json")}
+    assert times.items() <= now.items(), "a cell was computed twice"
+    first, second = results(whole), results(tmp_path)
+    assert first.keys() == second.keys()
+    for name, cell in first.items():
+        assert {**cell, "cpu_seconds": 0} == {**second[name], "cpu_seconds": 0}
