@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import transformers
 from common import mean_and_std
 from ladder_cells import Cell, Ladder
 from scipy import stats
@@ -34,6 +42,21 @@ def gap_closed(row: np.ndarray, naive: np.ndarray, lth: np.ndarray) -> float | N
     """The mean gain over naive as a share of the ticket's own, or None where the ticket's own is not told from 0."""
     mean, half = interval(lth - naive)
     return None if abs(mean) <= half else float((row - naive).mean() / mean)
+
+
+def about() -> dict[str, Any]:
+    """What the numbers were obtained with."""
+    git = shutil.which("git")
+    head = [git, "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True).stdout.strip() if git else ""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
+    versions = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+    command = " ".join(["recipes/transfer_ladder.py", *sys.argv[1:]])
+    return {"command": command, "date": time.strftime("%Y-%m-%d"), "commit": commit, "device": device, **versions}
 
 
 class LadderTable:
@@ -103,7 +126,9 @@ class LadderTable:
     def write(self) -> str:
         """Write ``ladder.json``, the picture and the page; return the table as Markdown."""
         folder, summary = self.ladder.folder, self.summary()
-        write_atomically(folder / "ladder.json", (json.dumps(summary, indent=2) + "\n").encode())
+        rows = {row: {key: _json(value) for key, value in found.items()} for row, found in summary.items()}
+        content = json.dumps({"about": about(), "seeds": self.seeds, "rows": rows}, indent=1)
+        write_atomically(folder / "ladder.json", (content + "\n").encode())
         self.plot(folder / "ladder.png", summary)
         sparsity = summary["naive"]["sparsity"]
         title = f"Transfer ladder, {100 * sparsity:.1f} % sparse, {len(self.seeds)} seeds"
@@ -122,6 +147,11 @@ class LadderTable:
             axes.set_yticks(range(len(rows)), rows)
             axes.set_xlabel(f"{self.word} minus naive")
         write_csv(path.with_suffix(".csv"), ["row", "minus_naive", "half_width"], points)
+
+
+def _json(value: Any) -> Any:
+    """The value as JSON knows it, which has no NaN."""
+    return None if isinstance(value, float) and np.isnan(value) else value
 
 
 def _number(value: float, digits: int, after: str = "") -> str:

@@ -58,7 +58,7 @@ def ladder(tmp_path_factory):
 
 def test_the_table_is_of_the_cells(ladder):
     folder, printed = ladder
-    summary, cells = json.loads((folder / "ladder.json").read_text()), results(folder)
+    summary, cells = json.loads((folder / "ladder.json").read_text())["rows"], results(folder)
     found = {tuple(cell["cell"].rsplit("-", 1)): cell for cell in cells.values()}
     assert set(summary) == {*ROWS, "lth", "naive", "lrr", "aws"}
     for row, line in summary.items():
@@ -70,7 +70,7 @@ def test_the_table_is_of_the_cells(ladder):
     for row in ("naive", "permuted_activation", "permuted_signs"):
         assert summary[row]["sparsity"] == pytest.approx(0.5, abs=1e-3)
     assert summary["lth"]["overlap"] == 1 > summary["permuted_activation"]["overlap"] > 0
-    assert summary["permuted_activation"]["correlation"] > 0.1 and np.isnan(summary["naive"]["correlation"])
+    assert summary["permuted_activation"]["correlation"] > 0.1 and summary["naive"]["correlation"] is None
     assert summary["permuted_signs"]["with_needs"] > summary["naive"]["with_needs"] > summary["naive"]["cpu_seconds"]
     steps = {cell["steps"] for (kind, _), cell in found.items() if not kind.startswith("search_")}
     assert len(steps) == 1  # the same budget for every row
