@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -50,13 +51,12 @@ def about() -> dict[str, Any]:
     head = [git, "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True).stdout.strip() if git else ""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
+    flags = re.sub(r"--output_dir[ =]\S+ ?", "", " ".join(sys.argv[1:])).strip()  # where is nobody else's concern
+    return {
+        "command": f"recipes/transfer_ladder.py {flags}", "date": time.strftime("%Y-%m-%d"), "commit": commit,
+        "device": device, "python": platform.python_version(), "torch": torch.__version__,
         "transformers": transformers.__version__,
-    }
-    command = " ".join(["recipes/transfer_ladder.py", *sys.argv[1:]])
-    return {"command": command, "date": time.strftime("%Y-%m-%d"), "commit": commit, "device": device, **versions}
+    }  # fmt: skip
 
 
 class LadderTable:
@@ -145,7 +145,7 @@ class LadderTable:
             axes.axvline(0, color="grey", linewidth=0.8)
             axes.errorbar([p[1] for p in points], range(len(rows)), xerr=[p[2] for p in points], fmt="o", capsize=3)
             axes.set_yticks(range(len(rows)), rows)
-            axes.set_xlabel(f"{self.word} minus naive")
+            axes.set_xlabel(f"{self.word} minus naive{'' if self.is_loss else ', points'}")
         write_csv(path.with_suffix(".csv"), ["row", "minus_naive", "half_width"], points)
 
 
