@@ -10,7 +10,6 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -347,6 +346,3 @@ class Ladder:
         judge = Judge(self._trainer(solution, end.seed), self.model_args.task, 512)
         with torch.no_grad():
             return error_barrier(solution, other, judge, points=7).barrier
-
-
-Results = Mapping[Cell, Mapping[str, Any]]

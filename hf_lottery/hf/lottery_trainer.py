@@ -101,13 +101,10 @@ class LotteryTrainer(SparseTrainer):
         base = cast(str, self.args.output_dir)
         if trial is not None:
             raise NotImplementedError("hyperparameter search over whole runs must go through your own loop.")
-        if (
-            isinstance(resume_from_checkpoint, str | Path)
-            and Path(resume_from_checkpoint).resolve() != Path(base).resolve()
-        ):
+        path = resume_from_checkpoint if isinstance(resume_from_checkpoint, str | Path) else base
+        if Path(path).resolve() != Path(base).resolve():
             raise ValueError(
-                f"a run must be resumed from its output_dir {base}; received {resume_from_checkpoint}. "
-                "Pass resume_from_checkpoint=True."
+                f"a run must be resumed from its output_dir {base}; received {path}. Pass resume_from_checkpoint=True."
             )
         moment = self._moment()
         run = RunFolder(base, self._settings(), resume=bool(resume_from_checkpoint))
