@@ -29,6 +29,7 @@ def run_all(ladder: Ladder, command: list[str]) -> list[Cell]:
         The cells that failed, or that need one that did; why is on the standard error.
     """
     waiting = [cell for cell in ladder.cells if ladder.result(cell) is None]
+    finished = set(ladder.cells) - set(waiting)
     if not waiting:
         return []
     gpus = torch.cuda.device_count()
@@ -43,8 +44,7 @@ def run_all(ladder: Ladder, command: list[str]) -> list[Cell]:
     initial = (command, slots, os.getpid())
     with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=initial) as pool:
         while waiting or running:
-            ready = [cell for cell in waiting if all(map(ladder.result, ladder.needs(cell)))]
-            for cell in ready:
+            for cell in [cell for cell in waiting if finished.issuperset(ladder.needs(cell))]:
                 waiting.remove(cell)
                 running[pool.submit(_compute, cell)] = cell
             if not running:  # what is left needs a cell that failed
@@ -56,6 +56,8 @@ def run_all(ladder: Ladder, command: list[str]) -> list[Cell]:
                 if error:
                     failed.append(cell)
                     print(f"{cell}: {error}", file=sys.stderr)
+                else:
+                    finished.add(cell)
     return failed
 
 
