@@ -45,18 +45,28 @@ class ModelArguments:
     config_name: str | None = field(
         default=None, metadata={"help": "A model without weights: Hub id, local folder or config.json."}
     )
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "With config_name: other values of it, as in width=4,num_hidden_layers=2."}
+    )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
 
     def __post_init__(self) -> None:
         if self.task not in AUTO_MODELS:
             raise ValueError(f"task must be one of {', '.join(AUTO_MODELS)}; received {self.task!r}.")
+        if self.config_overrides is not None and self.model_name_or_path is not None:
+            raise ValueError(
+                "config_overrides must go with config_name; received model_name_or_path, whose weights fit its own."
+            )
 
     def load_config(self, **overrides: Any) -> PreTrainedConfig:
         """The configuration that the arguments name."""
         name = self.config_name or self.model_name_or_path
         if name is None:
             raise ValueError("model_name_or_path or config_name must be given; received neither.")
-        return AutoConfig.from_pretrained(name, revision=self.model_revision, **overrides)
+        config = AutoConfig.from_pretrained(name, revision=self.model_revision, **overrides)
+        if self.config_overrides is not None:
+            config.update_from_string(self.config_overrides)
+        return config
 
 
 def set_up(args: TrainingArguments) -> None:

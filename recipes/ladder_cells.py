@@ -166,10 +166,11 @@ class Ladder:
     def digest(self, cell: Cell) -> str:
         """The hash of what defines a cell."""
         if cell not in self._digests:
+            config = self.model_args.load_config()
             what = {
                 "cell": str(cell),
                 "settings": run_settings(self.arguments_of(cell), {"data": asdict(self.data_args)}),
-                "model": [asdict(self.model_args), self.model_args.load_config().to_dict()],
+                "model": [self.model_args.task, self.model_args.model_name_or_path, self.model_args.model_revision, config.to_dict()],
                 "match_batches": self.which.match_batches if cell.kind.startswith("permuted") else None,
                 "needs": [self.digest(needed) for needed in self.needs(cell)],
             }
@@ -192,9 +193,9 @@ class Ladder:
 
     def compute(self, cell: Cell) -> None:
         """Compute a cell and write its result."""
-        start = time.process_time()
+        start, wall = time.process_time(), time.perf_counter()
         found = self._row(cell) if self.is_row(cell) else self._search(cell)
-        found["cpu_seconds"] = time.process_time() - start
+        found |= {"cpu_seconds": time.process_time() - start, "seconds": time.perf_counter() - wall}
         write_atomically(self.file(cell), (json.dumps({"cell": str(cell), **found}, indent=2) + "\n").encode())
 
     # Searches

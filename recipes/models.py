@@ -47,6 +47,9 @@ class _ImageConfig(PreTrainedConfig):
     image_size: int | list[int] | tuple[int, ...] = 32
 
     def __post_init__(self, **kwargs: Any) -> None:
+        sides = height_and_width(getattr(self, "kernel_size", 3))
+        if any(side < 1 or side % 2 == 0 for side in sides):
+            raise ValueError(f"kernel_size must have odd sides; received {self.kernel_size}. Choose 3 or (1, 3).")
         depths, sizes = getattr(self, "depths", None), getattr(self, "hidden_sizes", None)
         if depths is not None and sizes is not None and len(depths) != len(sizes):
             raise ValueError(
@@ -171,25 +174,35 @@ class ResNetCifarConfig(_ImageConfig):
         width: Multiplies the channels of every stage: the w of "ResNet20 x w".
         hidden_sizes: Channels of each stage at width 1.
         depths: Blocks in each stage; every stage but the first halves the resolution.
+        kernel_size: Odd side of every kernel, or (height, width). A 1-D signal wants ``(1, 3)``: of a square kernel all
+            but the middle row would read nothing but padding, so it would never train and still be counted.
     """
 
     model_type = "resnet_cifar"
 
     width: int = 1
+    kernel_size: int | list[int] | tuple[int, ...] = 3
     hidden_sizes: list[int] | tuple[int, ...] = (16, 32, 64)
     depths: list[int] | tuple[int, ...] = (3, 3, 3)
 
 
+def _same_size(inputs: int, outputs: int, kernel: Sequence[int], stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias, padded so that only the stride makes its output smaller."""
+    height, width = kernel
+    padding = (height // 2, width // 2)
+    return nn.Conv2d(inputs, outputs, (height, width), stride=stride, padding=padding, bias=False)
+
+
 class _BasicBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, kernel: Sequence[int], stride: int):
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.conv1 = _same_size(inputs, outputs, kernel, stride)
         self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.conv2 = _same_size(outputs, outputs, kernel)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Identity()
         if inputs != outputs or stride != 1:
-            shortcut = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+            shortcut = _same_size(inputs, outputs, kernel, stride)
             self.shortcut = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -206,13 +219,14 @@ class ResNetCifarModel(_ImageTrunk):
     def __init__(self, config: ResNetCifarConfig):
         super().__init__(config)
         channels = [config.width * size for size in config.hidden_sizes]
-        self.stem = nn.Conv2d(config.num_channels, channels[0], 3, padding=1, bias=False)
+        kernel = height_and_width(config.kernel_size)
+        self.stem = _same_size(config.num_channels, channels[0], kernel)
         self.norm = nn.BatchNorm2d(channels[0])
         self.stages = nn.ModuleList()
         for stage, (outputs, depth) in enumerate(zip(channels, config.depths, strict=True)):
             before = [channels[max(stage - 1, 0)]] + [outputs] * (depth - 1)
             strides = [1 if stage == 0 else 2] + [1] * (depth - 1)
-            blocks = (_BasicBlock(inputs, outputs, stride) for inputs, stride in zip(before, strides, strict=True))
+            blocks = (_BasicBlock(inputs, outputs, kernel, stride) for inputs, stride in zip(before, strides, strict=True))
             self.stages.append(nn.Sequential(*blocks))
         self.num_features = channels[-1]
         self.post_init()
