@@ -138,6 +138,7 @@ def trainer_arguments(task: str, data: Data) -> dict[str, Any]:
     return arguments
 
 
-def mean_and_std(values: np.ndarray) -> str:
+def mean_and_std(values: np.ndarray, digits: int = 2) -> str:
     """Mean and standard deviation (n - 1) over the seeds, as text; of one value the deviation is 0."""
-    return f"{values.mean():.2f} ± {values.std(ddof=1) if len(values) > 1 else 0:.2f}"
+    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+    return f"{values.mean():.{digits}f} ± {deviation:.{digits}f}"

@@ -10,6 +10,7 @@ import copy
 import hashlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +79,14 @@ class LadderArguments:
         metadata={"help": f"Rows of the ladder: {', '.join(ROWS)}. permuted_residual is for networks with attention."},
     )
     match_batches: int = field(default=32, metadata={"help": "Training batches to match activations on."})
+    title: str | None = field(
+        default=None, metadata={"help": "What tables and pictures call it. Default: network, data."}
+    )
+    sparsities: list[float] | None = field(default=None, metadata={"help": "A ladder at each of these sparsities."})
+    rewinds: list[str] | None = field(default=None, metadata={"help": "A ladder for each of these rewind points."})
+    widths: list[int] | None = field(
+        default=None, metadata={"help": "A ladder for each of these values of width in the configuration."}
+    )
     workers: int | None = field(
         default=None, metadata={"help": "Cells side by side. Default: one a GPU, or one a core of the CPU."}
     )
@@ -123,8 +132,8 @@ class Ladder:
         self.folder = Path(cast(str, args.output_dir))
 
     @classmethod
-    def of(cls, command: list[str] | None = None) -> Ladder:
-        """The ladder that a command line asks for, by default this process's."""
+    def of(cls, command: Sequence[str]) -> Ladder:
+        """The ladder that a command line asks for, sweeps aside."""
         return cls(*RecipeParser([LadderArguments, ModelArguments, DataArguments, LotteryArguments]).parse(command))
 
     @property
@@ -166,11 +175,11 @@ class Ladder:
     def digest(self, cell: Cell) -> str:
         """The hash of what defines a cell."""
         if cell not in self._digests:
-            config = self.model_args.load_config()
+            model = self.model_args
             what = {
                 "cell": str(cell),
                 "settings": run_settings(self.arguments_of(cell), {"data": asdict(self.data_args)}),
-                "model": [self.model_args.task, self.model_args.model_name_or_path, self.model_args.model_revision, config.to_dict()],
+                "model": [model.task, model.model_name_or_path, model.model_revision, model.load_config().to_dict()],
                 "match_batches": self.which.match_batches if cell.kind.startswith("permuted") else None,
                 "needs": [self.digest(needed) for needed in self.needs(cell)],
             }

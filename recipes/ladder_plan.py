@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from common import build_model
 from ladder_cells import SEARCHES, Cell, Ladder
+from ladder_sweep import Point
 
 from hf_lottery import LotteryTrainer, WinningSignTrainer, plan_search
 from hf_lottery.hf.plan.search import time_text
 
 
-def plan(ladder: Ladder) -> str:
+def plan(points: Sequence[Point]) -> str:
     """Cells, steps and time that are left; nothing is written."""
+    costs = [(point, *_left(point.ladder)) for point in points]
+    lines = [f"{point.name or 'the ladder'}: {text}" for point, text, _ in costs]
+    seconds = sum(cost for *_, cost in costs)
+    if not seconds:
+        return "nothing is left to do."
+    return "\n".join([
+        *lines,
+        f"Roughly {time_text(seconds)} of one process for all forward and backward passes, from one that was measured; "
+        "optimizer, matching and evaluation come on top.",
+    ])  # fmt: skip
+
+
+def _left(ladder: Ladder) -> tuple[str, float]:
+    """What is left of one ladder, as text, and the seconds of its forward and backward passes."""
     left = [cell for cell in ladder.cells if ladder.result(cell) is None]
     if not left:
-        return "nothing is left to do."
+        return "nothing is left", 0.0
     seed = ladder.which.seeds[0]
     costs = {kind: plan_search(_trainer(ladder, Cell(f"search_{kind}", seed)), matching=False) for kind in SEARCHES}
     search = costs["imp"]
     seconds, final = (search.seconds or 0) / search.steps, search.levels[-1].steps
     steps = sum(final if ladder.is_row(cell) else costs[cell.kind.removeprefix("search_")].steps for cell in left)
     searches = sum(not ladder.is_row(cell) for cell in left)
-    return (
+    text = (
         f"{len(left)} of {len(ladder.cells)} cells are left: {searches} searches and {len(left) - searches} final "
-        f"trainings, {steps:,} optimizer steps.\nRoughly {time_text(steps * seconds)} of one process for their forward "
-        "and backward passes, from one that was measured; optimizer, matching and evaluation come on top."
+        f"trainings, {steps:,} optimizer steps"
     )
+    return text, steps * seconds
 
 
 def _trainer(ladder: Ladder, cell: Cell) -> LotteryTrainer:

@@ -1,158 +1,117 @@
-"""The table of a transfer ladder: means, paired intervals, the share of the gap that a row closes; picture and page."""
+"""Tables and pictures of ladders, from their results."""
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import re
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
 from common import mean_and_std
-from ladder_cells import Cell, Ladder
-from scipy import stats
 
-from hf_lottery import Picture, Section, Table, markdown_table, write_report
-from hf_lottery.report.style import picture, write_csv
-from hf_lottery.staging import write_atomically
+from hf_lottery import Picture, Section, Table
+from hf_lottery.report.style import curve_style, picture, write_csv
 
+Results = Mapping[str, Any]  # of one ladder, as `ladder_results.write_results` gives them
 HEADER = (
-    "row", "measure", "minus naive, 95 %", "gap closed", "barrier", "overlap (chance)", "correlation", "kept signs",
-    "CPU s", "with what it needs",
+    "row", "", "minus naive, 95 %", "gap closed (95 %)", "barrier", "overlap (chance)", "correlation", "kept signs",
+    "{} s", "with what it needs",
 )  # fmt: skip
-
-DIAGNOSTICS = ("overlap", "chance", "correlation", "kept_signs", "sparsity")
-
-
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """Mean and half-width of the 95 % t-interval of paired differences."""
-    error = stats.sem(differences)
-    return float(differences.mean()), float(error * stats.t.ppf(0.975, len(differences) - 1))
+_DECIMALS = {"barrier": 2, "correlation": 2, "kept_signs": 3}
+# What ladders can be compared in.
+COMPARED = ("measure", "minus_naive", "gap_closed", "barrier", "correlation", "overlap", "kept_signs")
 
 
-def gap_closed(row: np.ndarray, naive: np.ndarray, lth: np.ndarray) -> float | None:
-    """The mean gain over naive as a share of the ticket's own, or None where the ticket's own is not told from 0."""
-    mean, half = interval(lth - naive)
-    return None if abs(mean) <= half else float((row - naive).mean() / mean)
+def table(results: Results) -> Table:
+    """Every number of one ladder."""
+    on_gpu = "cores" not in results["about"]["device"]
+    seconds = ("seconds", "with_needs") if on_gpu else ("cpu_seconds", "cpu_with_needs")
+    columns = ("measure", "minus_naive", "gap_closed", "barrier", "overlap", "correlation", "kept_signs", *seconds)
+    header = [results["measure"] if name == "" else name.format("GPU" if on_gpu else "CPU") for name in HEADER]
+    return Table(header, [[row, *(cell(results, row, name) for name in columns)] for row in results["rows"]])
 
 
-def about() -> dict[str, Any]:
-    """What the numbers were obtained with."""
-    git = shutil.which("git")
-    head = [git, "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(head, capture_output=True, text=True).stdout.strip() if git else ""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
-    flags = re.sub(r"--output_dir[ =]\S+ ?", "", " ".join(sys.argv[1:])).strip()  # where is nobody else's concern
-    return {
-        "command": f"recipes/transfer_ladder.py {flags}", "date": time.strftime("%Y-%m-%d"), "commit": commit,
-        "device": device, "python": platform.python_version(), "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }  # fmt: skip
+def cell(results: Results, row: str, name: str) -> str:
+    """A number of a row as text; a dash where there is none."""
+    found = results["rows"].get(row)
+    if found is None or (row == "naive" and name in ("minus_naive", "gap_closed")):
+        return "-"
+    if name == "measure":
+        return mean_and_std(np.array(found["values"]), _digits(results))
+    value = found[name]
+    if value is None:
+        return "-"
+    if name == "minus_naive":
+        return f"{value:+.{_digits(results)}f} ± {found['half_width']:.{_digits(results)}f}"
+    if name == "gap_closed":
+        share, low, high = (f"{100 * end:.0f}" for end in value)
+        return f"{share} % ({low} to {high})"
+    if name == "overlap":
+        return f"{value:.3f} ({found['chance']:.3f})"
+    return f"{value:.{_DECIMALS.get(name, 0)}f}"
 
 
-class LadderTable:
-    """The results of a finished ladder.
+def _digits(results: Results) -> int:
+    return 3 if results["measure"] == "loss" else 2
+
+
+def comparison(ladders: Sequence[Results], name: str, rows: Sequence[str] | None = None) -> Table:
+    """One number of several ladders side by side.
 
     Args:
-        ladder: All of whose cells have results.
+        ladders: Results of the ladders.
+        name: Which number, of :data:`COMPARED`.
+        rows: Which rows. Default: all.
     """
-
-    def __init__(self, ladder: Ladder):
-        self.ladder, self.seeds = ladder, ladder.which.seeds
-        self.found: dict[Cell, dict[str, Any]] = {cell: ladder.result(cell) or {} for cell in ladder.cells}
-        self.is_loss = ladder.model_args.task == "causal-lm"
-        self.scale = 1.0 if self.is_loss else 100.0
-        self.word = "loss" if self.is_loss else "accuracy"
-
-    def values(self, row: str, name: str = "measure") -> np.ndarray:
-        """A result of a row for every target, in the order of the seeds; NaN where there is none."""
-        return np.array([self.found[Cell(row, seed)].get(name, np.nan) for seed in self.seeds], dtype=float)
-
-    def summary(self) -> dict[str, dict[str, Any]]:
-        """The numbers of the table by row, accuracies in percent."""
-        naive, lth = (self.scale * self.values(row) for row in ("naive", "lth"))
-        rows = {}
-        for row in self.ladder.which.rows:
-            values = self.scale * self.values(row)
-            mean, half = interval(values - naive)
-            rows[row] = {
-                self.word: values.tolist(), "minus_naive": mean, "half_width": half,
-                "gap_closed": gap_closed(values, naive, lth), "barrier": self.scale * self.mean(row, "barrier"),
-                **{name: self.mean(row, name) for name in DIAGNOSTICS},
-                "cpu_seconds": self.mean(row, "cpu_seconds"), "with_needs": self.cost(row),
-            }  # fmt: skip
-        return rows
-
-    def mean(self, row: str, name: str) -> float:
-        """The mean over the targets."""
-        return float(self.values(row, name).mean())
-
-    def cost(self, row: str) -> float:
-        """CPU seconds of a row and of all cells that it needs, mean over the targets."""
-        total = 0.0
-        for seed in self.seeds:
-            needed, stack = set(), [Cell(row, seed)]
-            while stack:
-                cell = stack.pop()
-                needed.add(cell)
-                stack += self.ladder.needs(cell)
-            total += sum(self.found[cell]["cpu_seconds"] for cell in needed)
-        return total / len(self.seeds)
-
-    def table(self) -> Table:
-        """The table as text."""
-        rows = []
-        for row, found in self.summary().items():
-            closed, digits = found["gap_closed"], 4 if self.is_loss else 2
-            overlap = _number(found["overlap"], 3, f" ({found['chance']:.3f})")
-            paired = "-" if row == "naive" else f"{found['minus_naive']:+.{digits}f} ± {found['half_width']:.{digits}f}"
-            rows.append((
-                row, mean_and_std(np.array(found[self.word])), paired,
-                "-" if closed is None or row == "naive" else f"{100 * closed:.0f} %",
-                _number(found["barrier"], 2), overlap, _number(found["correlation"], 2),
-                _number(found["kept_signs"], 3), f"{found['cpu_seconds']:.0f}", f"{found['with_needs']:.0f}",
-            ))  # fmt: skip
-        return Table([self.word if name == "measure" else name for name in HEADER], rows)
-
-    def write(self) -> str:
-        """Write ``ladder.json``, the picture and the page; return the table as Markdown."""
-        folder, summary = self.ladder.folder, self.summary()
-        rows = {row: {key: _json(value) for key, value in found.items()} for row, found in summary.items()}
-        content = json.dumps({"about": about(), "seeds": self.seeds, "rows": rows}, indent=1)
-        write_atomically(folder / "ladder.json", (content + "\n").encode())
-        self.plot(folder / "ladder.png", summary)
-        sparsity = summary["naive"]["sparsity"]
-        title = f"Transfer ladder, {100 * sparsity:.1f} % sparse, {len(self.seeds)} seeds"
-        caption = "Difference to the mask as it was found, paired by target; bars are 95 % intervals."
-        section = Section("Rows", caption, self.table(), Picture(folder / "ladder.png", caption))
-        write_report(folder / "report.html", [section], title=title)
-        return markdown_table(*self.table())
-
-    def plot(self, path: Path, summary: Mapping[str, Mapping[str, Any]]) -> None:
-        """The paired differences to naive with their intervals."""
-        rows = [row for row in summary if row != "naive"][::-1]
-        points = [(row, summary[row]["minus_naive"], summary[row]["half_width"]) for row in rows]
-        with picture(path, 7, 0.6 + 0.32 * len(rows)) as axes:
-            axes.axvline(0, color="grey", linewidth=0.8)
-            axes.errorbar([p[1] for p in points], range(len(rows)), xerr=[p[2] for p in points], fmt="o", capsize=3)
-            axes.set_yticks(range(len(rows)), rows)
-            axes.set_xlabel(f"{self.word} minus naive{'' if self.is_loss else ', points'}")
-        write_csv(path.with_suffix(".csv"), ["row", "minus_naive", "half_width"], points)
+    rows = list(rows or dict.fromkeys(row for results in ladders for row in results["rows"]))
+    lines = [[row, *(cell(results, row, name) for results in ladders)] for row in rows]
+    return Table([name.replace("_", " "), *map(label, ladders)], [line for line in lines if set(line[1:]) != {"-"}])
 
 
-def _json(value: Any) -> Any:
-    """The value as JSON knows it, which has no NaN."""
-    return None if isinstance(value, float) and np.isnan(value) else value
+def label(results: Results) -> str:
+    """The name of a ladder, with its place in a sweep."""
+    return ", ".join(filter(None, [results["title"], results["about"]["point"]]))
 
 
-def _number(value: float, digits: int, after: str = "") -> str:
-    return "-" if np.isnan(value) else f"{value:.{digits}f}{after}"
+def plot(path: Path, ladders: Sequence[Results], rows: Sequence[str] | None = None) -> None:
+    """The paired differences to naive with their 95 % intervals, for one ladder or several."""
+    rows = [row for row in rows or dict.fromkeys(row for found in ladders for row in found["rows"]) if row != "naive"][
+        ::-1
+    ]
+    numbers = []
+    with picture(path, 7, 0.8 + 0.3 * len(rows) * max(1, 0.5 * len(ladders))) as axes:
+        axes.axvline(0, color="grey", linewidth=0.8)
+        for i, results in enumerate(ladders):
+            points = [
+                (j + 0.7 * (0.5 - (i + 0.5) / len(ladders)), row, results["rows"][row])
+                for j, row in enumerate(rows)
+                if row in results["rows"]
+            ]
+            style = {**curve_style(i), "linestyle": "none", "capsize": 3, "label": label(results)}
+            means, halves = ([found[key] for *_, found in points] for key in ("minus_naive", "half_width"))
+            axes.errorbar(means, [place for place, *_ in points], xerr=halves, **style)
+            numbers += [(label(results), row, found["minus_naive"], found["half_width"]) for _, row, found in points]
+        axes.set_yticks(range(len(rows)), rows)
+        measure = ladders[0]["measure"]
+        axes.set_xlabel(f"{measure} minus naive{', points' if measure == 'accuracy' else ''}")
+        axes.legend(loc="best", fontsize="small")
+    write_csv(path, ["ladder", "row", "minus_naive", "half_width"], numbers)
+
+
+def sections(ladders: Sequence[Results], folder: Path) -> list[Section]:
+    """A page of ladders; the picture is written to ``folder``."""
+    plot(folder / "ladder.png", ladders)
+    caption = "Difference to the mask as it was found, paired by target; bars are 95 % intervals."
+    found = [Section(label(results), _obtained(results), table(results)) for results in ladders]
+    if len(ladders) > 1:
+        compared = {name: comparison(ladders, name) for name in COMPARED[:3]}
+        found += [Section(f"Compared: {name.replace('_', ' ')}", "", t) for name, t in compared.items() if t.rows]
+    return [*found, Section("Picture", caption, None, Picture(folder / "ladder.png", caption))]
+
+
+def _obtained(results: Results) -> str:
+    about, sparsity = results["about"], results["rows"]["naive"]["sparsity"]
+    return (
+        f"{len(results['seeds'])} seeds, {100 * sparsity:.1f} % sparse. {about['command']} at {about['commit']} on "
+        f"{about['device']}, {about['date']}; torch {about['torch']}, transformers {about['transformers']}."
+    )

@@ -1,4 +1,4 @@
-"""Workers: the cells of a ladder side by side, one process a core or GPU, each with one thread and many cells."""
+"""Workers: the cells of ladders side by side, one process a core or GPU, each with one thread and many cells."""
 
 from __future__ import annotations
 
@@ -8,69 +8,80 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import torch
 from common import set_up
-from ladder_cells import Cell, Ladder
+from ladder_cells import Cell
+from ladder_sweep import Point, points
 
-_ladder: Ladder | None = None
+_points: list[Point] = []  # of this worker
 
 
-def run_all(ladder: Ladder, command: list[str]) -> list[Cell]:
+def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None) -> list[str]:
     """Compute every cell that has no result yet, as soon as those that it needs have one.
 
     Args:
-        ladder: The ladder.
-        command: The command line that asks for it.
+        asked: The ladders.
+        command: The command line that asks for them.
+        workers: How many cells side by side. Default: one a GPU, or one a core.
 
     Returns:
         The cells that failed, or that need one that did; why is on the standard error.
     """
-    waiting = [cell for cell in ladder.cells if ladder.result(cell) is None]
-    finished = set(ladder.cells) - set(waiting)
+    jobs = {point.ladder.file(cell): (i, cell) for i, point in enumerate(asked) for cell in point.ladder.cells}
+    waiting = {file: job for file, job in jobs.items() if not file.exists()}
+    finished = jobs.keys() - waiting.keys()
     if not waiting:
         return []
+    total, done = len(waiting), 0
+    running: dict[Future[str | None], Path] = {}
+    failed: list[str] = []
+    with _pool(command, workers) as pool:
+        while waiting or running:
+            for file, (i, cell) in list(waiting.items()):
+                ladder = asked[i].ladder
+                if finished >= {ladder.file(needed) for needed in ladder.needs(cell)}:
+                    del waiting[file]
+                    running[pool.submit(_compute, i, cell)] = file
+            if not running:  # what is left needs a cell that failed
+                return [*failed, *(str(cell) for _, cell in waiting.values())]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                file, error = running.pop(future), future.result()
+                i, cell = jobs[file]
+                done += 1
+                print(f"[{done}/{total}] {asked[i].name} {cell}{' failed' if error else ''}", flush=True)
+                if error:
+                    failed.append(str(cell))
+                    print(f"{cell}: {error}", file=sys.stderr)
+                else:
+                    finished.add(file)
+    return failed
+
+
+def _pool(command: Sequence[str], workers: int | None) -> ProcessPoolExecutor:
     gpus = torch.cuda.device_count()
-    count = ladder.which.workers or gpus or os.cpu_count() or 1
+    count = workers or gpus or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
     slots = context.Queue()
     for slot in range(count):
         slots.put(slot % gpus if gpus else None)
-    total, done = len(waiting), 0
-    running: dict[Future[str | None], Cell] = {}
-    failed: list[Cell] = []
     initial = (command, slots, os.getpid())
-    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=initial) as pool:
-        while waiting or running:
-            for cell in [cell for cell in waiting if finished.issuperset(ladder.needs(cell))]:
-                waiting.remove(cell)
-                running[pool.submit(_compute, cell)] = cell
-            if not running:  # what is left needs a cell that failed
-                return [*failed, *waiting]
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                cell, error = running.pop(future), future.result()
-                done += 1
-                print(f"[{done}/{total}] {cell}{' failed' if error else ''}", flush=True)
-                if error:
-                    failed.append(cell)
-                    print(f"{cell}: {error}", file=sys.stderr)
-                else:
-                    finished.add(cell)
-    return failed
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=initial)
 
 
-def _begin(command: list[str], slots: Any, parent: int) -> None:
-    """Build the ladder in a worker. One that outlives its parent would train a cell that the next run trains too."""
-    global _ladder
+def _begin(command: Sequence[str], slots: Any, parent: int) -> None:
+    """Build the ladders in a worker. One that outlives its parent would train a cell that the next run trains too."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     gpu = slots.get()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)  # the Trainer would use all it sees
     torch.set_num_threads(1)
-    _ladder = Ladder.of(command)
-    set_up(_ladder.args)
+    _points.extend(points(command))
+    set_up(_points[0].ladder.args)
 
 
 def _end_with(parent: int) -> None:
@@ -79,10 +90,9 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _compute(cell: Cell) -> str | None:
-    assert _ladder is not None
+def _compute(point: int, cell: Cell) -> str | None:
     try:
-        _ladder.compute(cell)
+        _points[point].ladder.compute(cell)
     except Exception:
         return traceback.format_exc()
     return None

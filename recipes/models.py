@@ -226,7 +226,9 @@ class ResNetCifarModel(_ImageTrunk):
         for stage, (outputs, depth) in enumerate(zip(channels, config.depths, strict=True)):
             before = [channels[max(stage - 1, 0)]] + [outputs] * (depth - 1)
             strides = [1 if stage == 0 else 2] + [1] * (depth - 1)
-            blocks = (_BasicBlock(inputs, outputs, kernel, stride) for inputs, stride in zip(before, strides, strict=True))
+            blocks = (
+                _BasicBlock(inputs, outputs, kernel, stride) for inputs, stride in zip(before, strides, strict=True)
+            )
             self.stages.append(nn.Sequential(*blocks))
         self.num_features = channels[-1]
         self.post_init()

@@ -2,6 +2,7 @@
 
     accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_mlp.yaml
     accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_mlp.yaml --plan
+    accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_conv.yaml --widths 1 2 4
 
 The networks (``--seeds``) form a ring. Each is the target once, with the ticket of the network before it as source, and
 all rows train the target from its own weights at the rewind step on, on its own data order:
@@ -19,6 +20,8 @@ all rows train the target from its own weights at the rewind step on, on its own
 source's ``lrr`` or ``aws``, permuted as the signs were. The overlap is with the target's own mask. As each network is
 a source and a target, pairs that share one are not independent, which the intervals do not know.
 
+``--sparsities``, ``--rewinds`` and ``--widths`` sweep: a ladder for every combination, and one table across all.
+
 Interrupted, the same command goes on: a cell is named by a hash of all that defines it, and never computed twice.
 """
 
@@ -27,24 +30,37 @@ from __future__ import annotations
 import sys
 
 from common import set_up
-from ladder_cells import Ladder
 from ladder_plan import plan
-from ladder_table import LadderTable
+from ladder_results import write_results
+from ladder_sweep import points
+from ladder_table import comparison, label, sections, table
 from ladder_workers import run_all
+
+from hf_lottery import markdown_table, write_report
 
 
 def main() -> None:
     """Run the recipe."""
-    ladder = Ladder.of()
+    command = sys.argv[1:]
+    asked = points(command)
+    ladder = asked[0].ladder
     set_up(ladder.args)
     if ladder.args.world_size > 1:
         sys.exit("a ladder must be launched as one process, as it starts its own; received several. Use --workers.")
     if ladder.which.plan:
-        print(plan(ladder))
+        print(plan(asked))
         return
-    if failed := run_all(ladder, sys.argv[1:]):
-        sys.exit(f"cells failed or need one that did: {', '.join(map(str, failed))}. Run the command again to retry.")
-    print(f"\n{LadderTable(ladder).write()}\n\nreport: {ladder.folder / 'report.html'}")
+    if failed := run_all(asked, command, ladder.which.workers):
+        sys.exit(f"cells failed or need one that did: {', '.join(failed)}. Run the command again to retry.")
+    results = [write_results(point) for point in asked]
+    for found in results:
+        print(f"\n{label(found)}\n\n{markdown_table(*table(found))}")
+    if len(results) > 1:
+        for name in ("minus_naive", "gap_closed"):
+            print(f"\n{markdown_table(*comparison(results, name))}")
+    page = ladder.folder / "report.html"
+    write_report(page, sections(results, ladder.folder), title="Transfer ladder")
+    print(f"\nreport: {page}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transfer_ladder
+from common import AUTO_MODELS
+from ladder_cells import ROWS as ALL_ROWS
 from ladder_cells import Cell, Ladder
-from ladder_table import gap_closed, interval
+from ladder_results import gap_closed, interval, write_results
+from ladder_sweep import points
+from ladder_table import COMPARED, comparison, table
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = [
@@ -42,7 +46,12 @@ def test_interval_by_hand():
 
 def test_gap_by_hand():
     naive, lth = np.array([10.0, 12.0, 11.0]), np.array([20.0, 22.0, 21.5])
-    assert gap_closed(naive + 2.5, naive, lth) == pytest.approx(2.5 / 10.1667, rel=1e-4)
+    share, low, high = gap_closed(naive + 2.5, naive, lth)
+    assert share == pytest.approx(2.5 / 10.1667, rel=1e-4) and low < share < high
+    # The ends are the shares r at which the mean of gain - r * whole is just not told from 0.
+    for end in (low, high):
+        mean, half = interval(2.5 - end * (lth - naive))
+        assert abs(mean) == pytest.approx(half, rel=1e-6)
     assert gap_closed(naive, naive, naive + np.array([5.0, -5.0, 0.0])) is None
 
 
@@ -63,7 +72,7 @@ def test_the_table_is_of_the_cells(ladder):
     assert set(summary) == {*ROWS, "lth", "naive", "lrr", "aws"}
     for row, line in summary.items():
         values = [100 * found[row, str(seed)]["measure"] for seed in (0, 1)]
-        assert line["accuracy"] == values
+        assert line["values"] == values
         naive = [100 * found["naive", str(seed)]["measure"] for seed in (0, 1)]
         assert line["minus_naive"] == pytest.approx(np.mean(values) - np.mean(naive))
         assert f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}" in printed
@@ -71,7 +80,7 @@ def test_the_table_is_of_the_cells(ladder):
         assert summary[row]["sparsity"] == pytest.approx(0.5, abs=1e-3)
     assert summary["lth"]["overlap"] == 1 > summary["permuted_activation"]["overlap"] > 0
     assert summary["permuted_activation"]["correlation"] > 0.1 and summary["naive"]["correlation"] is None
-    assert summary["permuted_signs"]["with_needs"] > summary["naive"]["with_needs"] > summary["naive"]["cpu_seconds"]
+    assert summary["permuted_signs"]["with_needs"] > summary["naive"]["with_needs"] > summary["naive"]["seconds"] > 0
     steps = {cell["steps"] for (kind, _), cell in found.items() if not kind.startswith("search_")}
     assert len(steps) == 1  # the same budget for every row
     page = (folder / "report.html").read_text()
@@ -108,6 +117,94 @@ def test_a_plan_writes_nothing(run, tmp_path):
     printed = run(transfer_ladder, *TINY, "--output_dir", tmp_path / "none", "--rows", *ROWS, "--plan")
     assert "24 of 24 cells are left: 6 searches and 18 final trainings" in printed
     assert not (tmp_path / "none").exists()
+
+
+def test_a_sweep_is_every_combination():
+    swept = ["--sparsities", "0.5", "0.6", "--rewinds", "init", "epoch:1", "--widths", "1", "2"]
+    found = points([*TINY, "--output_dir", "x", *swept])
+    assert len({point.ladder.digest(Cell("dense", 0)) for point in found}) == len(found) == 8
+    last = found[-1]
+    assert (last.name, last.stem) == (
+        "sparsity=0.6, rewind=epoch:1, width=2",
+        "ladder-sparsity-0.6-rewind-epoch-1-width-2",
+    )
+    assert (last.ladder.args.sparsity, last.ladder.args.rewind) == (0.6, "epoch:1")
+    assert last.ladder.model_args.load_config().width == 2
+    (alone,) = points([*TINY, "--output_dir", "x", "--sparsity", "0.6", "--config_overrides", "width=2"])
+    assert (alone.name, alone.stem) == ("", "ladder")
+    assert alone.ladder.digest(Cell("aws_signs", 1)) == last.ladder.digest(Cell("aws_signs", 1))
+
+
+def test_a_sweep_from_the_command_line(tmp_path):
+    rows = ["--rows", "permuted_weight", "--output_dir", str(tmp_path), "--max_train_samples", "200"]
+    command = [sys.executable, "recipes/transfer_ladder.py", *TINY, *rows, "--widths", "1", "2", "--title", "Conv"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True).stdout
+    files = [str(tmp_path / f"ladder-width-{width}.json") for width in (1, 2)]
+    show = [sys.executable, "recipes/show_ladders.py", *files]
+    shown = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("Conv, width=1\n") and shown.strip() in printed
+    more = ["--compare", "minus_naive", "--picture", str(tmp_path / "both.png")]
+    compared = subprocess.run([*show, *more], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "Conv, width=1" in compared and compared.strip() in printed
+    assert (tmp_path / "both.png").stat().st_size > 5000
+    lines = (tmp_path / "both.csv").read_text().splitlines()
+    assert lines[0] == "ladder,row,minus_naive,half_width" and len(lines) == 1 + 2 * 2  # lth and permuted_weight
+
+
+@pytest.mark.parametrize("model", ["gpt2", "llama"])
+def test_a_ladder_of_language_models(model, tmp_path):
+    verses = [f"And the {a} of the {b} said unto the {c}." for a in WORDS for b in WORDS for c in WORDS]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.txt").write_text("\n".join(verses))
+    (point,) = points([
+        "--config", f"recipes/king_james/ladder_{model}.yaml", "--dataset_name", str(tmp_path), "--seeds", "0", "1",
+        "--rows", "permuted_residual", "permuted_signs", "--num_train_epochs", "2", "--dense_epochs", "1",
+        "--sparsity", "0.3", "--pruning_fraction", "0.3", "--max_train_samples", "64", "--max_eval_samples", "20",
+        "--match_batches", "2", "--per_device_train_batch_size", "16", "--use_cpu", "true",
+        "--output_dir", str(tmp_path / "out"),
+    ])  # fmt: skip
+    for cell in point.ladder.cells:
+        point.ladder.compute(cell)
+    results = write_results(point)
+    assert results["measure"] == "loss" and 0 < min(results["rows"]["lth"]["values"]) < 6
+    assert (
+        results["rows"]["permuted_residual"]["correlation"] > 0.1 and results["rows"]["permuted_signs"]["barrier"] > -1
+    )
+    rows = {line[0]: line for line in table(results).rows}
+    assert set(rows) == {"lth", "naive", "permuted_residual", "aws", "permuted_signs"}
+    assert [len(line) for line in rows.values()] == [10] * 5
+
+
+WORDS = ("king", "son", "house", "land", "day")
+
+
+def test_a_comparison_leaves_out_what_no_ladder_has():
+    def ladder(rows):
+        found = {row: RESULT | {"values": [1.0, 2.0]} for row in rows}
+        return {"title": "T", "about": {"point": ""}, "measure": "accuracy", "rows": found}
+
+    RESULT = {"minus_naive": 1.5, "half_width": 0.5, "gap_closed": [0.5, 0.25, 0.75], "barrier": None}
+    RESULT |= {"overlap": 0.25, "chance": 0.125, "correlation": 0.5, "kept_signs": None}
+    both = [ladder(["naive", "lth"]), ladder(["naive", "random"])]
+    assert comparison(both, "minus_naive").rows == [["lth", "+1.50 ± 0.50", "-"], ["random", "-", "+1.50 ± 0.50"]]
+    assert comparison(both, "gap_closed", ["lth"]).rows == [["lth", "50 % (25 to 75)", "-"]]
+    assert comparison(both, "measure", ["naive"]).rows == [["naive", "1.50 ± 0.71", "1.50 ± 0.71"]]
+    assert comparison(both, "overlap", ["naive"]).rows == [["naive", "0.250 (0.125)", "0.250 (0.125)"]]
+    assert comparison(both, "barrier").rows == []
+    assert set(COMPARED) <= {"measure", *RESULT}
+
+
+@pytest.mark.parametrize("config", sorted(ROOT.glob("recipes/*/ladder_*.yaml")), ids=lambda path: path.stem)
+def test_every_configuration_is_of_a_ladder(config):
+    (point,) = points(["--config", str(config), "--use_cpu", "true"])
+    ladder = point.ladder
+    assert ladder.which.title and set(ladder.which.rows) <= ALL_ROWS.keys()
+    if ladder.model_args.config_name is not None:
+        assert Path(ladder.model_args.config_name).exists()
+        model_config = ladder.model_args.load_config()
+        has_stream = model_config.model_type in ("vit", "gpt2", "llama", "mlp_mixer")
+        assert has_stream == ("permuted_residual" in ladder.which.rows)
+        assert AUTO_MODELS[ladder.model_args.task].from_config(model_config).num_parameters() > 1000
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,55 @@
+"""The ladders of a sweep: one for every combination of the sparsities, rewind points and widths that are asked for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ladder_cells import Ladder
+
+
+@dataclass
+class Point:
+    """One ladder of a sweep.
+
+    Attributes:
+        name: What is swept, as in ``"sparsity=0.9, width=2"``; empty without a sweep.
+        command: The command line of this ladder alone.
+        ladder: The ladder.
+    """
+
+    name: str
+    command: list[str]
+    ladder: Ladder
+
+    @property
+    def stem(self) -> str:
+        """The stem of its files: ``ladder``, or ``ladder-sparsity-0.9-width-2``."""
+        return "-".join(filter(None, ["ladder", *self.name.replace("=", "-").replace(":", "-").split(", ")]))
+
+
+def points(command: Sequence[str]) -> list[Point]:
+    """The ladders that a command line asks for, in the order of its sweeps.
+
+    Args:
+        command: Without the name of the script. Each ladder's command is this one and flags for the swept settings,
+            so a point is checked and hashed as a ladder of its own would be.
+    """
+    first = Ladder.of(command)
+    which, overrides = first.which, first.model_args.config_overrides
+    before = f"{overrides}," if overrides else ""
+    axes = [
+        [(f"sparsity={value}", ["--sparsity", str(value)]) for value in which.sparsities or []],
+        [(f"rewind={value}", ["--rewind", value]) for value in which.rewinds or []],
+        [(f"width={value}", ["--config_overrides", f"{before}width={value}"]) for value in which.widths or []],
+    ]
+    axes = [axis for axis in axes if axis]
+    if not axes:
+        return [Point("", list(command), first)]
+    found = []
+    for combination in itertools.product(*axes):
+        names, flags = zip(*combination, strict=True)
+        own = [*command, *itertools.chain.from_iterable(flags)]
+        found.append(Point(", ".join(names), own, Ladder.of(own)))
+    return found
