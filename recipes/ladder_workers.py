@@ -31,6 +31,9 @@ def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None)
 
     Returns:
         The cells that failed, or that need one that did; why is on the standard error.
+
+    Raises:
+        BrokenProcessPool: A worker was killed.
     """
     jobs = {point.ladder.file(cell): (i, cell) for i, point in enumerate(asked) for cell in point.ladder.cells}
     waiting = {file: job for file, job in jobs.items() if not file.exists()}
@@ -53,10 +56,11 @@ def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None)
                 file, error = running.pop(future), future.result()
                 i, cell = jobs[file]
                 done += 1
-                print(f"[{done}/{total}] {asked[i].name} {cell}{' failed' if error else ''}", flush=True)
+                name = " ".join(filter(None, [asked[i].name, str(cell)]))
+                print(f"[{done}/{total}] {name}{' failed' if error else ''}", flush=True)
                 if error:
-                    failed.append(str(cell))
-                    print(f"{cell}: {error}", file=sys.stderr)
+                    failed.append(name)
+                    print(f"{name}: {error}", file=sys.stderr)
                 else:
                     finished.add(file)
     return failed

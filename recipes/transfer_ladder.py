@@ -28,6 +28,7 @@ Interrupted, the same command goes on: a cell is named by a hash of all that def
 from __future__ import annotations
 
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 from common import set_up
 from ladder_plan import plan
@@ -50,7 +51,11 @@ def main() -> None:
     if ladder.which.plan:
         print(plan(asked))
         return
-    if failed := run_all(asked, command, ladder.which.workers):
+    try:
+        failed = run_all(asked, command, ladder.which.workers)
+    except BrokenProcessPool:
+        sys.exit("workers must live on; one was killed, perhaps for want of memory. The same command goes on.")
+    if failed:
         sys.exit(f"cells failed or need one that did: {', '.join(failed)}. Run the command again to retry.")
     results = [write_results(point) for point in asked]
     for found in results:

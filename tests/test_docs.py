@@ -1,6 +1,8 @@
 """What README and quickstart show runs as it stands, and their links lead somewhere."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,20 @@ def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert target.startswith("http") or (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+def test_tables_of_ladders_are_those_of_their_files(page):
+    text = (ROOT / page).read_text()
+    commands = re.findall(r"^python (recipes/show_ladders\.py .*)$", text, re.MULTILINE)
+    assert commands
+    for command in commands:
+        command = re.sub(r" --picture \S+", "", command)
+        shown = subprocess.run(
+            f"{sys.executable} {command}", shell=True, cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        tables = re.findall(r"(?:^\|.*\n)+", shown, re.MULTILINE)
+        assert tables and all(table in text for table in tables), command
 
 
 def test_the_readme_is_short_and_starts_with_python():

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import transfer_ladder
 from common import AUTO_MODELS
@@ -225,9 +226,15 @@ def test_mistakes_are_told(arguments, message, capsys):
 def test_killed_at_five_random_moments(ladder, tmp_path):
     whole, _ = ladder
     command = [sys.executable, "recipes/transfer_ladder.py", *TINY, "--output_dir", str(tmp_path), "--rows", *ROWS]
-    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    quiet = {
+        "cwd": ROOT,
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "start_new_session": True,
+    }
     moments, times = random.Random(3), {}
-    for _ in range(5):
+    for whom in ("launcher", "all", "worker", "all", "launcher"):
         cells = len(list(tmp_path.glob("cells/*.json")))
         process = subprocess.Popen(command, **quiet)
         deadline = time.monotonic() + 120
@@ -235,8 +242,14 @@ def test_killed_at_five_random_moments(ladder, tmp_path):
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.5))
         assert process.poll() is None, "the ladder was finished before it was killed"
-        process.kill() if moments.random() < 0.5 else os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        if whom == "worker":
+            next(
+                child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())
+            ).kill()
+            assert "workers must live on; one was killed" in process.communicate(timeout=60)[1]
+        else:
+            process.kill() if whom == "launcher" else os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() != 0
         time.sleep(1)  # workers that lost their parent end
         now = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*.json")}
         assert times.items() <= now.items(), "a cell was computed twice"
@@ -244,7 +257,7 @@ def test_killed_at_five_random_moments(ladder, tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300)
     now = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*.json")}
     assert times.items() <= now.items(), "a cell was computed twice"
-    first, second = results(whole), results(tmp_path)
+    first, second, untimed = results(whole), results(tmp_path), {"cpu_seconds": 0, "seconds": 0}
     assert first.keys() == second.keys()
     for name, cell in first.items():
-        assert {**cell, "cpu_seconds": 0} == {**second[name], "cpu_seconds": 0}
+        assert {**cell, **untimed} == {**second[name], **untimed}
