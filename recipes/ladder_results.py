@@ -62,13 +62,20 @@ def about(point: Point) -> dict[str, Any]:
     git = shutil.which("git")
     head = [git, "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(head, capture_output=True, text=True).stdout.strip() if git else ""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores"
     flags = re.sub(r"--output_dir[ =]\S+ ?", "", " ".join(sys.argv[1:])).strip()  # where is nobody else's concern
     return {
         "command": f"recipes/transfer_ladder.py {flags}", "point": point.name, "date": time.strftime("%Y-%m-%d"),
-        "commit": commit, "device": device, "python": platform.python_version(), "torch": torch.__version__,
+        "commit": commit, "device": _device(), "python": platform.python_version(), "torch": torch.__version__,
         "transformers": transformers.__version__,
     }  # fmt: skip
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpuinfo = Path("/proc/cpuinfo")
+    model = re.search(r"model name\s*: (.+)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    return f"{os.cpu_count()} cores of {model[1] if model else platform.machine()}"
 
 
 class LadderResults:
@@ -130,7 +137,7 @@ def write_results(point: Point) -> dict[str, Any]:
     network, data = ladder.model_args.load_config().model_type, ladder.data_args.dataset_name
     results = {
         "title": ladder.which.title or f"{network} on {data}", "about": about(point), "measure": found.measure,
-        "seeds": found.seeds, "rows": found.rows(),
+        "seconds": "GPU" if torch.cuda.is_available() else "CPU", "seeds": found.seeds, "rows": found.rows(),
     }  # fmt: skip
     write_atomically(ladder.folder / f"{point.stem}.json", (json.dumps(results, indent=1) + "\n").encode())
     return results

@@ -24,10 +24,9 @@ COMPARED = ("measure", "minus_naive", "gap_closed", "barrier", "correlation", "o
 
 def table(results: Results) -> Table:
     """Every number of one ladder."""
-    on_gpu = "cores" not in results["about"]["device"]
-    seconds = ("seconds", "with_needs") if on_gpu else ("cpu_seconds", "cpu_with_needs")
+    seconds = ("seconds", "with_needs") if results["seconds"] == "GPU" else ("cpu_seconds", "cpu_with_needs")
     columns = ("measure", "minus_naive", "gap_closed", "barrier", "overlap", "correlation", "kept_signs", *seconds)
-    header = [results["measure"] if name == "" else name.format("GPU" if on_gpu else "CPU") for name in HEADER]
+    header = [results["measure"] if name == "" else name.format(results["seconds"]) for name in HEADER]
     return Table(header, [[row, *(cell(results, row, name) for name in columns)] for row in results["rows"]])
 
 
@@ -102,14 +101,15 @@ def sections(ladders: Sequence[Results], folder: Path) -> list[Section]:
     """A page of ladders; the picture is written to ``folder``."""
     plot(folder / "ladder.png", ladders)
     caption = "Difference to the mask as it was found, paired by target; bars are 95 % intervals."
-    found = [Section(label(results), _obtained(results), table(results)) for results in ladders]
+    found = [Section(label(results), obtained(results), table(results)) for results in ladders]
     if len(ladders) > 1:
         compared = {name: comparison(ladders, name) for name in COMPARED[:3]}
         found += [Section(f"Compared: {name.replace('_', ' ')}", "", t) for name, t in compared.items() if t.rows]
     return [*found, Section("Picture", caption, None, Picture(folder / "ladder.png", caption))]
 
 
-def _obtained(results: Results) -> str:
+def obtained(results: Results) -> str:
+    """How the numbers of a ladder were obtained."""
     about, sparsity = results["about"], results["rows"]["naive"]["sparsity"]
     return (
         f"{len(results['seeds'])} seeds, {100 * sparsity:.1f} % sparse. {about['command']} at {about['commit']} on "

@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ladder_table import COMPARED, comparison, label, plot, table
+from ladder_table import COMPARED, comparison, label, obtained, plot, table
 
 from hf_lottery import markdown_table
 
@@ -29,7 +29,8 @@ def main() -> None:
     if args.compare:
         print(markdown_table(*comparison(ladders, args.compare, args.rows)))
     else:
-        print("\n\n".join(f"{label(found)}\n\n{markdown_table(*table(found))}" for found in ladders))
+        for found in ladders:
+            print(f"### {label(found)}\n\n{obtained(found)}\n\n{markdown_table(*table(found))}\n")
     if args.picture:
         plot(args.picture, ladders, args.rows)
 

@@ -62,6 +62,29 @@ def test_resnet_width_multiplies_every_stage():
     assert model.base_model.stages[1][0].shortcut[0].kernel_size == (3, 3)
 
 
+def test_every_weight_of_a_flat_kernel_trains_on_signals_and_two_thirds_of_a_square_one_do_not():
+    idle = {}
+    for kernel in (3, (1, 3), [1, 5]):
+        config = models.ResNetCifarConfig(
+            hidden_sizes=[4, 8], depths=[1, 1], num_channels=1, num_labels=4, width=2, kernel_size=kernel
+        )
+        model = classifier_of(config)
+        output = model(torch.randn(64, 1, 1, 40), labels=torch.arange(64) % 4)
+        assert output.logits.shape == (64, 4)
+        output.loss.backward()
+        kernels = [module.weight for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+        still = sum(int((weight.grad == 0).sum()) for weight in kernels)
+        idle[str(kernel)] = still / sum(weight.numel() for weight in kernels)
+        assert model.base_model.stages[1][0].conv1.out_channels == 16
+    assert idle == {"3": pytest.approx(2 / 3), "(1, 3)": 0, "[1, 5]": 0}
+
+
+@pytest.mark.parametrize("kernel", [2, (1, 4), (0, 3)])
+def test_kernels_have_a_middle(kernel):
+    with pytest.raises(ValueError, match=r"kernel_size must have odd sides; received .*Choose 3 or \(1, 3\)"):
+        models.ResNetCifarConfig(kernel_size=kernel)
+
+
 def test_feature_maps_have_the_papers_sizes():
     images = torch.randn(2, 3, 32, 32)
     resnet, vgg = classifier_of(models.ResNetCifarConfig()), classifier_of(models.VGGCifarConfig())

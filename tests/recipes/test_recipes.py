@@ -448,3 +448,14 @@ def test_a_bad_plan(run, capsys):
     with pytest.raises(SystemExit):
         run(find_ticket, *DIGITS, "--plan", "--plan_shards", 0)
     assert "plan_shards must be at least 1; received 0" in capsys.readouterr().err
+
+
+def test_a_configuration_can_be_overridden(tmp_path):
+    named = {"config_name": str(ROOT / "recipes/mnist1d/resnet8_1d.json")}
+    assert common.ModelArguments(**named).load_config().width == 1
+    config = common.ModelArguments(**named, config_overrides="width=4,num_channels=3").load_config(num_channels=1)
+    assert (config.width, config.num_channels) == (4, 3)
+    with pytest.raises(ValueError, match="key depth isn't in the original config"):
+        common.ModelArguments(**named, config_overrides="depth=4").load_config()
+    with pytest.raises(ValueError, match="config_overrides must go with config_name; received model_name_or_path"):
+        common.ModelArguments(model_name_or_path=str(tmp_path), config_overrides="width=4")

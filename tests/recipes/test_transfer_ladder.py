@@ -143,7 +143,9 @@ def test_a_sweep_from_the_command_line(tmp_path):
     files = [str(tmp_path / f"ladder-width-{width}.json") for width in (1, 2)]
     show = [sys.executable, "recipes/show_ladders.py", *files]
     shown = subprocess.run(show, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert shown.startswith("Conv, width=1\n") and shown.strip() in printed
+    assert shown.startswith("### Conv, width=1\n") and "2 seeds, 50.0 % sparse. recipes/transfer_ladder.py" in shown
+    tables = [line for line in shown.splitlines() if line.startswith("|")]
+    assert len(tables) == 2 * 5 and set(tables) <= set(printed.splitlines())
     more = ["--compare", "minus_naive", "--picture", str(tmp_path / "both.png")]
     compared = subprocess.run([*show, *more], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "Conv, width=1" in compared and compared.strip() in printed
