@@ -15,12 +15,10 @@ class Point:
 
     Attributes:
         name: What is swept, as in ``"sparsity=0.9, width=2"``; empty without a sweep.
-        command: The command line of this ladder alone.
         ladder: The ladder.
     """
 
     name: str
-    command: list[str]
     ladder: Ladder
 
     @property
@@ -46,10 +44,10 @@ def points(command: Sequence[str]) -> list[Point]:
     ]
     axes = [axis for axis in axes if axis]
     if not axes:
-        return [Point("", list(command), first)]
+        return [Point("", first)]
     found = []
     for combination in itertools.product(*axes):
         names, flags = zip(*combination, strict=True)
         own = [*command, *itertools.chain.from_iterable(flags)]
-        found.append(Point(", ".join(names), own, Ladder.of(own)))
+        found.append(Point(", ".join(names), Ladder.of(own, alike=first)))
     return found

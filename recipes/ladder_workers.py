@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from common import set_up
 from ladder_cells import Cell
+from ladder_compute import compute
 from ladder_sweep import Point, points
 
 _points: list[Point] = []  # of this worker
@@ -96,7 +97,7 @@ def _end_with(parent: int) -> None:
 
 def _compute(point: int, cell: Cell) -> str | None:
     try:
-        _points[point].ladder.compute(cell)
+        compute(_points[point].ladder, cell)
     except Exception:
         return traceback.format_exc()
     return None

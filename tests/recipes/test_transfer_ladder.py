@@ -16,6 +16,7 @@ import transfer_ladder
 from common import AUTO_MODELS
 from ladder_cells import ROWS as ALL_ROWS
 from ladder_cells import Cell, Ladder
+from ladder_compute import compute
 from ladder_results import gap_closed, interval, write_results
 from ladder_sweep import points
 from ladder_table import COMPARED, comparison, table
@@ -131,6 +132,7 @@ def test_a_sweep_is_every_combination():
     )
     assert (last.ladder.args.sparsity, last.ladder.args.rewind) == (0.6, "epoch:1")
     assert last.ladder.model_args.load_config().width == 2
+    assert all(point.ladder.data is last.ladder.data for point in found)
     (alone,) = points([*TINY, "--output_dir", "x", "--sparsity", "0.6", "--config_overrides", "width=2"])
     assert (alone.name, alone.stem) == ("", "ladder")
     assert alone.ladder.digest(Cell("aws_signs", 1)) == last.ladder.digest(Cell("aws_signs", 1))
@@ -167,7 +169,7 @@ def test_a_ladder_of_language_models(model, tmp_path):
         "--output_dir", str(tmp_path / "out"),
     ])  # fmt: skip
     for cell in point.ladder.cells:
-        point.ladder.compute(cell)
+        compute(point.ladder, cell)
     results = write_results(point)
     assert results["measure"] == "loss" and 0 < min(results["rows"]["lth"]["values"]) < 6
     assert (
