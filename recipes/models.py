@@ -128,18 +128,20 @@ class LeNetConfig(_ImageConfig):
     """A fully connected network on flattened pixels; LeNet-300-100 by default.
 
     Args:
-        hidden_sizes: Units of each hidden layer.
+        width: Multiplies the units of every hidden layer.
+        hidden_sizes: Units of each hidden layer at width 1.
     """
 
     model_type = "lenet"
 
+    width: int = 1
     num_channels: int = 1
     image_size: int | list[int] | tuple[int, ...] = 28
     hidden_sizes: list[int] | tuple[int, ...] = (300, 100)
 
 
 class LeNetModel(_ImageTrunk):
-    """The hidden layers: flatten, then linear and ReLU for each of ``hidden_sizes``."""
+    """The hidden layers: flatten, then linear and ReLU for each of ``hidden_sizes`` times ``width``."""
 
     config_class = LeNetConfig
     base_model_prefix = "lenet"
@@ -147,7 +149,7 @@ class LeNetModel(_ImageTrunk):
     def __init__(self, config: LeNetConfig):
         super().__init__(config)
         height, width = height_and_width(config.image_size)
-        sizes = [config.num_channels * height * width, *config.hidden_sizes]
+        sizes = [config.num_channels * height * width, *(config.width * size for size in config.hidden_sizes)]
         self.layers = nn.ModuleList(nn.Linear(inputs, outputs) for inputs, outputs in pairwise(sizes))
         self.num_features = sizes[-1]
         self.post_init()
@@ -256,12 +258,14 @@ class VGGCifarConfig(_ImageConfig):
     """A VGG without batch norm; VGG-11 by default.
 
     Args:
-        hidden_sizes: Channels of each stage; a stage ends with a 2x2 maximum.
+        width: Multiplies the channels of every stage.
+        hidden_sizes: Channels of each stage at width 1; a stage ends with a 2x2 maximum.
         depths: Convolutions in each stage.
     """
 
     model_type = "vgg_cifar"
 
+    width: int = 1
     hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512, 512)
     depths: list[int] | tuple[int, ...] = (1, 1, 2, 2, 2)
 
@@ -278,8 +282,8 @@ class VGGCifarModel(_ImageTrunk):
         inputs = config.num_channels
         for outputs, depth in zip(config.hidden_sizes, config.depths, strict=True):
             for _ in range(depth):
-                layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
-                inputs = outputs
+                layers += [nn.Conv2d(inputs, config.width * outputs, 3, padding=1), nn.ReLU()]
+                inputs = config.width * outputs
             # Rounding up changes nothing at 32 pixels and lets 8 or 28 pixels pass five stages.
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)

@@ -62,6 +62,14 @@ def test_resnet_width_multiplies_every_stage():
     assert model.base_model.stages[1][0].shortcut[0].kernel_size == (3, 3)
 
 
+def test_width_multiplies_lenet_and_vgg_too():
+    lenet = classifier_of(models.LeNetConfig(width=2, num_labels=10))
+    assert [layer.out_features for layer in lenet.base_model.layers] == [600, 200]
+    vgg = classifier_of(models.VGGCifarConfig(width=2, hidden_sizes=[4, 8], depths=[1, 2], num_labels=10))
+    channels = [m.out_channels for m in vgg.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert channels == [8, 16, 16] and vgg.classifier.in_features == 16
+
+
 def test_every_weight_of_a_flat_kernel_trains_on_signals_and_two_thirds_of_a_square_one_do_not():
     idle = {}
     for kernel in (3, (1, 3), [1, 5]):
