@@ -2,7 +2,6 @@
 
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -32,23 +31,21 @@ def start(folder):
     return subprocess.Popen(command, start_new_session=True, **quiet)
 
 
-def rank(launcher, number):
-    """The process of that rank."""
-    children = psutil.Process(launcher.pid).children(recursive=True)
-    return next(child for child in children if child.environ().get("RANK") == str(number))
-
-
 def complete(folder):
     """The checkpoints that are complete now; old ones are deleted as a search goes on."""
     return {path.parent.relative_to(folder) for path in folder.glob("level-*/checkpoint-*/lottery_checkpoint.json")}
 
 
 def kill(launcher, whom):
+    """Kill the process of one rank, or all: ranks have sessions of their own, and outlive a launcher that is killed."""
+    processes = psutil.Process(launcher.pid).children(recursive=True)
+    ranks = {process.environ()["RANK"]: process for process in processes if "RANK" in process.environ()}
     if whom == "all":
-        os.killpg(launcher.pid, signal.SIGKILL)
-    else:
-        rank(launcher, whom).kill()
+        launcher.kill()
+    for process in ranks.values() if whom == "all" else [ranks[str(whom)]]:
+        process.kill()
     assert launcher.wait(timeout=120) != 0
+    psutil.wait_procs(ranks.values(), timeout=120)
 
 
 @pytest.mark.slow
