@@ -74,9 +74,8 @@ def label(results: Results) -> str:
 
 def plot(path: Path, ladders: Sequence[Results], rows: Sequence[str] | None = None) -> None:
     """The paired differences to naive with their 95 % intervals, for one ladder or several."""
-    rows = [row for row in rows or dict.fromkeys(row for found in ladders for row in found["rows"]) if row != "naive"][
-        ::-1
-    ]
+    drawn = rows or list(dict.fromkeys(row for results in ladders for row in results["rows"]))
+    rows = [row for row in reversed(drawn) if row != "naive"]
     numbers = []
     with picture(path, 7, 0.8 + 0.3 * len(rows) * max(1, 0.5 * len(ladders))) as axes:
         axes.axvline(0, color="grey", linewidth=0.8)
