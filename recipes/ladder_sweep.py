@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,9 +34,14 @@ def points(command: Sequence[str]) -> list[Point]:
     Args:
         command: Without the name of the script. Each ladder's command is this one and flags for the swept settings,
             so a point is checked and hashed as a ladder of its own would be.
+
+    Raises:
+        SystemExit: The command line is wrong, or the configuration has no width to sweep.
     """
     first = Ladder.of(command)
     which, overrides = first.which, first.model_args.config_overrides
+    if which.widths and not hasattr(config := first.model_args.load_config(), "width"):
+        sys.exit(f"widths must be those of a configuration that has a width; received one of {config.model_type}.")
     before = f"{overrides}," if overrides else ""
     axes = [
         [(f"sparsity={value}", ["--sparsity", str(value)]) for value in which.sparsities or []],

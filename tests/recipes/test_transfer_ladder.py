@@ -138,6 +138,14 @@ def test_a_sweep_is_every_combination():
     assert alone.ladder.digest(Cell("aws_signs", 1)) == last.ladder.digest(Cell("aws_signs", 1))
 
 
+def test_a_network_without_a_width_cannot_be_swept():
+    command = ["--config", "recipes/mnist1d/ladder_transformer.yaml", "--use_cpu", "true", "--widths", "1", "2"]
+    with pytest.raises(
+        SystemExit, match="widths must be those of a configuration that has a width; received one of vit"
+    ):
+        points(command)
+
+
 def test_a_sweep_from_the_command_line(tmp_path):
     rows = ["--rows", "permuted_weight", "--output_dir", str(tmp_path), "--max_train_samples", "200"]
     command = [sys.executable, "recipes/transfer_ladder.py", *TINY, *rows, "--widths", "1", "2", "--title", "Conv"]
