@@ -44,7 +44,7 @@ def cell(results: Results, row: str, name: str) -> str:
         return f"{value:+.{_digits(results)}f} ± {found['half_width']:.{_digits(results)}f}"
     if name == "gap_closed":
         share, low, high = (f"{100 * end:.0f}" for end in value)
-        return f"{share} % ({low} to {high})"
+        return f"{share} %" if low == high else f"{share} % ({low} to {high})"  # that of lth is 100 % by definition
     if name == "overlap":
         return f"{value:.3f} ({found['chance']:.3f})"
     return f"{value:.{_DECIMALS.get(name, 0)}f}"
