@@ -43,7 +43,7 @@ def cell(results: Results, row: str, name: str) -> str:
     if name == "minus_naive":
         return f"{value:+.{_digits(results)}f} ± {found['half_width']:.{_digits(results)}f}"
     if name == "gap_closed":
-        share, low, high = (f"{100 * end:.0f}" for end in value)
+        share, low, high = (round(100 * end) for end in value)
         return f"{share} %" if low == high else f"{share} % ({low} to {high})"  # that of lth is 100 % by definition
     if name == "overlap":
         return f"{value:.3f} ({found['chance']:.3f})"
