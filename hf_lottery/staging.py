@@ -66,6 +66,12 @@ def staged_file(path: str | Path) -> Iterator[BinaryIO]:
         raise
 
 
+def sweep(folder: str | Path) -> None:
+    """Delete what killed processes had begun to write into a folder; nobody else may be writing there."""
+    for stage in Path(folder).glob(".*-????????"):
+        shutil.rmtree(stage) if stage.is_dir() else stage.unlink()
+
+
 def _umask() -> int:
     """The permissions that the user takes away from new files; it can only be read by setting it."""
     mask = os.umask(0o022)

@@ -20,6 +20,7 @@ from data import Data, DataArguments
 
 from hf_lottery import LotteryArguments, RecipeParser
 from hf_lottery.hf.run_settings import run_settings
+from hf_lottery.staging import sweep
 
 SEARCHES = {"imp": None, "lrr": "none", "aws": "step"}  # and how norms are interpolated
 # Row -> the searches it needs of the source and of the target, and the row whose solution its barrier leads to: of the
@@ -182,6 +183,11 @@ class Ladder:
         """The result of a cell, if there is one."""
         file = self.file(cell)
         return json.loads(file.read_text()) if file.exists() else None
+
+    def sweep(self) -> None:
+        """Delete what killed workers had begun to write."""
+        for folder in ("cells", "solutions"):
+            sweep(self.folder / folder)
 
     def searched(self, kind: str, seed: int) -> Path:
         """The folder of a search."""

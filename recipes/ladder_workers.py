@@ -41,6 +41,8 @@ def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None)
     finished = jobs.keys() - waiting.keys()
     if not waiting:
         return []
+    for point in asked:
+        point.ladder.sweep()
     total, done = len(waiting), 0
     running: dict[Future[str | None], Path] = {}
     failed: list[str] = []

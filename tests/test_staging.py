@@ -1,9 +1,11 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from hf_lottery.staging import staged_folder, write_atomically
+from hf_lottery.staging import staged_folder, sweep, write_atomically
 
 
 def test_a_new_folder_appears_whole(tmp_path):
@@ -80,3 +82,19 @@ def test_permissions_are_the_users(tmp_path, umask):
         os.umask(before)
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~umask
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_a_sweep_takes_what_a_killed_process_left_and_nothing_else(tmp_path):
+    script = (
+        "import os, sys; from hf_lottery.staging import staged_file, staged_folder\n"
+        "with staged_folder(sys.argv[1] + '/a', last='x') as stage, staged_file(sys.argv[1] + '/b') as file:\n"
+        "    (stage / 'x').touch(); file.write(b'1'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)])
+    assert sorted(path.name[:3] for path in tmp_path.iterdir()) == [".a-", ".b-"]
+    kept = [".hidden", "c-12345678", ".d-1234567"]
+    for name in kept:
+        (tmp_path / name).touch()
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    sweep(tmp_path / "none")

@@ -23,7 +23,7 @@ from typing import Any
 from ..mask import Mask
 from ..mask_file import CONFIG_NAME, stage_mask
 from ..rewind import Snapshot
-from ..staging import staged_folder, write_atomically
+from ..staging import staged_folder, sweep, write_atomically
 
 REWIND_NAME = "rewind.safetensors"
 COMPLETE_NAME = "lottery_checkpoint.json"
@@ -106,8 +106,8 @@ class RunFolder:
 
     def sweep(self) -> None:
         """Delete what a killed process had begun to write."""
-        for stage in [*self.root.glob(".*-????????"), *self.root.glob("level-*/.*-????????")]:
-            shutil.rmtree(stage) if stage.is_dir() else stage.unlink()
+        for folder in (self.root, *self.root.glob("level-*")):
+            sweep(folder)
         self.handed_over.unlink(missing_ok=True)
 
     def write_start(self, number: int, mask: Mask, start: Path) -> None:

@@ -238,30 +238,24 @@ def test_mistakes_are_told(arguments, message, capsys):
 def test_killed_at_five_random_moments(ladder, tmp_path):
     whole, _ = ladder
     command = [sys.executable, "recipes/transfer_ladder.py", *TINY, "--output_dir", str(tmp_path), "--rows", *ROWS]
-    quiet = {
-        "cwd": ROOT,
-        "stdout": subprocess.DEVNULL,
-        "stderr": subprocess.PIPE,
-        "text": True,
-        "start_new_session": True,
-    }
+    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "start_new_session": True}
     moments, times = random.Random(3), {}
     for whom in ("launcher", "all", "worker", "all", "launcher"):
         cells = len(list(tmp_path.glob("cells/*.json")))
-        process = subprocess.Popen(command, **quiet)
+        with (tmp_path / "said").open("w") as said:
+            process = subprocess.Popen(command, stderr=said, **quiet)
         deadline = time.monotonic() + 120
         while len(list(tmp_path.glob("cells/*.json"))) == cells and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.5))
         assert process.poll() is None, "the ladder was finished before it was killed"
         if whom == "worker":
-            next(
-                child for child in psutil.Process(process.pid).children() if "spawn_main" in str(child.cmdline())
-            ).kill()
-            assert "workers must live on; one was killed" in process.communicate(timeout=60)[1]
+            children = psutil.Process(process.pid).children()
+            next(child for child in children if "spawn_main" in str(child.cmdline())).kill()
         else:
             process.kill() if whom == "launcher" else os.killpg(process.pid, signal.SIGKILL)
-        assert process.wait() != 0
+        assert process.wait(timeout=60) != 0
+        assert ("workers must live on; one was killed" in (tmp_path / "said").read_text()) == (whom == "worker")
         time.sleep(1)  # workers that lost their parent end
         now = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("cells/*.json")}
         assert times.items() <= now.items(), "a cell was computed twice"
