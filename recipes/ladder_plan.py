@@ -14,23 +14,25 @@ from hf_lottery.hf.plan.search import time_text
 
 def plan(points: Sequence[Point]) -> str:
     """Cells, steps and time that are left; nothing is written."""
-    costs = [(point, *_left(point.ladder)) for point in points]
-    lines = [f"{point.name or 'the ladder'}: {text}" for point, text, _ in costs]
-    seconds = sum(cost for *_, cost in costs)
-    if not seconds:
-        return "nothing is left to do."
-    return "\n".join([
-        *lines,
-        f"Roughly {time_text(seconds)} of one process for all forward and backward passes, from one that was measured; "
-        "optimizer, matching and evaluation come on top.",
-    ])  # fmt: skip
-
-
-def _left(ladder: Ladder) -> tuple[str, float]:
-    """What is left of one ladder, as text, and the seconds of its forward and backward passes."""
-    left = [cell for cell in ladder.cells if ladder.result(cell) is None]
+    left = {point: cells for point in points if (cells := _left(point.ladder))}
     if not left:
-        return "nothing is left", 0.0
+        return "nothing is left to do."
+    costs = [_cost(point.ladder, cells) for point, cells in left.items()]
+    lines = [f"{point.name or 'the ladder'}: {text}" for point, (text, _) in zip(left, costs, strict=True)]
+    time = time_text(sum(seconds for _, seconds in costs))
+    lines.append(
+        f"Roughly {time} of one process for all forward and backward passes, from one that was measured; optimizer, "
+        "matching and evaluation come on top."
+    )
+    return "\n".join(lines)
+
+
+def _left(ladder: Ladder) -> list[Cell]:
+    return [cell for cell in ladder.cells if ladder.result(cell) is None]
+
+
+def _cost(ladder: Ladder, left: Sequence[Cell]) -> tuple[str, float]:
+    """What is left of one ladder, as text, and the seconds of its forward and backward passes."""
     seed = ladder.which.seeds[0]
     costs = {kind: plan_search(_trainer(ladder, Cell(f"search_{kind}", seed)), matching=False) for kind in SEARCHES}
     search = costs["imp"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ladder_cells import Ladder
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Point:
     """One ladder of a sweep.
 

@@ -89,8 +89,10 @@ def test_the_table_is_of_the_cells(ladder):
     assert "permuted_signs" in page and (folder / "ladder.png").stat().st_size > 5000
 
 
-def test_a_finished_ladder_computes_nothing_again(ladder):
+def test_a_finished_ladder_computes_nothing_again(ladder, run):
     folder, printed = ladder
+    planned = run(transfer_ladder, *TINY, "--output_dir", folder, "--rows", *ROWS, "--plan")
+    assert planned == "nothing is left to do.\n"
     before = {path.name: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
     command = [sys.executable, "recipes/transfer_ladder.py", *TINY, "--output_dir", str(folder), "--rows", *ROWS]
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True).stdout
