@@ -17,21 +17,20 @@ libraries when they are first used.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from . import rewind, stored
-from .connectivity import Barrier, error_barrier, sgd_noise_stability
-from .diversity import Diversity, ensemble_diversity
-from .fold import fold_norms_
-from .hessian import TopEigenvalue, top_hessian_eigenvalue
-from .imp import Level, Start, find_ticket
-from .mask import Mask, MaskMismatchError, Overlap
-from .mask_file import MaskFileError
-from .matching import activation_matching, weight_matching
-from .norms import NormParameters, interpolated_norms, norm_parameters, norm_path
-from .overlap import overlap_by_group, overlap_by_head, overlap_by_parameter
-from .permutation import Permutation, SpecMismatchError, SymmetryError, permute_
-from .plane import Plane, loss_plane
-from .prune import prune
-from .repair import recalibrate_batch_norm_, recalibrated, repair_, repaired
+from .alignment.matching import activation_matching, weight_matching
+from .connectivity.barrier import Barrier, error_barrier, sgd_noise_stability
+from .connectivity.diversity import Diversity, ensemble_diversity
+from .connectivity.hessian import TopEigenvalue, top_hessian_eigenvalue
+from .connectivity.overlap import overlap_by_group, overlap_by_head, overlap_by_parameter
+from .connectivity.plane import Plane, loss_plane
+from .connectivity.repair import recalibrate_batch_norm_, recalibrated, repair_, repaired
+from .masks.file import MaskFileError
+from .masks.mask import Mask, MaskMismatchError, Overlap
+from .masks.mask_series import MaskSeries
+from .pruning.mask_from_scores import prune
+from .pruning.schedules import cubic, geometric, one_shot
+from .pruning.scopes import PruneRequest, erk, global_, n_of_m, uniform
+from .pruning.scores import Evidence, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
 from .report import (
     DeadUnits,
     Picture,
@@ -50,55 +49,57 @@ from .report import (
     plot_sign_flips,
     write_report,
 )
-from .rewind import Rewind, Snapshot, parse_rewind, save_snapshot
-from .schedule import cubic, geometric, one_shot
-from .scope import PruneRequest, erk, global_, n_of_m, uniform
-from .scores import Evidence, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
-from .series import MaskSeries
-from .signs import ZEROS, SignAgreement, SignedMask, Transfer
-from .sparse import SparseHandle, SparsityLeakError, keep_sparse
-from .symmetry.discover import discover
+from .signs.norm_folding import fold_norms_
+from .signs.norms import NormParameters, interpolated_norms, norm_parameters, norm_path
+from .signs.signed_mask import ZEROS, SignAgreement, SignedMask, Transfer
+from .storage import hub_mixin as stored
+from .symmetry.discovery import discover
+from .symmetry.permutation import Permutation, SpecMismatchError, SymmetryError, permute_
 from .symmetry.spec import Axis, Block, Group, PermutationSpec
-from .symmetry.verify import SymmetryVerificationError, VerifyReport
+from .symmetry.verification import SymmetryVerificationError, VerifyReport
+from .training import rewind
+from .training.rewind import Rewind, Snapshot, parse_rewind, save_snapshot
+from .training.search import Level, Start, find_ticket
+from .training.sparsity import SparseHandle, SparsityLeakError, keep_sparse
 from .version import __version__
 
 if TYPE_CHECKING:
     from .hf.adapter import merge_adapter
-    from .hf.arguments import LotteryArguments
-    from .hf.callback import SnapshotCallback, SparsityCallback
-    from .hf.lottery_trainer import LotteryTrainer
+    from .hf.commands.parser import RecipeParser
+    from .hf.hub.reference import Reference, RewindMismatchError
+    from .hf.hub.ticket import Ticket
     from .hf.metrics import classification_metrics, load_metric, predicted_classes
-    from .hf.parser import RecipeParser
     from .hf.plan import SearchPlan, plan_search
-    from .hf.prunable import Prunable, prunable
-    from .hf.reference import Reference, RewindMismatchError
-    from .hf.sparse_trainer import SparseTrainer
-    from .hf.ticket import Ticket
-    from .hf.winning_sign_trainer import WinningSignTrainer
+    from .hf.prunable_weights import Prunable, prunable
+    from .hf.trainers.arguments import LotteryArguments
+    from .hf.trainers.callbacks import SnapshotCallback, SparsityCallback
+    from .hf.trainers.lottery_trainer import LotteryTrainer
+    from .hf.trainers.sparse_trainer import SparseTrainer
+    from .hf.trainers.winning_sign_trainer import WinningSignTrainer
 
 _LAZY = {
-    "LotteryArguments": "arguments",
-    "LotteryTrainer": "lottery_trainer",
-    "Prunable": "prunable",
-    "RecipeParser": "parser",
-    "SnapshotCallback": "callback",
-    "SparseTrainer": "sparse_trainer",
-    "SparsityCallback": "callback",
-    "Reference": "reference",
-    "RewindMismatchError": "reference",
+    "LotteryArguments": "trainers.arguments",
+    "LotteryTrainer": "trainers.lottery_trainer",
+    "Prunable": "prunable_weights",
+    "RecipeParser": "commands.parser",
+    "SnapshotCallback": "trainers.callbacks",
+    "SparseTrainer": "trainers.sparse_trainer",
+    "SparsityCallback": "trainers.callbacks",
+    "Reference": "hub.reference",
+    "RewindMismatchError": "hub.reference",
     "SearchPlan": "plan",
-    "Ticket": "ticket",
-    "WinningSignTrainer": "winning_sign_trainer",
+    "Ticket": "hub.ticket",
+    "WinningSignTrainer": "trainers.winning_sign_trainer",
     "classification_metrics": "metrics",
     "load_metric": "metrics",
     "merge_adapter": "adapter",
     "plan_search": "plan",
     "predicted_classes": "metrics",
-    "prunable": "prunable",
+    "prunable": "prunable_weights",
 }
 
 # The core knows no Hub; whoever imports the whole package brings it.
-stored.load_hub = lambda: import_module(".hf.door", __name__)
+stored.load_hub = lambda: import_module(".hf.hub", __name__)
 
 __all__ = [
     "ZEROS",

@@ -25,48 +25,7 @@ a source and a target, pairs that share one are not independent, which the inter
 Interrupted, the same command goes on: a cell is named by a hash of all that defines it, and never computed twice.
 """
 
-from __future__ import annotations
-
-import sys
-from concurrent.futures.process import BrokenProcessPool
-
-from common import set_up
-from ladder_plan import plan
-from ladder_results import write_results
-from ladder_sweep import points
-from ladder_table import comparison, label, sections, table
-from ladder_workers import run_all
-
-from hf_lottery import markdown_table, write_report
-
-
-def main() -> None:
-    """Run the recipe."""
-    command = sys.argv[1:]
-    asked = points(command)
-    ladder = asked[0].ladder
-    set_up(ladder.args)
-    if ladder.args.world_size > 1:
-        sys.exit("a ladder must be launched as one process, as it starts its own; received several. Use --workers.")
-    if ladder.which.plan:
-        print(plan(asked))
-        return
-    try:
-        failed = run_all(asked, command, ladder.which.workers)
-    except BrokenProcessPool:
-        sys.exit("workers must live on; one was killed, perhaps for want of memory. The same command goes on.")
-    if failed:
-        sys.exit(f"cells failed or need one that did: {', '.join(failed)}. Run the command again to retry.")
-    results = [write_results(point) for point in asked]
-    for found in results:
-        print(f"\n{label(found)}\n\n{markdown_table(*table(found))}")
-    if len(results) > 1:
-        for name in ("minus_naive", "gap_closed"):
-            print(f"\n{markdown_table(*comparison(results, name))}")
-    page = ladder.folder / "report.html"
-    write_report(page, sections(results, ladder.folder), title="Transfer ladder")
-    print(f"\nreport: {page}")
-
+from hf_lottery.hf.ladder.main import main
 
 if __name__ == "__main__":
     main()

@@ -31,7 +31,7 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
 def test_tables_of_ladders_are_those_of_their_files(page):
     text = (ROOT / page).read_text()
-    commands = re.findall(r"^python (recipes/show_ladders\.py (?:.*\\\n)*.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^python (-m hf_lottery\.hf\.ladder\.show (?:.*\\\n)*.*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
         command = re.sub(r" --picture \S+", "", command)

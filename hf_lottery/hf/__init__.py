@@ -4,15 +4,15 @@ Its names are meant to be imported from ``hf_lottery`` itself. ``datasets`` and 
 and the metrics alone.
 """
 
-from .arguments import LotteryArguments
-from .callback import SparsityCallback
-from .lottery_trainer import LotteryTrainer
+from .commands.parser import RecipeParser
+from .hub.ticket import Ticket
 from .metrics import classification_metrics, load_metric, predicted_classes
-from .parser import RecipeParser
-from .prunable import Prunable, prunable
-from .sparse_trainer import SparseTrainer
-from .ticket import Ticket
-from .winning_sign_trainer import WinningSignTrainer
+from .prunable_weights import Prunable, prunable
+from .trainers.arguments import LotteryArguments
+from .trainers.callbacks import SparsityCallback
+from .trainers.lottery_trainer import LotteryTrainer
+from .trainers.sparse_trainer import SparseTrainer
+from .trainers.winning_sign_trainer import WinningSignTrainer
 
 __all__ = [
     "LotteryArguments",

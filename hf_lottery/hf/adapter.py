@@ -15,8 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..mask import Mask, MaskMismatchError, named_weights, unwrap
-from ..sparse import SparsityLeakError
+from ..masks.mask import Mask, MaskMismatchError, named_weights, unwrap
+from ..training.sparsity import SparsityLeakError
 
 PEFT_PREFIX = "base_model.model."
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from ..staging import write_atomically
+from ..storage.atomic import write_atomically
 from .tables import Table
 
 _STYLE = """

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..mask import plain_name, unwrap
-from ..permutation import Permutation, SpecMismatchError, SymmetryError
-from ..staging import write_atomically
-from .blocks import Axis, Block, Group, Slot, axis_from_json, axis_to_json, check_blocks, check_group
-from .verify import VerifyReport, verify
+from ..masks.mask import plain_name, unwrap
+from ..storage.atomic import write_atomically
+from .groups import Axis, Block, Group, Slot, axis_from_json, axis_to_json, check_blocks, check_group
+from .permutation import Permutation, SpecMismatchError, SymmetryError
+from .verification import VerifyReport, verify
 
 __all__ = ["Axis", "Block", "Group", "PermutationSpec", "Slot", "SpecMismatchError", "SymmetryError"]
 
@@ -148,7 +148,7 @@ class PermutationSpec:
     def verify(self, model: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...], **options: Any) -> VerifyReport:
         """Prove on a randomised float64 copy of ``model`` that legal permutations leave its outputs as they are.
 
-        Arguments, options and errors are those of :func:`hf_lottery.symmetry.verify.verify`.
+        Arguments, options and errors are those of :func:`hf_lottery.symmetry.verification.verify`.
         """
         return verify(self, model, inputs, **options)
 

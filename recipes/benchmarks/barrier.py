@@ -21,10 +21,9 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from models import ResNetCifarConfig, ResNetCifarForImageClassification
-
 from hf_lottery import error_barrier, markdown_table, recalibrate_batch_norm_, recalibrated
-from hf_lottery.interpolation import holding
+from hf_lottery.connectivity.interpolation import holding
+from hf_lottery.hf.tasks.models import ResNetCifarConfig, ResNetCifarForImageClassification
 
 POINTS, BATCH = 11, 100
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import L1Unstructured, global_unstructured
 
-from hf_lottery.select import find_threshold, keep_above
+from hf_lottery.pruning.selection import find_threshold, keep_above
 
 TENSORS = 20
 SPARSITY = 0.8

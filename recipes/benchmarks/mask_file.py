@@ -24,12 +24,12 @@ import zstandard
 from torch import nn
 
 from hf_lottery import Mask, magnitude, prunable, prune, score_weights
-from hf_lottery.encoding import pack_bits
-from hf_lottery.mask_file import MASK_NAME, write_mask
-from hf_lottery.series import MaskSeries
+from hf_lottery.masks.file import MASK_NAME, write_mask
+from hf_lottery.masks.mask_series import MaskSeries
+from hf_lottery.storage.encoding import pack_bits
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from built_in import fashion_mnist
+from hf_lottery.hf.tasks.built_in import fashion_mnist
 
 SPARSITIES = (0.8, 0.9, 0.95)
 LEVELS = 10

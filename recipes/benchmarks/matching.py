@@ -22,10 +22,9 @@ from scipy.optimize import linear_sum_assignment
 from transformers import BertConfig, BertForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from models import ResNetCifarConfig, ResNetCifarForImageClassification
-
 from hf_lottery import activation_matching, discover, markdown_table, weight_matching
-from hf_lottery.assignment import assign
+from hf_lottery.alignment.assignment import assign
+from hf_lottery.hf.tasks.models import ResNetCifarConfig, ResNetCifarForImageClassification
 
 
 def cpu_seconds(action: Callable[[], Any], repeats: int) -> float:

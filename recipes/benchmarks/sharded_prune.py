@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.multiprocessing.spawn import start_processes
 
-from hf_lottery import sharded_select
-from hf_lottery.select import remove_lowest
+from hf_lottery.pruning import sharded_selection as sharded_select
+from hf_lottery.pruning.selection import remove_lowest
 
 TENSORS, COLUMNS, SPARSITY = 20, 1000, 0.8
 

@@ -14,7 +14,7 @@ from transformers import EvalPrediction
 from hf_lottery import Barrier, Mask, SignedMask, classification_metrics, load_metric, predicted_classes
 from hf_lottery.hf import metrics
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 OURS = ("accuracy", "error_barrier", "mask_overlap", "sign_agreement")
 
 

@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from hf_lottery.hf.prunable import Prunable, prunable
+from hf_lottery.hf.prunable_weights import Prunable, prunable
 
 TEXT = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=12, vocab_size=20)
 BERT = dict(**TEXT, max_position_embeddings=12)

@@ -9,15 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-import align_mask
-import common
-import data
-import find_ticket
 import pytest
-import sign_transfer
-import three_trainings
 import torch
-import train_ticket
 import transformers
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -25,6 +18,9 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForImageClassification, BertConfig, GPT2Config, PreTrainedTokenizerFast
 
 from hf_lottery import Mask, SignedMask, Snapshot, Ticket, norm_parameters
+from hf_lottery.hf.commands import align_mask, common, find_ticket, train_ticket
+from hf_lottery.hf.ladder import sign_transfer, three_trainings
+from hf_lottery.hf.tasks import data
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = ["--config", str(ROOT / "recipes/digits/imp.yaml"), "--config_name", str(ROOT / "recipes/digits/config.json")]

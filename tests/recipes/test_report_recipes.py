@@ -4,15 +4,12 @@ import json
 import re
 from pathlib import Path
 
-import connectivity
-import find_ticket
 import pytest
-import report_sections
 import torch
-import train_ticket
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from hf_lottery import Mask, dead_units, discover, permute_
+from hf_lottery.hf.commands import connectivity, find_ticket, report_sections, train_ticket
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = ["--config", ROOT / "recipes/digits/imp.yaml", "--config_name", ROOT / "recipes/digits/config.json"]

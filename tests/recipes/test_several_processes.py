@@ -6,16 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import align_mask
-import connectivity
-import find_ticket
 import pytest
 import torch
-import train_ticket
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
-from batches import training_batches
 from safetensors.torch import load_file
 from test_recipes import DIGITS, GPT2, small_vit, text_model  # noqa: F401  # fixtures
 from torch.distributed.fsdp import StateDictType
@@ -23,8 +18,10 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
 
 from hf_lottery import Mask
+from hf_lottery.hf.commands import align_mask, connectivity, find_ticket, train_ticket
+from hf_lottery.hf.tasks.batches import training_batches
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 ROOT = HERE.parent.parent
 RECIPES = ("find_ticket", "train_ticket", "align_mask", "connectivity", "three_trainings", "sign_transfer")
 SMALL = [*DIGITS, "--num_train_epochs", 2, "--max_train_samples", 128]

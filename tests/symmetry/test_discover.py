@@ -10,9 +10,9 @@ from architectures import ARCHITECTURES, TwoLayers
 from torch import nn
 
 from hf_lottery import Mask, prunable
-from hf_lottery.permutation import SymmetryError, permute_
-from hf_lottery.symmetry.discover import discover
-from hf_lottery.symmetry.verify import verify
+from hf_lottery.symmetry.discovery import discover
+from hf_lottery.symmetry.permutation import SymmetryError, permute_
+from hf_lottery.symmetry.verification import verify
 
 
 def randomised(architecture):

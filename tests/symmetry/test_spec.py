@@ -6,7 +6,7 @@ import torch
 from hand_made import NETWORKS, network, spec_of
 from torch import nn
 
-from hf_lottery.permutation import SpecMismatchError as SameError
+from hf_lottery.symmetry.permutation import SpecMismatchError as SameError
 from hf_lottery.symmetry.spec import Axis, Block, Group, PermutationSpec, SpecMismatchError, SymmetryError
 
 

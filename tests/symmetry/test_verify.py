@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
-from hf_lottery.permutation import permute_
-from hf_lottery.symmetry.discover import discover
+from hf_lottery.symmetry.discovery import discover
+from hf_lottery.symmetry.permutation import permute_
 from hf_lottery.symmetry.spec import Axis, Block, Group, PermutationSpec
 from hf_lottery.symmetry.trace import plain_kernels
-from hf_lottery.symmetry.verify import Prover, SymmetryVerificationError, culprits, verify
+from hf_lottery.symmetry.verification import Prover, SymmetryVerificationError, culprits, verify
 
 
 def without_tie(spec: PermutationSpec, group: str, tensor: str) -> PermutationSpec:

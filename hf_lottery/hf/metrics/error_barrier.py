@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy
 
-from hf_lottery.connectivity import Barrier
+from ...connectivity.barrier import Barrier
 
 _DESCRIPTION = """Error barrier between two networks, from errors on the straight line between them.
 

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import torch
 
-from hf_lottery.mask import Mask
+from ...masks.mask import Mask
 
 _DESCRIPTION = """How far two masks keep the same weights.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..lottery_trainer import LotteryTrainer
-from ..winning_sign_trainer import WinningSignTrainer
+from ..trainers.lottery_trainer import LotteryTrainer
+from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .levels import LevelPlan
 from .optimizer import OptimizerPlan
 from .sizes import (

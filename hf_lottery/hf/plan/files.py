@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from ...encoding import encode, pack_bits, packed_size
+from ...storage.encoding import encode, pack_bits, packed_size
 
 _SAMPLE = 2**17  # bits; a frame of as many is within 1 % of the ratio of longer ones, and takes milliseconds
 

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..lottery_trainer import LotteryTrainer
-from ..sparse_trainer import changed
+from ..trainers.lottery_trainer import LotteryTrainer
+from ..trainers.sparse_trainer import changed
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from ...correlation import sites
-from ...matching import residual_streams
-from ...permutation import SymmetryError
-from ...symmetry.discover import discover
+from ...alignment.correlation import sites
+from ...alignment.matching import residual_streams
+from ...symmetry.discovery import discover
+from ...symmetry.permutation import SymmetryError
 from ...symmetry.spec import PermutationSpec
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...rewind import named_state
-from ..lottery_trainer import LotteryTrainer
-from ..winning_sign_trainer import WinningSignTrainer
+from ...training.rewind import named_state
+from ..trainers.lottery_trainer import LotteryTrainer
+from ..trainers.winning_sign_trainer import WinningSignTrainer
 
 _TIMED = 3  # passes; one alone may meet another program's work
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ...report import markdown_table
-from ..lottery_trainer import LotteryTrainer
+from ..trainers.lottery_trainer import LotteryTrainer
 from .disk import DiskPlan, plan_disk
 from .levels import LevelPlan, plan_levels
 from .matching import MatchingPlan, plan_matching

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, TrainerControl, TrainerState
 
-from ...encoding import packed_size
-from ...mask import Mask
+from ...masks.mask import Mask
 from ...report.style import PICTURE_BYTES
-from ...rewind import named_state
-from ..card import ticket_card
-from ..lottery_trainer import LotteryTrainer
-from ..winning_sign_trainer import WinningSignTrainer
+from ...storage.encoding import packed_size
+from ...training.rewind import named_state
+from ..hub.card import ticket_card
+from ..trainers.lottery_trainer import LotteryTrainer
+from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .files import compressed_bits, json_file, tensors_file, torch_file
 from .levels import LevelPlan
 from .optimizer import OptimizerPlan

@@ -1,0 +1,285 @@
+"""Nested assignment: the best permutation of a group together with the groups inside it, exactly.
+
+For a flat group this is one linear assignment problem. For heads with inner dimensions it is one inner problem per
+pair of heads, whose values feed one outer problem; deeper nesting recurses. Two groups inside the same parent that
+meet in one tensor (the queries and the value dimensions of a kv head, in the output projection) are coupled: the small
+one is enumerated, or, where both are large, each is solved in turn with the other fixed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from ..symmetry.spec import PermutationSpec
+
+# Scores of a family: the groups that meet -> array [*destination sizes, *source sizes], to be summed where they match.
+Terms = Mapping[tuple[str, ...], np.ndarray]
+_ENUMERATED = 4  # a coupled group of at most this size is enumerated: 24 permutations
+_ROUNDS = 20
+
+
+def assign(score: np.ndarray) -> np.ndarray:
+    """The permutation ``p`` that maximises ``score[i, p[i]]`` summed over i.
+
+    Row and then column minima are subtracted first: the optimum is the same, and the solver has less left to do.
+    """
+    cost = -np.asarray(score, dtype=np.float64)
+    if len(cost) >= 64:
+        cost -= cost.min(axis=1, keepdims=True)
+        cost -= cost.min(axis=0)
+    return linear_sum_assignment(cost)[1].astype(np.int64)
+
+
+@dataclass
+class Tally:
+    """Scores of one group, summed over the indices of its parents.
+
+    Attributes:
+        matched: Of the permutation found.
+        identity: Of the identity, with everything else as found.
+        random: The mean over all permutations.
+        dead: Units whose score with every unit of the other network is zero, in the network that has more.
+    """
+
+    matched: float = 0.0
+    identity: float = 0.0
+    random: float = 0.0
+    dead: int = 0
+
+    def add(self, score: np.ndarray, permutation: np.ndarray) -> None:
+        """Count one more score matrix ``[destination, source]`` and its solution."""
+        self.matched += float(score[np.arange(len(score)), permutation].sum())
+        self.identity += float(np.trace(score))
+        self.random += float(score.mean(axis=1).sum())
+        self.dead += max(int((score == 0).all(axis=axis).sum()) for axis in (0, 1))
+
+
+@dataclass
+class Solution:
+    """The best entries of a family (or a part of it), their value, and the tallies of its groups."""
+
+    value: float = 0.0
+    entries: dict[str, np.ndarray] = field(default_factory=dict)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Family:
+    """A group and everything nested strictly inside it, solved as one.
+
+    Attributes:
+        head: The outermost group.
+        members: All groups, outer before inner, the head first.
+        inside: Member -> the members directly inside it.
+        outer: Parents of the head; they keep their order, and the head is solved for every index of them.
+        sizes: Size of every member and outer group.
+    """
+
+    head: str
+    members: tuple[str, ...]
+    inside: Mapping[str, tuple[str, ...]]
+    outer: tuple[str, ...]
+    sizes: Mapping[str, int]
+
+    def solve(self, terms: Terms) -> Solution:
+        """Maximise the sum of the terms over all permutations of the members.
+
+        Args:
+            terms: Groups, in the order of ``members`` -> scores ``[*outer, *destination, *source]``.
+        """
+        outer = tuple(self.sizes[name] for name in self.outer)
+        parts = [self._best(self.head, {key: array[at] for key, array in terms.items()}) for at in np.ndindex(*outer)]
+        entries = {
+            name: np.stack([part.entries[name] for part in parts]).reshape(*outer, *parts[0].entries[name].shape)
+            for name in self.members
+        }
+        return Solution(sum(part.value for part in parts), entries, _summed(part.tallies for part in parts))
+
+    def value(self, terms: Terms, entries: Mapping[str, np.ndarray]) -> float:
+        """The sum of the terms at given entries; a member without one keeps its order."""
+        outer = tuple(self.sizes[name] for name in self.outer)
+        total = 0.0
+        for at in np.ndindex(*outer):
+            here = {name: entries[name][at] for name in self.members if name in entries}
+            for key, array in terms.items():
+                total += float(self._fix(key, array[at], set(key), here)[1])
+        return total
+
+    @cached_property
+    def _branches(self) -> dict[str, tuple[str, ...]]:
+        """Member -> itself and everything inside it."""
+        found: dict[str, tuple[str, ...]] = {}
+        for name in reversed(self.members):
+            found[name] = (name, *(inner for child in self.inside[name] for inner in found[child]))
+        return found
+
+    def _best(self, group: str, terms: Terms, final: bool = True) -> Solution:
+        """Solve one group and what is inside it; ``final`` asks for entries, else only the value is filled."""
+        size = self.sizes[group]
+        score = np.array(terms.get((group,), np.zeros((size, size))), dtype=np.float64)
+        deeper = {key: array for key, array in terms.items() if len(key) > 1}
+        children = self.inside[group]
+        if deeper:
+            for i, j in np.ndindex(size, size):
+                score[i, j] += self._best_inside(children, _at(deeper, i, j), final=False).value
+        permutation = assign(score)
+        solution = Solution(float(score[np.arange(size), permutation].sum()))
+        if final:
+            inner = [self._best_inside(children, _at(deeper, i, j)) for i, j in enumerate(permutation)]
+            for name in self._branches[group][1:]:
+                solution.entries[name] = np.stack([part.entries[name] for part in inner])
+            solution.tallies = _summed(part.tallies for part in inner)
+            solution.entries[group], solution.tallies[group] = permutation, Tally()
+            solution.tallies[group].add(score, permutation)
+        return solution
+
+    def _best_inside(self, children: Collection[str], terms: Terms, final: bool = True) -> Solution:
+        """Solve groups of one parent, at one pair of its indices; those that no term couples are independent."""
+        parts = []
+        for coupled in self._coupled(children, terms):
+            mine = set().union(*(self._branches[name] for name in coupled))
+            own = {key: array for key, array in terms.items() if key[0] in mine}
+            solve = self._best(coupled[0], own, final) if len(coupled) == 1 else self._together(coupled, own, final)
+            parts.append(solve)
+        return Solution(sum(part.value for part in parts), _entries(parts), _summed(part.tallies for part in parts))
+
+    def _coupled(self, children: Collection[str], terms: Terms) -> list[list[str]]:
+        """The children in sets that no term connects."""
+        sets = [{child} for child in children]
+        for key in terms:
+            met = [s for s in sets if any(set(self._branches[child]) & set(key) for child in s)]
+            sets = [s for s in sets if s not in met] + ([set().union(*met)] if met else [])
+        return [[child for child in children if child in s] for s in sets]
+
+    def _together(self, children: list[str], terms: Terms, final: bool) -> Solution:
+        hubs = [name for name in children if not self.inside[name] and self.sizes[name] <= _ENUMERATED]
+        if not hubs:
+            return self._in_turn(children, terms)
+        hub = min(hubs, key=self.sizes.__getitem__)
+        rest, best, choice = [name for name in children if name != hub], None, None
+        for order in itertools.permutations(range(self.sizes[hub])):
+            value, fixed = self._fixed(terms, {hub}, {hub: np.array(order)})
+            value += self._best_inside(rest, fixed, final=False).value
+            if best is None or value > best:
+                best, choice = value, np.array(order)
+        assert best is not None and choice is not None
+        if not final:
+            return Solution(best)
+        solution = self._best_inside(rest, self._fixed(terms, {hub}, {hub: choice})[1])
+        solution.value, solution.entries[hub], solution.tallies[hub] = best, choice, Tally()
+        others = set(solution.entries) - {hub}
+        score = self._fixed(terms, others, solution.entries)[1].get((hub,))
+        solution.tallies[hub].add(np.zeros((len(choice),) * 2) if score is None else score, choice)
+        return solution
+
+    def _in_turn(self, children: list[str], terms: Terms) -> Solution:
+        """Alternate between large coupled groups, from the mean over all permutations of the others; not exact."""
+        parts: dict[str, Solution] = {}
+        best = value = -np.inf
+        for _ in range(_ROUNDS):
+            for child in children:
+                entries = _entries(parts.values())
+                others = {name for other in children if other != child for name in self._branches[other]}
+                known = {name for name in others if name in entries}
+                fixed = self._fixed(self._averaged(terms, others - known), known, entries)[1]
+                parts[child] = self._best(child, {key: a for key, a in fixed.items() if key})
+            entries = _entries(parts.values())
+            value = self._fixed(terms, set(entries), entries)[0]
+            if value <= best + 1e-12 * abs(value):
+                break
+            best = value
+        return Solution(value, _entries(parts.values()), _summed(part.tallies for part in parts.values()))
+
+    def _averaged(self, terms: Terms, groups: Collection[str]) -> Terms:
+        """The terms with some groups taken at the mean over all their permutations."""
+        found: dict[tuple[str, ...], np.ndarray] = {}
+        for key, array in terms.items():
+            gone = [k for k, name in enumerate(key) if name in groups]
+            mean = array.sum(axis=(*gone, *(k + len(key) for k in gone)))
+            mean = mean / np.prod([self.sizes[key[k]] for k in gone])
+            rest = tuple(name for name in key if name not in groups)
+            found[rest] = found[rest] + mean if rest in found else mean
+        return found
+
+    def _fixed(self, terms: Terms, groups: Collection[str], entries: Mapping[str, np.ndarray]) -> tuple[float, Terms]:
+        """The terms with some groups at given entries: the part that is settled, and the terms of the others."""
+        value, found = 0.0, {}
+        for key, array in terms.items():
+            rest, array = self._fix(key, array, groups, entries)
+            if rest:
+                found[rest] = found[rest] + array if rest in found else array
+            else:
+                value += float(array)
+        return value, found
+
+    def _fix(self, key: tuple[str, ...], array: np.ndarray, groups: Collection[str], entries: Mapping[str, np.ndarray]):
+        chosen = [k for k, name in enumerate(key) if name in groups]
+        if not chosen:
+            return key, array
+        kept = [k for k in range(len(key)) if k not in chosen]
+        n = len(key)
+        array = array.transpose([*chosen, *(k + n for k in chosen), *kept, *(k + n for k in kept)])
+        grid = np.ix_(*(np.arange(self.sizes[key[k]]) for k in chosen))
+        at = {key[k]: index for k, index in zip(chosen, grid, strict=True)}
+        source = [
+            entries[name][(*self._line(name, at, entries), at[name])] if name in entries else at[name] for name in at
+        ]
+        array = array[(*grid, *source)].sum(axis=tuple(range(len(chosen))))
+        return tuple(key[k] for k in kept), array
+
+    def _line(self, name: str, at: Mapping[str, np.ndarray], entries: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """The grid indices of those ancestors that the entry has dimensions for."""
+        above = [other for other in self.members if other != name and name in self._branches[other]]
+        return [at[other] for other in above[len(above) - (entries[name].ndim - 1) :]]
+
+
+def families(spec: PermutationSpec, groups: Collection[str]) -> list[Family]:
+    """Gather the given groups into families: a group joins its innermost parent if that is given too.
+
+    Args:
+        spec: Where the groups are defined.
+        groups: The groups to solve for; all others keep the order they have.
+    """
+    chosen = [spec.groups[name] for name in spec.groups if name in groups]
+    inside: dict[str, list[str]] = {group.name: [] for group in chosen}
+    heads = []
+    for group in chosen:
+        innermost = spec.groups[group.parents[-1]] if group.parents else None
+        if innermost and innermost.name in inside and (*innermost.parents, innermost.name) == group.parents:
+            inside[innermost.name].append(group.name)
+        else:
+            heads.append(group)
+    found = []
+    for head in heads:
+        members = [head.name]
+        for name in members:
+            members.extend(inside[name])
+        sizes = {name: spec.groups[name].size for name in (*members, *head.parents)}
+        family = {name: tuple(inside[name]) for name in members}
+        found.append(Family(head.name, tuple(members), family, head.parents, sizes))
+    return found
+
+
+def _at(terms: Terms, i: int, j: int) -> Terms:
+    """The terms inside one pair of indices of their first group."""
+    return {key[1:]: array[i].take(j, axis=len(key) - 1) for key, array in terms.items()}
+
+
+def _entries(parts: Iterable[Solution]) -> dict[str, np.ndarray]:
+    return {name: entry for part in parts for name, entry in part.entries.items()}
+
+
+def _summed(tallies: Iterable[Mapping[str, Tally]]) -> dict[str, Tally]:
+    total: dict[str, Tally] = {}
+    for part in tallies:
+        for name, tally in part.items():
+            mine = total.setdefault(name, Tally())
+            mine.matched, mine.identity = mine.matched + tally.matched, mine.identity + tally.identity
+            mine.random, mine.dead = mine.random + tally.random, mine.dead + tally.dead
+    return total

@@ -1,0 +1,181 @@
+"""Ties: where a family's groups meet, in weights or in correlations, as the scores that an assignment maximises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..symmetry.spec import Axis, Block, PermutationSpec, Slot
+from .assignment import Family, Terms
+
+Entries = Mapping[str, np.ndarray]
+
+
+class Tie(Protocol):
+    """One place where groups meet."""
+
+    slots: tuple[Slot, ...]
+    groups: frozenset[str]
+    norm: float  # what the value could be at most
+    elements: int
+
+    def terms(self, family: Family, entries: Entries) -> Terms:
+        """Scores of the family's groups, given the entries of all the others."""
+        ...
+
+    def quadratic(self, family: Family) -> bool:
+        """Whether the family meets itself here, so that the scores are only a linearisation."""
+        ...
+
+    def value(self, entries: Entries) -> float:
+        """The inner product of the target with the permuted source."""
+        ...
+
+
+class Cluster(NamedTuple):
+    """Slots of one occurrence of a family in a block: its members in order, the parents of its head, the others."""
+
+    key: tuple[str, ...]
+    members: tuple[int, ...]
+    outer: tuple[int, ...]
+    rest: tuple[int, ...]
+
+
+def clusters(slots: Sequence[Slot], family: Family) -> list[Cluster]:
+    """Every occurrence of a family in a block."""
+    found = []
+    for head, slot in enumerate(slots):
+        if slot.group != family.head:
+            continue
+        mine = {slots[k].group: k for k in range(len(slots) - 1, -1, -1) if k == head or head in slots[k].parents}
+        key = tuple(name for name in family.members if name in mine)
+        members = tuple(mine[name] for name in key)
+        rest = tuple(k for k in range(len(slots)) if k not in members and k not in slot.parents)
+        found.append(Cluster(key, members, slot.parents, rest))
+    return found
+
+
+def leaf_dimensions(spec: PermutationSpec, axes: Sequence[Axis]) -> tuple[int, ...]:
+    """Sizes of all leaves of some axes, in order."""
+    return tuple(spec.groups[leaf].size for axis in axes for leaf in axis.leaves)
+
+
+class WeightTie:
+    """One block of one weight, of both networks, as tensors with one dimension per leaf."""
+
+    def __init__(self, spec: PermutationSpec, block: Block, target: Tensor, source: Tensor):
+        self.slots = block.slots(spec.groups)
+        self.groups = frozenset(slot.group for slot in self.slots)
+        self._target, self._source = (_as_leaves(spec, block, tensor) for tensor in (target, source))
+        self._arranged: dict[tuple[int, ...], Tensor] = {}
+        self.elements = self._target.numel()
+        self.norm = float(self._target.norm() * self._source.norm())
+
+    def quadratic(self, family: Family) -> bool:
+        return sum(slot.group in family.members for slot in self.slots) > len(self.groups & set(family.members))
+
+    def value(self, entries: Entries) -> float:
+        moved = self._moved(entries, range(len(self.slots)))
+        return float((self._target * moved).sum(dtype=torch.float64))
+
+    def terms(self, family: Family, entries: Entries) -> Terms:
+        found: dict[tuple[str, ...], np.ndarray] = {}
+        for cluster in clusters(self.slots, family):
+            array = self._gram(cluster, entries)
+            found[cluster.key] = found[cluster.key] + array if cluster.key in found else array
+        return found
+
+    def _gram(self, cluster: Cluster, entries: Entries) -> np.ndarray:
+        """Inner products ``[*outer, *destination, *source]`` over all other dimensions."""
+        outer = [self._target.shape[k] for k in cluster.outer]
+        members = [self._target.shape[k] for k in cluster.members]
+        order = (*cluster.outer, *cluster.members, *cluster.rest)
+        shape = (int(np.prod(outer)), int(np.prod(members)), -1)
+        if order not in self._arranged:
+            self._arranged[order] = self._target.permute(order).reshape(shape)
+        target = self._arranged[order]
+        moving = [self.slots[k] for k in cluster.rest if self.slots[k].group in entries]
+        if any(parent in cluster.members for slot in moving for parent in slot.parents):
+            rows = []  # the other groups move differently for every destination
+            for n, at in enumerate(np.ndindex(*members)):
+                fixed = dict(zip(cluster.members, at, strict=True))
+                moved = self._moved(entries, (*cluster.outer, *cluster.rest), fixed).permute(order).reshape(shape)
+                rows.append(torch.einsum("bk,bfk->bf", target[:, n], moved))
+            gram = torch.stack(rows, 1)
+        else:
+            moved = self._moved(entries, (*cluster.outer, *cluster.rest)).permute(order).reshape(shape)
+            gram = target @ moved.transpose(1, 2)
+        return gram.to("cpu", torch.float64).numpy().reshape(*outer, *members, *members)
+
+    def _moved(self, entries: Entries, slots: Sequence[int], fixed: Mapping[int, int] | None = None) -> Tensor:
+        """The source with some slots permuted; ``fixed`` are destination indices of parents that are not among them."""
+        moved = self._source
+        for k in sorted(slots, key=lambda k: len(self.slots[k].parents)):
+            entry = entries.get(self.slots[k].group)
+            if entry is None:
+                continue
+            parents = self.slots[k].parents
+            held = tuple((fixed or {}).get(parent, slice(None)) for parent in parents)
+            entry = entry[held]
+            free = [parent for parent, at in zip(parents, held, strict=True) if isinstance(at, slice)]
+            index = torch.tensor(entry, device=moved.device)
+            if not free:
+                moved = moved.index_select(k, index)
+                continue
+            front = moved.movedim((*free, k), tuple(range(len(free) + 1)))
+            grid = torch.meshgrid(*(torch.arange(n, device=moved.device) for n in index.shape), indexing="ij")
+            moved = front[(*grid[:-1], index)].movedim(tuple(range(len(free) + 1)), (*free, k))
+        return moved
+
+
+class CorrelationTie:
+    """Correlations of one axis of activations, target against source, with one dimension per leaf and network."""
+
+    def __init__(self, spec: PermutationSpec, axis: Axis, correlation: np.ndarray):
+        self.slots = Block((axis,)).slots(spec.groups)
+        self.groups = frozenset(axis.leaves)
+        self._array = correlation.reshape(leaf_dimensions(spec, (axis, axis)))
+        self.norm, self.elements = float(len(correlation)), len(correlation)
+
+    def quadratic(self, family: Family) -> bool:
+        return len(self.slots) != len(self.groups)
+
+    def value(self, entries: Entries) -> float:
+        return float(self._taken(entries, tuple(range(len(self.slots))), ()).sum())
+
+    def terms(self, family: Family, entries: Entries) -> Terms:
+        found: dict[tuple[str, ...], np.ndarray] = {}
+        for cluster in clusters(self.slots, family):
+            array = self._taken(entries, (*cluster.outer, *cluster.rest), cluster.members)
+            array = array.sum(axis=tuple(range(len(cluster.outer), len(cluster.outer) + len(cluster.rest))))
+            found[cluster.key] = found[cluster.key] + array if cluster.key in found else array
+        return found
+
+    def _taken(self, entries: Entries, slots: tuple[int, ...], kept: tuple[int, ...]) -> np.ndarray:
+        """Dimensions ``[*slots, *kept destination, *kept source]``: each index of a slot with its own source index."""
+        n, sizes = len(self.slots), self._array.shape
+        order = [*slots, *kept]
+        grid = dict(zip(order, np.ix_(*(np.arange(sizes[k]) for k in order)), strict=True))
+        index: list[np.ndarray] = [np.empty(0)] * (2 * n)
+        width = len(order) + len(kept)
+        for k in order:
+            slot = self.slots[k]
+            entry = entries.get(slot.group) if k in slots else None
+            source = grid[k] if entry is None else entry[(*(grid[parent] for parent in slot.parents), grid[k])]
+            index[k] = grid[k].reshape(*grid[k].shape, *(1 for _ in kept))
+            index[n + k] = source.reshape(*source.shape, *(1 for _ in kept))
+        for at, k in enumerate(kept):
+            index[n + k] = np.arange(sizes[k]).reshape([-1 if d == len(order) + at else 1 for d in range(width)])
+        return self._array[tuple(index)]
+
+
+def _as_leaves(spec: PermutationSpec, block: Block, tensor: Tensor) -> Tensor:
+    for k, axis in enumerate(block.axes):
+        positions = axis.positions.reshape(-1)
+        if not np.array_equal(positions, np.arange(tensor.shape[k])):
+            tensor = tensor.index_select(k, torch.from_numpy(positions).to(tensor.device))
+    return tensor.reshape(leaf_dimensions(spec, block.axes))

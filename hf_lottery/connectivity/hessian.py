@@ -1,0 +1,168 @@
+"""Hessian: how sharply the loss curves at a network.
+
+References:
+    Yao, Gholami, Keutzer and Mahoney, 2020, "PyHessian: Neural Networks Through the Lens of the Hessian",
+    arXiv:1912.07145.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ..masks.mask import Mask, named_weights, plain_name, unwrap
+
+Vector = list[Tensor]
+
+
+class TopEigenvalue(NamedTuple):
+    """What :func:`top_hessian_eigenvalue` returns.
+
+    Attributes:
+        value: The largest eigenvalue of the Hessian.
+        residual: Euclidean norm of ``H v - value * v`` for the unit vector ``v`` found: some eigenvalue lies within it.
+        iterations: Products with the Hessian that were taken.
+        converged: Whether the residual came below the tolerance.
+    """
+
+    value: float
+    residual: float
+    iterations: int
+    converged: bool
+
+
+def top_hessian_eigenvalue(
+    model: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    *,
+    iterations: int = 100,
+    tolerance: float = 1e-2,
+    seed: int = 0,
+    mask: Mask | None = None,
+    parameters: str | Iterable[str] | None = None,
+) -> TopEigenvalue:
+    """The largest eigenvalue of the Hessian of a loss, by power iteration on Hessian-vector products.
+
+    The loss and its gradient are computed once; every iteration is one more backward pass through them. Power iteration
+    finds the eigenvalue of largest magnitude. If that one is negative, or as large as a negative one so that nothing
+    converges, a second iteration on the shifted spectrum finds the largest. The value is below the largest by
+    about the square of the residual if the next eigenvalue is far.
+
+    Args:
+        model: The network, left as it is; put it in eval mode. Frozen parameters do not count.
+        loss: The loss of a network as a tensor without dimensions, such as the mean over one large batch.
+        iterations: Products with the Hessian at most, in each of the two iterations.
+        tolerance: Stop when the residual is at most this fraction of the eigenvalue's magnitude.
+        seed: Of the first vector; the same seed gives the same value.
+        mask: Count only the weights that it keeps, of the parameters that it covers.
+        parameters: Count only these: names, or a regular expression. By default all.
+
+    Raises:
+        ValueError: No parameter is meant, or the loss is not one number that depends on them.
+        MaskMismatchError: The mask is for another model.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False).double()
+        >>> scale = torch.tensor([[1.0, 3.0]], dtype=torch.float64)
+        >>> found = top_hessian_eigenvalue(model, lambda m: (scale * m.weight.square()).sum(), tolerance=1e-6)
+        >>> round(found.value, 6), found.converged
+        (6.0, True)
+
+    Reference:
+        Yao et al., 2020, arXiv:1912.07145. Theirs returns the eigenvalue of largest magnitude, and stops when it no
+        longer changes, which says little about its error.
+    """
+    chosen = _chosen(model, parameters)
+    if mask is not None:
+        mask.check_fits(model)
+    keeps = [mask[n].to(p.device) if mask is not None and n in mask else None for n, p in chosen.items()]
+    multiply = _products(model, loss, list(chosen.values()), keeps)
+    start = _start(list(chosen.values()), keeps, seed)
+    found, size = _iterate(multiply, start, 0.0, iterations, tolerance)
+    if found.value < 0 or not found.converged:
+        shifted, _ = _iterate(multiply, start, -size, iterations, tolerance)
+        best = max(found, shifted, key=lambda one: one.value)  # no quotient exceeds the largest eigenvalue
+        found = best._replace(iterations=found.iterations + shifted.iterations)
+    return found
+
+
+def _iterate(
+    multiply: Callable[[Vector], Vector], v: Vector, shift: float, iterations: int, tolerance: float
+) -> tuple[TopEigenvalue, float]:
+    """Power iteration on ``H - shift``: what it finds about H, and the length of the last product."""
+    value, residual, size = 0.0, float("inf"), 0.0
+    for done in range(1, iterations + 1):
+        product = [p - shift * x for p, x in zip(multiply(v), v, strict=True)]
+        value = _dot(product, v)
+        residual = _norm([p - value * x for p, x in zip(product, v, strict=True)])
+        size = _norm(product)
+        if residual <= tolerance * abs(value + shift) or size == 0:
+            return TopEigenvalue(value + shift, residual, done, True), size
+        v = [p / size for p in product]
+    return TopEigenvalue(value + shift, residual, iterations, False), size
+
+
+def _products(
+    model: nn.Module, loss: Callable[[nn.Module], Tensor], chosen: Vector, keeps: list[Tensor | None]
+) -> Callable[[Vector], Vector]:
+    """Hessian times vector, over the chosen parameters and under the mask."""
+    options: Any = {"allow_unused": True, "materialize_grads": True}
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
+        value = loss(model)
+        if not isinstance(value, Tensor) or value.ndim or not value.requires_grad:
+            received = list(value.shape) if isinstance(value, Tensor) and value.ndim else "one without a gradient"
+            raise ValueError(f"loss must return a tensor without dimensions, with a gradient; received {received}.")
+        gradients = torch.autograd.grad(value, chosen, create_graph=True, **options)
+    curved = [k for k, gradient in enumerate(gradients) if gradient.requires_grad]
+
+    def multiply(v: Vector) -> Vector:
+        if not curved:
+            return [torch.zeros_like(x) for x in v]
+        outputs, along = [gradients[k] for k in curved], [v[k] for k in curved]
+        product = torch.autograd.grad(outputs, chosen, along, retain_graph=True, **options)
+        return _masked(list(product), keeps)
+
+    return multiply
+
+
+def _chosen(model: nn.Module, parameters: str | Iterable[str] | None) -> dict[str, Tensor]:
+    """The parameters that count, a tied one once."""
+    own: dict[str, Tensor] = {plain_name(name): p for name, p in unwrap(model).named_parameters() if p.requires_grad}
+    if isinstance(parameters, str):
+        own = {name: p for name, p in own.items() if re.search(parameters, name)}
+    elif parameters is not None:
+        every = {name: p for name, p in named_weights(model).items() if p.requires_grad}
+        wanted = list(parameters)
+        if unknown := [name for name in wanted if name not in every]:
+            raise ValueError(f"`parameters` must name trainable parameters; received {unknown[0]!r}.")
+        own = {name: every[name] for name in wanted}
+    if not own:
+        raise ValueError(f"`parameters` must name trainable parameters; received {parameters!r}, which matches none.")
+    return own
+
+
+def _start(chosen: Vector, keeps: list[Tensor | None], seed: int) -> Vector:
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in chosen]
+    drawn = _masked(drawn, keeps)
+    size = _norm(drawn)
+    if size == 0:
+        raise ValueError("the mask must keep a weight of the parameters; received one that keeps none.")
+    return [x / size for x in drawn]
+
+
+def _masked(v: Vector, keeps: list[Tensor | None]) -> Vector:
+    return [x if keep is None else x * keep for x, keep in zip(v, keeps, strict=True)]
+
+
+def _dot(u: Vector, v: Vector) -> float:
+    return sum(torch.sum(x * y, dtype=torch.float64).item() for x, y in zip(u, v, strict=True))
+
+
+def _norm(v: Vector) -> float:
+    return _dot(v, v) ** 0.5

@@ -1,0 +1,134 @@
+"""Plane: the loss on the plane through three networks.
+
+References:
+    Garipov, Izmailov, Podoprikhin, Vetrov and Wilson, 2018, "Loss Surfaces, Mode Connectivity, and Fast Ensembling of
+    DNNs", arXiv:1802.10026.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..masks.mask import plain_name, unwrap
+from ..report import plot_plane
+from ..training.rewind import named_state
+from .barrier import Evaluate
+from .interpolation import check_alike, holding
+
+Place = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Plane:
+    """Errors on a grid in the plane through three networks; what :func:`loss_plane` returns.
+
+    Distances are Euclidean, over all parameters.
+
+    Attributes:
+        places: Where the three networks lie: the first at (0, 0), the second at (x, 0), the third at y > 0.
+        xs: Horizontal coordinates of the grid, ascending.
+        ys: Vertical coordinates, ascending.
+        errors: One row for each of ``ys``, of one error for each of ``xs``.
+    """
+
+    places: tuple[Place, Place, Place]
+    xs: tuple[float, ...]
+    ys: tuple[float, ...]
+    errors: tuple[tuple[float, ...], ...]
+
+    def plot(
+        self,
+        path: str | Path,
+        *,
+        labels: Sequence[str] = ("a", "b", "c"),
+        ylabel: str = "error",
+        title: str = "",
+    ) -> None:
+        """Draw the plane and the three networks on it as a PNG, with the numbers beside it as CSV.
+
+        Args:
+            path: The file to write.
+            labels: Names of the three networks.
+            ylabel: Name of the error.
+            title: Title of the picture.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        networks = dict(zip(labels, self.places, strict=True))
+        plot_plane(path, self.xs, self.ys, self.errors, networks=networks, measure=ylabel, title=title)
+
+
+def loss_plane(
+    a: nn.Module, b: nn.Module, c: nn.Module, evaluate: Evaluate, *, points: int = 21, margin: float = 0.2
+) -> Plane:
+    """The error on a grid in the plane through three networks.
+
+    The plane is spanned by ``b - a`` and the part of ``c - a`` that is orthogonal to it. Every parameter and every
+    floating-point buffer is interpolated, in ``a`` itself, which is as before at the end; no point allocates memory.
+
+    Args:
+        a: The first network.
+        b: The second, of the same names and shapes; not changed.
+        c: The third; not changed.
+        evaluate: The error of a network, called ``points ** 2`` times. With batch norms let it begin with
+            :func:`recalibrate_batch_norm_`: outside the triangle an interpolated variance may be negative.
+        points: How many points along each side.
+        margin: How far the grid reaches beyond the three, as a fraction of their extent on each axis.
+
+    Raises:
+        ValueError: Fewer than 2 points, a negative margin, or three networks on one line.
+        MaskMismatchError: The networks differ in names, shapes or ties.
+
+    Reference:
+        Garipov et al., 2018, arXiv:1802.10026, appendix A.
+    """
+    if points < 2 or margin < 0:
+        raise ValueError(
+            f"points must be at least 2 and margin 0 or more; received {points} and {margin}. Leave out the margin."
+        )
+    x_b, x_c, y_c = _triangle(a, b, c)
+    xs, ys = _ticks((0.0, x_b, x_c), points, margin), _ticks((0.0, y_c), points, margin)
+    errors = []
+    with holding(a, b, c) as held:
+        for y in ys:
+            gamma, row = y / y_c, []
+            for x in xs:
+                held.to_plane((x - gamma * x_c) / x_b, gamma)
+                row.append(float(evaluate(a)))
+            errors.append(tuple(row))
+    return Plane(((0.0, 0.0), (x_b, 0.0), (x_c, y_c)), xs, ys, tuple(errors))
+
+
+def _triangle(a: nn.Module, b: nn.Module, c: nn.Module) -> tuple[float, float, float]:
+    """Where the second network lies on the first axis, and the third on both."""
+    first, second, third = (named_state(model) for model in (a, b, c))
+    check_alike(first, second)
+    check_alike(first, third)
+    uu = uv = vv = 0.0
+    for name, _ in unwrap(a).named_parameters():
+        start = first[plain_name(name)].detach().double()
+        u, v = (end[plain_name(name)].detach().to(start) - start for end in (second, third))
+        uu, uv, vv = uu + _inner(u, u), uv + _inner(u, v), vv + _inner(v, v)
+    height = vv - uv * uv / uu if uu else 0.0
+    if height <= 1e-10 * vv:
+        raise ValueError(
+            "three networks must not lie on one line; received such. Take three different ones, or error_barrier."
+        )
+    return math.sqrt(uu), uv / math.sqrt(uu), math.sqrt(height)
+
+
+def _inner(u: Tensor, v: Tensor) -> float:
+    return torch.dot(u.flatten(), v.flatten()).item()
+
+
+def _ticks(places: Sequence[float], points: int, margin: float) -> tuple[float, ...]:
+    room = margin * (max(places) - min(places))
+    return tuple(np.linspace(min(places) - room, max(places) + room, points).tolist())

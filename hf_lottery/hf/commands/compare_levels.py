@@ -1,0 +1,69 @@
+"""Compare a ticket with its controls over several seeds: a table with mean and standard deviation, and a picture.
+
+    python -m hf_lottery.hf.commands.compare_levels outputs/fashion-mnist/seed-* --picture docs/fashion_mnist.png
+
+Reads what find_ticket.py left: ``lottery_state.json`` and ``controls.json`` of every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from ... import markdown_table, plot_against_density
+from .launch import check_launch
+
+Series = dict[str, dict[float, list[float]]]
+
+
+def read_runs(runs: list[Path], measure: str) -> Series:
+    """Label -> {sparsity: one value a run}, with ``ticket`` first."""
+    series: Series = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        for record in json.loads((run / "lottery_state.json").read_text())["finished"]:
+            series["ticket"][record["sparsity"]].append(record["metrics"][measure])
+        controls = run / "controls.json"
+        if controls.exists():
+            for key, metrics in json.loads(controls.read_text()).items():
+                series[key.split(":")[1]][metrics["sparsity"]].append(metrics[measure])
+    return series
+
+
+def table(series: Series) -> str:
+    """One row a level: weights that stay, and mean and standard deviation of every series in percent."""
+    rows = []
+    for sparsity in series["ticket"]:
+        cells = [f"{100 * (1 - sparsity):.2f} %"]
+        for points in series.values():
+            values = 100 * np.array(points.get(sparsity, []))
+            cells.append(f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else "-")
+        rows.append(cells)
+    return markdown_table(["kept", *series], rows)
+
+
+def main() -> None:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("runs", nargs="+", type=Path, help="Output folders of find_ticket.py, one a seed.")
+    parser.add_argument("--measure", default="eval_accuracy", help="Metric to compare, a fraction.")
+    parser.add_argument("--picture", type=Path, help="PNG to write.")
+    parser.add_argument("--title", default="", help="Title of the picture.")
+    args = parser.parse_args()
+    state = Accelerator()
+    check_launch(state.num_processes)
+    if not state.is_main_process:
+        return
+    series = read_runs(args.runs, args.measure)
+    print(table(series))
+    if args.picture:
+        label = args.measure.removeprefix("eval_")
+        plot_against_density(args.picture, series, ylabel=label, title=args.title)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Cards: the README.md of what is saved: what it is, how it was found, how to load it, and what it is not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ...masks.mask import Mask
+from ...report import level_table, markdown_table
+
+_BEGIN, _END = "<!-- hf_lottery: written by the library from here -->", "<!-- hf_lottery: to here -->"
+_OWN = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
+_TAGS = ["lottery-ticket", "pruning", "sparsity"]
+
+_TICKET = """# A lottery ticket{of}
+
+{kept:,} of {weights:,} prunable weights stay: sparsity **{sparsity:.2%}**.
+
+## Load it
+
+```python
+from hf_lottery import SparseTrainer, Ticket
+
+ticket = Ticket.from_pretrained("{source}")
+ticket.apply_(model)  # the rewind weights, pruned ones at zero
+SparseTrainer(model, args, mask=ticket.mask, first_step=ticket.rewind.step, train_dataset=...).train()
+```
+
+{start}
+
+## How it was found
+
+{picture}{levels}
+
+{settings}
+
+## What stays, by parameter
+
+{layers}
+
+## Limits
+
+The mask belongs to these rewind weights: on another initialization it is no winning ticket by itself. It makes the
+network sparse, not faster: dense kernels multiply by zero at the same speed.
+"""
+
+_OTHER = """# A {kind}
+
+`{text}`
+
+## Load it
+
+```python
+from hf_lottery import {kind}
+
+{variable} = {kind}.from_pretrained("{source}")
+```
+
+{layers}
+"""
+
+
+def ticket_card(mask: Mask, info: Mapping[str, Any], source: str, start: str, picture: str | None) -> str:
+    """The README.md of a ticket, with the metadata that the Hub reads.
+
+    Args:
+        mask: Which weights stay.
+        info: ``architecture``, ``settings``, ``history``, ``base_model``, as far as they are known.
+        source: Where to load it from.
+        start: A sentence about the weights it starts from.
+        picture: File of the picture of accuracy against density, if there is one.
+    """
+    settings = info.get("settings", {})
+    base = info.get("base_model") or {}
+    data = ModelCardData(
+        library_name="hf_lottery",
+        tags=_TAGS,
+        base_model=base.get("id"),
+        model_name=source,
+        eval_results=_results(info),
+        base_model_relation="adapter" if base else None,
+    )
+    text = _TICKET.format(
+        of=f" of `{info['architecture']}`" if info.get("architecture") else "",
+        kept=mask.kept,
+        weights=mask.weights,
+        sparsity=mask.sparsity,
+        source=source,
+        start=start,
+        picture=f"![accuracy against the fraction of weights that stays]({picture})\n\n" if picture else "",
+        settings=markdown_table(["setting", "value"], [[key, f"`{value}`"] for key, value in settings.items()]),
+        levels=level_table(info.get("history", [])),
+        layers=_layers(mask),
+    )
+    return _card(data, text)
+
+
+def other_card(thing: Any, source: str) -> str:
+    """The README.md of a mask, signed mask, series or permutation."""
+    kind = type(thing).__name__
+    mask = thing if isinstance(thing, Mask) else getattr(thing, "mask", None)
+    data = ModelCardData(library_name="hf_lottery", tags=_TAGS)
+    layers = f"## What stays, by parameter\n\n{_layers(mask)}" if isinstance(mask, Mask) else ""
+    return _card(data, _OTHER.format(kind=kind, text=thing, variable="loaded", source=source, layers=layers))
+
+
+def merge_cards(old: str, new: str) -> str:
+    """A card of the repository with what the library writes renewed, and all that a person wrote kept.
+
+    Args:
+        old: The card that is there. The library's part lies between two comments; if they are gone, all text is kept.
+        new: A card made by this module.
+    """
+    theirs, ours = ModelCard(old, ignore_metadata_errors=True), ModelCard(new)
+    metadata = {**ours.data.to_dict(), **theirs.data.to_dict()}
+    metadata["tags"] = sorted({*metadata.get("tags", []), *_TAGS})
+    metadata.update(
+        (key, value) for key, value in ours.data.to_dict().items() if key in ("library_name", "model-index")
+    )
+    own = _OWN.search(new)
+    return _front(metadata) + _OWN.sub(lambda _: own[0] if own else "", theirs.text, count=1)
+
+
+def _card(data: ModelCardData, text: str) -> str:
+    return _front(data.to_dict()) + f"\n{_BEGIN}\n\n{text}\n{_END}\n"
+
+
+def _front(metadata: Mapping[str, Any]) -> str:
+    return f"---\n{yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _layers(mask: Mask) -> str:
+    rows = [
+        [f"`{name}`", "x".join(map(str, mask[name].shape)), f"{sparsity:.2%}"]
+        for name, sparsity in mask.layer_sparsities().items()
+    ]
+    return markdown_table(["parameter", "shape", "sparsity"], rows)
+
+
+def _results(info: Mapping[str, Any]) -> list[EvalResult] | None:
+    """The last level's accuracy as the Hub shows results; None if task and data set are not known."""
+    settings, history = info.get("settings", {}), info.get("history", [])
+    accuracy = history[-1]["metrics"].get("eval_accuracy") if history else None
+    if accuracy is None or not {"task", "dataset_name"} <= settings.keys():
+        return None
+    name = str(settings["dataset_name"])
+    task = settings["task"]
+    return [
+        EvalResult(task_type=task, dataset_type=name, dataset_name=name, metric_type="accuracy", metric_value=accuracy)
+    ]

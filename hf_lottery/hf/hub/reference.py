@@ -1,0 +1,116 @@
+"""Reference: rewind weights that are named instead of stored, and proven by their hash."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+
+from ...masks.file import MaskFileError
+from ...training.rewind import Snapshot
+from .transfer import base_model
+
+_KINDS = ("pretrained", "seed")
+
+
+class RewindMismatchError(ValueError):
+    """A model is not at the weights that a ticket starts from."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The weights a ticket starts from, by reference: whoever loads it builds the model, and the hash proves it.
+
+    Attributes:
+        kind: ``"pretrained"``, a model on the Hub; ``"seed"``, one built from the ticket's configuration right after
+            ``transformers.set_seed(seed)``.
+        sha256: Of the weights and buffers, as :meth:`hf_lottery.Snapshot.sha256`.
+        repo_id: Of ``"pretrained"``: the repository.
+        revision: Of ``"pretrained"``: its commit.
+        seed: Of ``"seed"``.
+        step: Optimizer steps taken: 0, as weights after training cannot be referred to.
+    """
+
+    kind: str
+    sha256: str
+    repo_id: str | None = None
+    revision: str | None = None
+    seed: int | None = None
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in _KINDS:
+            raise ValueError(f"a reference must be one of {', '.join(_KINDS)}; received {self.kind!r}.")
+        if (self.kind == "pretrained") == (self.repo_id is None) or (self.kind == "seed") == (self.seed is None):
+            raise ValueError(
+                f"a reference must name a repo_id (pretrained) or a seed (seed), not both; received {self.kind} with "
+                f"repo_id={self.repo_id!r}, seed={self.seed!r}."
+            )
+        if self.step:
+            raise ValueError(f"a reference must be to weights before training; received step {self.step}.")
+
+    @classmethod
+    def to(cls, start: Snapshot, model: nn.Module, seed: int) -> Reference:
+        """A reference to the weights that a model began with: its repository and commit, or the seed it was built with.
+
+        The seed is tried out: a second model is built with it, and must be equal.
+
+        Args:
+            start: The weights before training.
+            model: The model, trained or not; only its class and configuration count.
+            seed: Of ``transformers.set_seed`` right before it was built.
+
+        Raises:
+            ValueError: The weights are after training, or come from neither.
+        """
+        config = getattr(model, "config", None)
+        if isinstance(config, PreTrainedConfig) and (base := base_model(config)) and base["revision"]:
+            return cls("pretrained", start.sha256(), base["id"], base["revision"], step=start.step)
+        if isinstance(model, PreTrainedModel):
+            with torch.random.fork_rng():
+                set_seed(seed)
+                again = type(model)(copy.deepcopy(model.config))
+            if Snapshot.capture(again).sha256() == start.sha256():
+                return cls("seed", start.sha256(), seed=seed, step=start.step)
+        raise ValueError(
+            f"weights by reference must be those of a commit on the Hub, or of a {type(model).__name__} built right "
+            f"after set_seed({seed}); received others. Store them by value."
+        )
+
+    def restore_(self, model: nn.Module) -> None:
+        """Prove that the model is at these weights; nothing is changed.
+
+        Raises:
+            RewindMismatchError: It is not.
+        """
+        found = Snapshot.capture(model).sha256()
+        if found != self.sha256:
+            raise RewindMismatchError(
+                f"the model must be at the weights that the ticket starts from, sha256 {self.sha256[:12]}; received "
+                f"{found[:12]}. Build it by {self}."
+            )
+
+    def __str__(self) -> str:
+        if self.kind == "pretrained":
+            return f"from_pretrained({self.repo_id!r}, revision={self.revision!r})"
+        return f"set_seed({self.seed}) and from_config(ticket.model_config)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """In JSON terms, without what is not set."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Reference:
+        """What :meth:`to_dict` made.
+
+        Raises:
+            MaskFileError: Something else.
+        """
+        try:
+            return cls(**values)
+        except (TypeError, ValueError) as error:
+            raise MaskFileError(f"rewind must be a reference to weights; received {values}: {error}") from error

@@ -1,0 +1,227 @@
+"""Ticket: a mask and the weights it starts from, with where they come from. A folder or repository anyone can load."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig
+
+from ...masks.file import CONFIG_NAME, MASK_NAME, MaskFileError, read_mask, stage_mask
+from ...masks.mask import Mask, MaskMismatchError
+from ...masks.mask_series import MaskSeries
+from ...networks.shards import class_name, local, part_of
+from ...report import plot_against_density
+from ...storage.atomic import staged_folder
+from ...storage.hub_mixin import Stored
+from ...training.rewind import Snapshot, named_state
+from ..trainers.run_folder import REWIND_NAME
+from .card import ticket_card
+from .reference import Reference
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ...storage.hub_mixin import Where
+
+_PICTURE_NAME = "accuracy.png"
+
+
+@dataclass(frozen=True)
+class Ticket(Stored):
+    """A lottery ticket.
+
+    Attributes:
+        mask: Which weights stay.
+        rewind: The weights and buffers that training starts from, or a :class:`Reference` to them.
+        info: Where it comes from, in JSON terms: ``level``, ``settings``, ``history`` of (level, sparsity, metrics),
+            ``architecture``, ``base_model``, ``parents``, ``permutation``, or your own; kept in ``mask_config.json``.
+        model_config: Configuration to build the model from; None if it is not a transformers model.
+        series: The masks of all levels up to this one, if they are known; saved in the same file.
+
+    Raises:
+        ValueError: The mask is not the last of the series.
+    """
+
+    FILES: ClassVar[tuple[str, ...]] = (CONFIG_NAME, MASK_NAME)
+    OPTIONAL_FILES: ClassVar[tuple[str, ...]] = (REWIND_NAME, "config.json")
+
+    mask: Mask
+    rewind: Snapshot | Reference
+    info: dict[str, Any] = field(default_factory=dict)
+    model_config: PreTrainedConfig | None = None
+    series: MaskSeries | None = None
+
+    def __post_init__(self) -> None:
+        if self.series is not None and self.series[-1] != self.mask:
+            raise ValueError("the mask of a ticket must be the last of its series; received another.")
+
+    def apply_(self, model: nn.Module, *, strict: bool = True) -> None:
+        """Put ``model`` where the ticket starts: the rewind weights, pruned ones exactly zero, in place.
+
+        Args:
+            model: The network. If the rewind weights are a reference, it must be at them already.
+            strict: Whether every difference between the ticket's network and this one is an error. If not, what fits is
+                restored, and a warning says what differs; the mask must fit in any case.
+
+        Raises:
+            MaskMismatchError: The model is another one; nothing was changed.
+            RewindMismatchError: The rewind weights are a reference, and the model is not at them.
+        """
+        self.mask.check_fits(model)
+        differences = self.differences(model)
+        if differences and strict:
+            raise MaskMismatchError(
+                f"the model must be the one that the ticket is of; received another: {'; '.join(differences[:5])}. "
+                "Pass strict=False to restore what fits."
+            )
+        if differences:
+            warnings.warn(f"the ticket is of another model: {'; '.join(differences[:5])}", stacklevel=2)
+            _restore_fitting_(model, self.rewind)
+        else:
+            self.rewind.restore_(model)
+        self.mask.apply_(model)
+
+    def differences(self, model: nn.Module) -> list[str]:
+        """What of a model differs from the one that the ticket is of: structure, class and base model."""
+        found = []
+        if isinstance(self.rewind, Snapshot):
+            found += _structural(self.rewind.tensors, named_state(model))
+        architecture = self.info.get("architecture")
+        if architecture and architecture != class_name(model):
+            found.append(f"class {architecture} in the ticket, {class_name(model)} here")
+        base = (self.info.get("base_model") or {}).get("id")
+        here = getattr(getattr(model, "config", None), "_name_or_path", None)
+        if base and here and base != here:
+            found.append(f"base model {base!r} in the ticket, {here!r} here")
+        return found
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write mask, rewind weights, model configuration and card into ``folder``; nothing in it is a pickle.
+
+        A new folder appears in one step. In an existing one files are replaced, but for a README.md. With matplotlib
+        installed and more than one level in the history, a picture of accuracy against density lies beside it.
+        """
+        stored: dict[str, Any] = {"step": self.rewind.step}
+        if isinstance(self.rewind, Snapshot):
+            self.mask.check_fits(self.rewind.tensors)
+            structure = _structure_sha256(self.rewind.tensors)
+            stored |= {"by": "value", "sha256": self.rewind.sha256(), "structure_sha256": structure}
+        else:
+            stored |= {"by": "reference", **self.rewind.to_dict()}
+        keep_card = (Path(folder) / "README.md").exists()
+        with staged_folder(folder, last=CONFIG_NAME) as stage:
+            if isinstance(self.rewind, Snapshot):
+                self.rewind.save(stage / REWIND_NAME)
+            if self.model_config is not None:
+                self.model_config.save_pretrained(stage)
+            self._draw(stage / _PICTURE_NAME)
+            if not keep_card:
+                (stage / "README.md").write_text(self.card("path/to/this/folder"))
+            has_config = self.model_config is not None  # a config.json may also be of what lay there before
+            extra = {"rewind": stored, "model_config": has_config, "info": self.info}
+            if self.series is not None:
+                self.series.stage(stage, extra)
+            else:
+                stage_mask(stage, self.mask, extra)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> Ticket:
+        """Load and check a ticket.
+
+        Args:
+            source: A folder, or the id of a repository on the Hub.
+            where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            MaskFileError: A file is malformed, damaged, of a newer format, or from another save.
+        """
+        folder = cls._folder(source, **where)
+        entries, config = read_mask(folder)
+        mask = Mask(entries)
+        rewind = _read_rewind(folder, config.get("rewind"))
+        if isinstance(rewind, Snapshot):
+            try:
+                mask.check_fits(rewind.tensors)
+            except MaskMismatchError as error:
+                raise MaskFileError(f"{folder}: mask and rewind weights must fit each other; {error}") from error
+        model_config = AutoConfig.from_pretrained(folder) if config.get("model_config") is True else None
+        if model_config is not None:  # not the folder, which says nothing about the model
+            model_config._name_or_path = (config.get("info", {}).get("base_model") or {}).get("id", "")
+        series = MaskSeries.from_pretrained(folder) if config["mask_type"] == "series" else None
+        return cls(mask, rewind, config.get("info", {}), model_config, series)
+
+    def card(self, source: str) -> str:
+        """The README.md, for a ticket that is to be loaded from ``source``."""
+        if isinstance(self.rewind, Snapshot):
+            start = f"It starts from weights after {self.rewind.step} optimizer steps, in `{REWIND_NAME}`."
+        else:
+            start = f"It starts from the weights of `{self.rewind}`, and checks that the model is at them."
+        drawn = len(self._accuracies()) > 1 and _can_draw()
+        return ticket_card(self.mask, self.info, source, start, _PICTURE_NAME if drawn else None)
+
+    def _accuracies(self) -> dict[float, list[float]]:
+        points = [(r["sparsity"], r["metrics"].get("eval_accuracy")) for r in self.info.get("history", [])]
+        return {sparsity: [accuracy] for sparsity, accuracy in points if accuracy is not None}
+
+    def _draw(self, path: Path) -> None:
+        if len(self._accuracies()) > 1 and _can_draw():
+            title = str(self.info.get("architecture", "ticket"))
+            plot_against_density(path, {"ticket": self._accuracies()}, ylabel="accuracy", title=title)
+
+
+def _structure_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of names, dtypes and shapes: the same for every model a ticket can be applied to."""
+    lines = sorted(f"{name}|{tensor.dtype}|{list(tensor.shape)}" for name, tensor in tensors.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _read_rewind(folder: Path, stated: Any) -> Snapshot | Reference:
+    stated = stated if isinstance(stated, dict) else {}
+    if stated.get("by") == "reference":
+        return Reference.from_dict({key: value for key, value in stated.items() if key != "by"})
+    if not stated and not (folder / REWIND_NAME).exists():
+        raise FileNotFoundError(
+            f"a ticket must have weights to start from; received {folder}, which holds a mask alone. Load it with "
+            "Mask or SignedMask, or name the ticket that lies beside it."
+        )
+    rewind = Snapshot.load(folder / REWIND_NAME)
+    if stated.get("sha256") is not None and stated["sha256"] != rewind.sha256():
+        raise MaskFileError(
+            f"{folder / REWIND_NAME} must hold the weights that {CONFIG_NAME} states; received others. "
+            "The file is damaged or from another save."
+        )
+    return rewind
+
+
+def _structural(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:
+    found = [
+        f"{name!r} only in the {'ticket' if name in theirs else 'model'}"
+        for name in sorted(theirs.keys() ^ ours.keys())
+    ]
+    for name in theirs.keys() & ours.keys():
+        a, b = theirs[name], ours[name]
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            found.append(f"{name!r} {list(a.shape)} {a.dtype} in the ticket, {list(b.shape)} {b.dtype} here")
+    return found
+
+
+def _restore_fitting_(model: nn.Module, rewind: Snapshot | Reference) -> None:
+    if isinstance(rewind, Reference):
+        return  # nothing is stored, and another model is at other weights
+    with torch.no_grad():
+        for name, tensor in named_state(model).items():
+            if name in rewind.tensors and rewind.tensors[name].shape == tensor.shape:
+                local(tensor).copy_(part_of(rewind.tensors[name], tensor))
+
+
+def _can_draw() -> bool:
+    return importlib.util.find_spec("matplotlib") is not None

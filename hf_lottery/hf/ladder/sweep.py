@@ -1,0 +1,59 @@
+"""The ladders of a sweep: one for every combination of the sparsities, rewind points and widths that are asked for."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .cells import Ladder
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """One ladder of a sweep.
+
+    Attributes:
+        name: What is swept, as in ``"sparsity=0.9, width=2"``; empty without a sweep.
+        ladder: The ladder.
+    """
+
+    name: str
+    ladder: Ladder
+
+    @property
+    def stem(self) -> str:
+        """The stem of its files: ``ladder``, or ``ladder-sparsity-0.9-width-2``."""
+        return "-".join(filter(None, ["ladder", *self.name.replace("=", "-").replace(":", "-").split(", ")]))
+
+
+def points(command: Sequence[str]) -> list[Point]:
+    """The ladders that a command line asks for, in the order of its sweeps.
+
+    Args:
+        command: Without the name of the script. Each ladder's command is this one and flags for the swept settings,
+            so a point is checked and hashed as a ladder of its own would be.
+
+    Raises:
+        SystemExit: The command line is wrong, or the configuration has no width to sweep.
+    """
+    first = Ladder.of(command)
+    which, overrides = first.which, first.model_args.config_overrides
+    if which.widths and not hasattr(config := first.model_args.load_config(), "width"):
+        sys.exit(f"widths must be those of a configuration that has a width; received one of {config.model_type}.")
+    before = f"{overrides}," if overrides else ""
+    axes = [
+        [(f"sparsity={value}", ["--sparsity", str(value)]) for value in which.sparsities or []],
+        [(f"rewind={value}", ["--rewind", value]) for value in which.rewinds or []],
+        [(f"width={value}", ["--config_overrides", f"{before}width={value}"]) for value in which.widths or []],
+    ]
+    axes = [axis for axis in axes if axis]
+    if not axes:
+        return [Point("", first)]
+    found = []
+    for combination in itertools.product(*axes):
+        names, flags = zip(*combination, strict=True)
+        own = [*command, *itertools.chain.from_iterable(flags)]
+        found.append(Point(", ".join(names), Ladder.of(own, alike=first)))
+    return found

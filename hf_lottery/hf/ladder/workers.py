@@ -1,0 +1,106 @@
+"""Workers: the cells of ladders side by side, one process a core or GPU, each with one thread and many cells."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..commands.common import set_up
+from .cells import Cell
+from .compute import compute
+from .sweep import Point, points
+
+_points: list[Point] = []  # of this worker
+
+
+def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None) -> list[str]:
+    """Compute every cell that has no result yet, as soon as those that it needs have one.
+
+    Args:
+        asked: The ladders.
+        command: The command line that asks for them.
+        workers: How many cells side by side. Default: one a GPU, or one a core.
+
+    Returns:
+        The cells that failed, or that need one that did; why is on the standard error.
+
+    Raises:
+        BrokenProcessPool: A worker was killed.
+    """
+    jobs = {point.ladder.file(cell): (i, cell) for i, point in enumerate(asked) for cell in point.ladder.cells}
+    waiting = {file: job for file, job in jobs.items() if not file.exists()}
+    finished = jobs.keys() - waiting.keys()
+    if not waiting:
+        return []
+    for point in asked:
+        point.ladder.sweep()
+    total, done = len(waiting), 0
+    running: dict[Future[str | None], Path] = {}
+    failed: list[str] = []
+    with _pool(command, workers) as pool:
+        while waiting or running:
+            for file, (i, cell) in list(waiting.items()):
+                ladder = asked[i].ladder
+                if finished >= {ladder.file(needed) for needed in ladder.needs(cell)}:
+                    del waiting[file]
+                    running[pool.submit(_compute, i, cell)] = file
+            if not running:  # what is left needs a cell that failed
+                return [*failed, *(str(cell) for _, cell in waiting.values())]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                file, error = running.pop(future), future.result()
+                i, cell = jobs[file]
+                done += 1
+                name = " ".join(filter(None, [asked[i].name, str(cell)]))
+                print(f"[{done}/{total}] {name}{' failed' if error else ''}", flush=True)
+                if error:
+                    failed.append(name)
+                    print(f"{name}: {error}", file=sys.stderr)
+                else:
+                    finished.add(file)
+    return failed
+
+
+def _pool(command: Sequence[str], workers: int | None) -> ProcessPoolExecutor:
+    gpus = torch.cuda.device_count()
+    count = workers or gpus or os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")
+    slots = context.Queue()
+    for slot in range(count):
+        slots.put(slot % gpus if gpus else None)
+    initial = (command, slots, os.getpid())
+    return ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=initial)
+
+
+def _begin(command: Sequence[str], slots: Any, parent: int) -> None:
+    """Build the ladders in a worker. One that outlives its parent would train a cell that the next run trains too."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    gpu = slots.get()
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)  # the Trainer would use all it sees
+    torch.set_num_threads(1)
+    _points.extend(points(command))
+    set_up(_points[0].ladder.args)
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _compute(point: int, cell: Cell) -> str | None:
+    try:
+        compute(_points[point].ladder, cell)
+    except Exception:
+        return traceback.format_exc()
+    return None

@@ -1,0 +1,200 @@
+"""prunable(): which weights of a model a mask may cover, by name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ..masks.mask import plain_name, unwrap
+
+_LAYERS = {nn.Linear: "Linear", nn.Conv1d: "Conv1d", nn.Conv2d: "Conv2d", nn.Conv3d: "Conv3d", Conv1D: "Conv1D"}
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+class Prunable(dict[str, nn.Parameter]):
+    """Parameter name -> parameter, in the model's order; what :func:`prunable` returns. Printing it shows a table.
+
+    Attributes:
+        kinds: Parameter name -> ``"Linear"``, ``"Conv2d"``, ``"Conv1D"``, ``"MultiheadAttention"``, ``"experts"`` ...
+        head: Names of the modules that are the model's task head; empty when the model does not say.
+    """
+
+    def __init__(self, parameters: dict[str, nn.Parameter], kinds: dict[str, str], head: Sequence[str] = ()):
+        super().__init__(parameters)
+        self.kinds = kinds
+        self.head = tuple(head)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights covered."""
+        return sum(parameter.numel() for parameter in self.values())
+
+    def __repr__(self) -> str:
+        rows = [(name, str(list(p.shape)), f"{p.numel():,}", self.kinds[name]) for name, p in self.items()]
+        rows = [("name", "shape", "weights", "kind"), *rows, (f"total of {len(self)}", "", f"{self.weights:,}", "")]
+        name, shape, weights, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+        lines = [f"{a:<{name}}  {b:<{shape}}  {c:>{weights}}  {d}".rstrip() for a, b, c, d in rows]
+        left_out = [part for part in self.head if not any(name.startswith(f"{part}.") for name in self)]
+        return "\n".join(
+            [*lines, f"task head left out: {', '.join(left_out) or ('none' if self.head else 'none known')}"]
+        )
+
+
+def prunable(
+    model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None
+) -> Prunable:
+    """The weights of a model that a mask may cover.
+
+    These are the weight matrices of linear layers, convolutions (not transposed), GPT-2's ``Conv1D``,
+    ``nn.MultiheadAttention`` and stacked experts. Never covered: norms, biases, embeddings and what is tied to one,
+    positional tables, routers of mixtures of experts, parametrized weights. The task head, which a new task replaces,
+    is left out unless ``include`` asks for it.
+
+    Args:
+        model: Any module, also a compiled or data-parallel one. Its task head is known if it has the API of
+            ``PreTrainedModel``: all that is outside ``base_model``, and ``get_output_embeddings()``.
+        include: Regular expression, or several of which one must match, searched for in the names of all of these
+            weights *and the task head's*: ``".*"`` is everything with the head. Default: everything without it.
+        exclude: Regular expression, or several, of the names to take away.
+
+    Returns:
+        Parameter name -> parameter, as ``named_parameters()`` names and orders them (a tied weight once), without
+        what wrappers add to names.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+        ValueError: A pattern is malformed or matches no such weight, or no weight remains.
+
+    Example:
+        >>> print(prunable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2)), exclude="2"))
+        name        shape         weights  kind
+        0.weight    [8, 3, 3, 3]      216  Conv2d
+        total of 1                    216
+        task head left out: none known
+
+    Reference:
+        Chen et al. (2020), *The Lottery Ticket Hypothesis for Pre-trained BERT Networks*, arXiv:2007.12223, who
+        also leave out the head; they prune BERT's embeddings, we do not.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module; received {type(model).__name__}. Load it first.")
+    model = unwrap(model)
+    kinds = _kinds(model)
+    named = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    found = {name: parameter for name, parameter in named.items() if id(parameter) in kinds}
+    if not found:
+        raise ValueError(
+            "the model must have weights of linear layers, convolutions, attention or experts; received "
+            f"{type(model).__name__} without any. Parametrized weights do not count: remove the parametrizations."
+        )
+    head = _head(model)
+    head_ids = {id(parameter) for module in head.values() for parameter in module.parameters()}
+    selected = {name for name, parameter in found.items() if id(parameter) not in head_ids}
+    if include is not None:
+        selected = _matching("include", include, found, named)
+    if exclude is not None:
+        selected -= _matching("exclude", exclude, found, named)
+    if not selected:
+        raise ValueError(
+            f"the selection must leave at least one weight; received include={include!r}, exclude={exclude!r}, which "
+            f"leave none of {len(found)} parameters. Loosen them, or pass include='.*' to cover the task head too."
+        )
+    covered = {name: parameter for name, parameter in found.items() if name in selected}
+    return Prunable(covered, {name: kinds[id(parameter)] for name, parameter in covered.items()}, tuple(head))
+
+
+def _kinds(model: nn.Module) -> dict[int, str]:
+    """Kind of every prunable parameter, by ``id``."""
+    routers, kinds, embeddings = _routers(model), {}, set()
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None or not parameter.is_floating_point():
+                continue
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+                embeddings.add(id(parameter))
+            elif module not in routers and (kind := _kind(module, name, parameter)):
+                kinds[id(parameter)] = kind
+    return {key: kind for key, kind in kinds.items() if key not in embeddings}
+
+
+def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str | None:
+    if name == "weight" and (
+        kind := next((kind for layer, kind in _LAYERS.items() if isinstance(module, layer)), None)
+    ):
+        return kind
+    if name in _ATTENTION and isinstance(module, nn.MultiheadAttention):
+        return "MultiheadAttention"
+    # Every module of transformers that owns stacked experts has "Expert" in its class (MixtralExperts, DbrxExpertGLU,
+    # JetMoeParallelExperts), and no other that owns a matrix does; biases and scales of experts are stacked to 2-d.
+    if "Expert" in type(module).__name__ and parameter.ndim >= 2 and not re.search("bias|scale", name):
+        return "experts"
+    return None
+
+
+def _routers(model: nn.Module) -> set[nn.Module]:
+    """Every module that belongs to a router."""
+    routers: set[nn.Module] = set()
+    for parent in model.modules():
+        # Called "router" or of a Router class, anywhere; or called "gate", but only next to experts: elsewhere (D-FINE,
+        # ESM) it is an ordinary layer, as `gate_proj` and Gemma 4's `per_layer_input_gate` are even in such a block.
+        children = [(name, child, f"{name} {type(child).__name__}".lower()) for name, child in parent.named_children()]
+        beside_experts = any("expert" in label for _, _, label in children)
+        for name, child, label in children:
+            if "router" in label or (beside_experts and re.fullmatch(r"gate|wg|\w*expert\w*_gate", name)):
+                routers.update(child.modules())
+    return routers
+
+
+def _head(model: nn.Module) -> dict[str, nn.Module]:
+    """The topmost modules of the task head by name, as the model's own API tells; empty if it has no such API."""
+    if not (hasattr(model, "base_model") and hasattr(model, "get_output_embeddings")):
+        return {}
+    base, output = getattr(model, "base_model"), getattr(model, "get_output_embeddings")()  # noqa: B009
+    head = dict(_outside(model, base)) if base is not model else {}
+    known = {module for part in head.values() for module in part.modules()}
+    with suppress(AttributeError, NotImplementedError):
+        if getattr(model, "get_input_embeddings")() in known:  # noqa: B009
+            head, known = {}, set()  # this is a body: DINOv3's `base_model` is its encoder, without the embeddings
+    head.update((name, module) for name, module in model.named_modules() if module is output and module not in known)
+    return {plain_name(name): module for name, module in head.items()}
+
+
+def _outside(module: nn.Module, base: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    # By path, not by set: DETR's heads are outside `base_model` and registered in its decoder as well.
+    for name, child in module.named_children():
+        if child is base:
+            continue
+        if any(part is base for part in child.modules()):
+            yield from _outside(child, base, f"{prefix}{name}.")
+        elif any(parameter.ndim > 1 for parameter in child.parameters()):
+            yield f"{prefix}{name}", child
+
+
+def _matching(option: str, patterns: str | Sequence[str], found: dict, named: dict) -> set[str]:
+    """Names in ``found`` that one of the patterns matches; each pattern must match some."""
+    matching: set[str] = set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if not pattern:
+            raise ValueError(f"{option} must be a regular expression; received an empty one. Use '.*' to match all.")
+        try:
+            search = re.compile(pattern).search
+        except re.error as error:
+            received = f"received {pattern!r} ({error}). Escape special characters with re.escape."
+            raise ValueError(f"{option} must be a valid regular expression; {received}") from None
+        if not (hits := {name for name in found if search(name)}):
+            received = f"received {pattern!r}, which matches none. {_hint(pattern, search, found, named)}"
+            raise ValueError(f"{option} must match the name of a prunable weight; {received}")
+        matching |= hits
+    return matching
+
+
+def _hint(pattern: str, search, found: dict, named: dict) -> str:
+    if other := next(filter(search, named), None):
+        return f"It matches {other!r}, but norms, biases, embeddings and routers are never prunable."
+    near = difflib.get_close_matches(pattern, {*found, *".".join(found).split(".")}, n=3)
+    return f"Near names: {', '.join(near)}." if near else f"The names are like {next(iter(found))!r}."

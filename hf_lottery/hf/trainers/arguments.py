@@ -1,0 +1,211 @@
+"""LotteryArguments: TrainingArguments plus how to find a ticket. The one place where methods have string names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from ...pruning.schedules import Schedule, cubic, geometric, one_shot
+from ...pruning.scopes import Scope, erk, global_, n_of_m, uniform
+from ...pruning.scores import Score, magnitude, movement, random, saliency, wanda
+from ...training.rewind import parse_rewind
+
+SCORES: dict[str, Score] = {
+    "magnitude": magnitude,
+    "movement": movement,
+    "random": random,
+    "saliency": saliency,
+    "wanda": wanda,
+}
+SCHEDULES: dict[str, Schedule] = {
+    "cubic": cubic,
+    "geometric": geometric,
+    "one_shot": one_shot,
+}
+SCOPES: dict[str, Scope] = {"erk": erk, "global": global_, "uniform": uniform}
+NORM_INTERPOLATION = ("step", "micro_batch", "none")
+PRESETS: dict[str, dict[str, Any]] = {
+    "official": {
+        "rewind": "learning_rate", "dense_epochs": 10, "level_epochs": 10, "level_lr_scheduler_type": "constant",
+        "final_run": True,
+    },
+    "renda": {"rewind": "learning_rate"},
+}  # fmt: skip
+
+
+@dataclass
+class LotteryArguments(TrainingArguments):
+    """TrainingArguments for :class:`~hf_lottery.LotteryTrainer`.
+
+    Raises:
+        ValueError: A setting is out of range or unknown.
+    """
+
+    # Pairs of which one flag on the command line rules out the other's value in a file.
+    ALTERNATIVES: ClassVar[tuple[tuple[str, str], ...]] = (("sparsity", "levels"),)
+
+    sparsity: float | None = field(
+        default=None,
+        metadata={
+            "help": "Target sparsity in (0, 1), hit exactly by the last level. Or give levels.",
+        },
+    )
+    levels: int | None = field(default=None, metadata={"help": "Number of levels of pruning, instead of a sparsity."})
+    pruning_fraction: float = field(
+        default=0.2, metadata={"help": "Share removed at each level, of what remains, in (0, 1)."}
+    )
+    schedule: str = field(default="geometric", metadata={"help": f"Sparsity of each level: {', '.join(SCHEDULES)}."})
+    rewind: str | None = field(
+        default=None,
+        metadata={
+            "help": "Where a level starts: init, step:K or epoch:K (late rewinding), pretrained, learning_rate "
+            "(weights kept, schedule replayed) or none (fine-tuning). Default: init, and learning_rate for AWS."
+        },
+    )
+    score: str = field(default="magnitude", metadata={"help": f"Importance of a weight: {', '.join(SCORES)}."})
+    score_batches: int = field(
+        default=8,
+        metadata={"help": "Global training batches (all processes and accumulation steps) for saliency and wanda."},
+    )
+    scope: str = field(
+        default="global",
+        metadata={"help": f"Which weights compete: {', '.join(SCOPES)}, or N:M (N kept of every M inputs)."},
+    )
+    min_density: float = field(default=0.0, metadata={"help": "Fraction of every parameter that must stay."})
+    include: list[str] | None = field(
+        default=None, metadata={"help": "Prune only parameters that match one of these regular expressions."}
+    )
+    exclude: list[str] | None = field(
+        default=None, metadata={"help": "Never prune parameters that match one of these regular expressions."}
+    )
+    fine_tuning_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Constant rate of the levels after the first with rewind=none. Default: learning_rate / 10."},
+    )
+    save_level_models: bool = field(
+        default=True, metadata={"help": "Keep the trained model of every level, not only of the last."}
+    )
+    rewind_by_reference: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the weights it starts from out of the ticket: name their repository and commit, or their "
+            "seed, with a hash. Only with rewind=init or pretrained."
+        },
+    )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": "Values for what is not given. official: the schedule of the AWS authors, 10 dense epochs, 10 a "
+            "level at a constant rate, then one final run. renda: the whole schedule at every level. Both keep the "
+            "weights (rewind=learning_rate)."
+        },
+    )
+    dense_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs of level 0, which is dense. Default: num_train_epochs."}
+    )
+    level_epochs: float | None = field(
+        default=None, metadata={"help": "Epochs of each later level. Default: num_train_epochs."}
+    )
+    level_lr_scheduler_type: str | None = field(
+        default=None, metadata={"help": "Learning-rate schedule of every level. Default: lr_scheduler_type."}
+    )
+    final_run: bool | None = field(
+        default=None,
+        metadata={
+            "help": "true: train once more at the last mask, as one more level, with num_train_epochs and "
+            "lr_scheduler_type."
+        },
+    )
+    norm_interpolation: str | None = field(
+        default=None,
+        metadata={
+            "help": "For AWS, how often to draw how far norms are interpolated towards their initial values: step (of "
+            "the optimizer; the default of a WinningSignTrainer), micro_batch, or none, its control."
+        },
+    )
+    norm_include: list[str] | None = field(
+        default=None, metadata={"help": "For AWS, regular expressions of what to interpolate instead of the norms."}
+    )
+    norm_exclude: list[str] | None = field(
+        default=None, metadata={"help": "For AWS, regular expressions of norms not to interpolate."}
+    )
+    recalibration_batches: int = field(
+        default=32,
+        metadata={
+            "help": "For AWS, training batches to recalibrate batch norms on before a level is evaluated; their "
+            "running statistics are of many interpolated networks."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._apply_preset()
+        if self.sparsity is not None and not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must be in [0, 1); received {self.sparsity}. It is no percentage.")
+        for name in ("score_batches", "recalibration_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; received {getattr(self, name)}.")
+        for name in ("dense_epochs", "level_epochs"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive; received {getattr(self, name)}.")
+        tables = {"score": SCORES, "schedule": SCHEDULES, "norm_interpolation": (*NORM_INTERPOLATION, None)}
+        for name, table in tables.items():
+            if getattr(self, name) not in table:
+                names = ", ".join(filter(None, table))
+                raise ValueError(f"{name} must be one of {names}; received {getattr(self, name)!r}.")
+        if self.rewind_by_reference and self.rewind not in (None, "init", "step:0", "pretrained"):
+            raise ValueError(
+                f"rewind_by_reference must come with rewind=init or pretrained; received {self.rewind}, whose weights "
+                "no one else can build."
+            )
+        if self.level_lr_scheduler_type is not None:
+            SchedulerType(self.level_lr_scheduler_type)  # its error names all
+        if self.rewind is not None:
+            parse_rewind(self.rewind)
+        self.get_scope()
+        if self.sparsity is not None or self.levels is not None:
+            self.get_sparsities()
+
+    def _apply_preset(self) -> None:
+        if self.preset is not None and self.preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}; received {self.preset!r}.")
+        for name, value in PRESETS.get(self.preset or "", {}).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+
+    def get_scope(self, kinds: Mapping[str, str] | None = None) -> Scope:
+        """The scope that the string names.
+
+        Args:
+            kinds: Name -> kind of each weight (:attr:`Prunable.kinds`), which says where N:M finds the inputs.
+
+        Raises:
+            ValueError: The string is unknown, or N:M is asked of weights that do not say where their inputs are.
+        """
+        if self.scope in SCOPES:
+            return SCOPES[self.scope]
+        if groups := re.fullmatch(r"(\d+):(\d+)", self.scope):
+            if experts := [name for name, kind in (kinds or {}).items() if kind == "experts"]:
+                raise ValueError(
+                    f"{self.scope} must know the input axis of every weight; received stacked experts {experts[0]!r}, "
+                    "which have it here or there. Exclude them."
+                )
+            # GPT-2 keeps its weights as [inputs, outputs].
+            axes = {name: 0 if kind == "Conv1D" else 1 for name, kind in (kinds or {}).items()}
+            return n_of_m(int(groups[1]), int(groups[2]), axes or 1)
+        raise ValueError(f"scope must be one of {', '.join(SCOPES)} or N:M, such as 2:4; received {self.scope!r}.")
+
+    def get_sparsities(self) -> list[float]:
+        """The sparsity of every level, from ``schedule``, ``sparsity``, ``levels`` and ``pruning_fraction``.
+
+        That of the final run is the last one again.
+        """
+        sparsities = SCHEDULES[self.schedule](
+            sparsity=self.sparsity, levels=self.levels, pruning_fraction=self.pruning_fraction
+        )
+        return [*sparsities, sparsities[-1]] if self.final_run else sparsities

@@ -1,0 +1,162 @@
+"""RunFolder: what a LotteryTrainer leaves on disk, and how it finds its way back.
+
+::
+
+    output_dir/
+      lottery_state.json        settings, finished levels and their metrics; rewritten when a level is finished
+      rewind.safetensors        the moment that levels rewind to, if it is later than the start
+      level-00/  level-01/ ...  mask and starting weights of the level (a ticket), its checkpoints
+        trained/                its trained model
+      ticket/                   the last level as a ticket with a card
+      signed/                   the signed mask, of a WinningSignTrainer
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ...masks.file import CONFIG_NAME, stage_mask
+from ...masks.mask import Mask
+from ...storage.atomic import staged_folder, sweep, write_atomically
+from ...training.rewind import Snapshot
+
+REWIND_NAME = "rewind.safetensors"
+COMPLETE_NAME = "lottery_checkpoint.json"
+_STATE_NAME = "lottery_state.json"
+logger = logging.getLogger(__name__)
+
+
+class RunFolder:
+    """The folder of one search for a ticket.
+
+    Args:
+        root: ``output_dir`` of the run.
+        settings: Whatever must be the same for a resumed run to go on with this one.
+        resume: Whether to go on where an earlier process stopped.
+
+    Raises:
+        FileExistsError: The folder holds a run and ``resume`` is false, or levels that belong to no run.
+        ValueError: The run in the folder had other settings.
+    """
+
+    def __init__(self, root: str | Path, settings: dict[str, Any], *, resume: bool):
+        self.root = Path(root)
+        self.finished: list[dict[str, Any]] = []
+        self._settings = json.loads(json.dumps(settings))  # as they will be read back
+        state = self.root / _STATE_NAME
+        if not state.exists():
+            if levels := sorted(self.root.glob("level-*")):
+                raise FileExistsError(
+                    f"output_dir must not hold levels without {_STATE_NAME}; received {levels[0]}. "
+                    "Choose another output_dir, or delete them."
+                )
+            return
+        if not resume:
+            raise FileExistsError(
+                f"output_dir must not hold a run already; received {self.root}. "
+                "Go on with it by resume_from_checkpoint=True, or choose another output_dir."
+            )
+        stored = json.loads(state.read_text())
+        for name in sorted(self._settings.keys() | stored["settings"].keys()):
+            old, new = stored["settings"].get(name), self._settings.get(name)
+            if old != new:
+                raise ValueError(
+                    f"a resumed run must have the settings it began with; received {name}={new!r} instead of {old!r}. "
+                    "Put it back, or choose another output_dir."
+                )
+        self.finished = stored["finished"]
+
+    def level(self, number: int) -> Path:
+        """The folder of a level."""
+        return self.root / f"level-{number:02d}"
+
+    def trained(self, number: int) -> Path:
+        """The folder of a level's trained model."""
+        return self.level(number) / "trained"
+
+    @property
+    def ticket(self) -> Path:
+        """The folder of the ticket."""
+        return self.root / "ticket"
+
+    @property
+    def signed(self) -> Path:
+        """The folder of the signed mask, of a search for one."""
+        return self.root / "signed"
+
+    @property
+    def handed_over(self) -> Path:
+        """The file of the weights that the next level starts from, until it is linked into the level's folder."""
+        return self.root / "next.safetensors"
+
+    @property
+    def moment(self) -> Path:
+        """The file of the moment that levels rewind to."""
+        return self.root / REWIND_NAME
+
+    def save(self) -> None:
+        """Write settings and finished levels: from now on the folder holds this run."""
+        state = {"settings": self._settings, "finished": self.finished}
+        write_atomically(self.root / _STATE_NAME, (json.dumps(state, indent=2) + "\n").encode())
+
+    def sweep(self) -> None:
+        """Delete what a killed process had begun to write."""
+        for folder in (self.root, *self.root.glob("level-*")):
+            sweep(folder)
+        self.handed_over.unlink(missing_ok=True)
+
+    def write_start(self, number: int, mask: Mask, start: Path) -> None:
+        """Write what a level starts from: its mask, and a link to the file that holds the weights."""
+        with staged_folder(self.level(number), last=CONFIG_NAME) as stage:
+            link_or_copy(start, stage / REWIND_NAME)
+            stage_mask(stage, mask, {"level": number}, compress=False)
+        self.handed_over.unlink(missing_ok=True)
+
+    def has_start(self, number: int) -> bool:
+        """Whether :meth:`write_start` is done for a level."""
+        return (self.level(number) / CONFIG_NAME).exists()
+
+    def read_start(self, number: int) -> tuple[Mask, Snapshot]:
+        """What a level starts from."""
+        folder = self.level(number)
+        return Mask.from_pretrained(folder), Snapshot.load(folder / REWIND_NAME)
+
+    def mark_complete(self, checkpoint: Path, layout: str) -> None:
+        """Say that all processes have written their part of a checkpoint, and how the optimizer's state lies in it."""
+        write_atomically(checkpoint / COMPLETE_NAME, (json.dumps({"layout": layout}) + "\n").encode())
+
+    def last_checkpoint(self, number: int, layout: str) -> str | None:
+        """The newest complete checkpoint of a level whose optimizer state can be read by this launch, if there is one.
+
+        Args:
+            number: The level.
+            layout: How this launch stores the state: ``"whole"``, or the kind of state dict of FSDP.
+        """
+        folders = [path for path in self.level(number).glob("checkpoint-*") if path.name[11:].isdecimal()]
+        for checkpoint in sorted(folders, key=lambda path: int(path.name[11:]), reverse=True):
+            if not (checkpoint / COMPLETE_NAME).exists():
+                continue
+            if (stored := json.loads((checkpoint / COMPLETE_NAME).read_text())["layout"]) == layout:
+                return str(checkpoint)
+            logger.warning(
+                "%s holds the optimizer's state in layout %s, which this launch (%s) cannot read: level %d goes back "
+                "to its last readable checkpoint, or its start.", checkpoint, stored, layout, number
+            )  # fmt: skip
+        return None
+
+    def drop_trained(self, number: int) -> None:
+        """Delete the trained model of a level."""
+        shutil.rmtree(self.trained(number), ignore_errors=True)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Hard-link a file, so that a run of many levels keeps its rewind weights once; copy where links do not work."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,197 @@
+"""SparseTrainer: a Trainer that holds a mask."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_utils import TrainOutput, has_length
+
+from ...masks.file import write_mask
+from ...masks.mask import Mask, named_weights
+from .callbacks import SparsityCallback, refuse_flat_weights
+
+
+class SparseTrainer(Trainer):
+    """A Trainer that keeps pruned weights at exactly zero and saves the mask beside the model.
+
+    Args:
+        mask: A Mask, or the folder or repository on the Hub that holds one; None trains dense.
+        first_step: Optimizer steps that lie behind the weights: the learning-rate schedule resumes there, and only the
+            steps that are left are trained. The other arguments are the Trainer's.
+
+    Raises:
+        MaskMismatchError: The mask is for another model.
+        SparsityLeakError: At the end of training, if a pruned weight is not zero or the mask prunes nothing.
+        NotImplementedError: Under DeepSpeed, Megatron or FSDP version 1.
+    """
+
+    def __init__(self, *args, mask: Mask | str | Path | None = None, first_step: int = 0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.first_step = first_step
+        self._sparsity: SparsityCallback | None = None
+        self._optimized: list[list[str]] | None = None  # names of the parameters of each group
+        self.mask = Mask.from_pretrained(mask) if isinstance(mask, str | Path) else mask
+
+    @property
+    def mask(self) -> Mask | None:
+        """The mask that is held while training; None trains dense."""
+        return self._sparsity.mask if self._sparsity else None
+
+    @mask.setter
+    def mask(self, mask: Mask | None) -> None:
+        if self._sparsity is not None:
+            self._sparsity.release()
+            self.remove_callback(self._sparsity)
+        self._sparsity = None
+        self._held_sparsity = mask.sparsity if mask else 0.0  # counted once, not at every log
+        if mask is not None:
+            refuse_flat_weights()
+            mask.check_fits(self._network)
+            self._sparsity = SparsityCallback(mask)
+            self.add_callback(self._sparsity)
+
+    @property
+    def _network(self) -> torch.nn.Module:
+        return cast(torch.nn.Module, self.model)
+
+    def train(self, *args, **kwargs) -> TrainOutput:
+        """Train as the Trainer does, from ``first_step`` on.
+
+        Raises:
+            ValueError: ``first_step`` lies beyond training, or the schedule cannot be resumed at a step.
+        """
+        settings = {}
+        if self.first_step:
+            _, steps = self.count_steps()
+            self.check_step(self.first_step, steps)
+            settings["max_steps"] = steps - self.first_step
+        try:
+            with changed(self.args, **settings):
+                return super().train(*args, **kwargs)
+        finally:
+            if self._sparsity is not None:
+                self._sparsity.release()  # also of a training that was interrupted
+
+    def evaluation_loop(self, *args, **kwargs):
+        """The Trainer's evaluation.
+
+        That of transformers 5.23 forgets the data parallelism of a compiled model when it is trained a second time; the
+        processes would train apart from then on.
+        """
+        wrapped = self.model_wrapped
+        try:
+            return super().evaluation_loop(*args, **kwargs)
+        finally:
+            if not self.is_fsdp_enabled:  # FSDP wraps in place
+                self.model_wrapped = wrapped
+
+    def create_optimizer(self, model=None):
+        """The Trainer's optimizer."""
+        optimizer = super().create_optimizer(model)
+        names = {id(parameter): name for name, parameter in named_weights(self._network).items()}
+        self._optimized = [[names.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
+        return optimizer
+
+    def _take_shards(self) -> None:
+        """Follow the model that FSDP2 has just prepared, whose parameters are others now: here, in the optimizer.
+
+        accelerate (1.15) gives them to it, but tells those that were sharded before by the address of the local part.
+        It is the same for all of which a process holds nothing: the optimizer would have one of them several times.
+        """
+        if self._optimized is None:
+            raise NotImplementedError(
+                "create_optimizer must call super().create_optimizer() with sharded parameters; received an override "
+                "that does not. Pass optimizer_cls_and_kwargs instead."
+            )
+        named = named_weights(self._network)
+        for group, names in zip(cast(Any, self.optimizer).param_groups, self._optimized, strict=True):
+            if all(name in named for name in names):
+                group["params"] = [named[name] for name in names]
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """The Trainer's scheduler; with a ``first_step``, the one of the whole training, resumed there."""
+        if self.is_fsdp_enabled and optimizer is None:  # the model and the optimizer have just been prepared
+            self._take_shards()
+        scheduler = super().create_scheduler(num_training_steps + self.first_step, optimizer)
+        with warnings.catch_warnings():  # torch expects an optimizer step before each of these
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for _ in range(self.first_step):
+                scheduler.step()
+        return scheduler
+
+    def count_steps(self) -> tuple[int | None, int]:
+        """Optimizer steps of an epoch (None if the data set does not know its length), and of a whole training."""
+        loader = self.get_train_dataloader()
+        per_epoch = math.ceil(len(loader) / self.args.gradient_accumulation_steps) if has_length(loader) else None
+        if self.args.max_steps > 0:
+            return per_epoch, self.args.max_steps
+        if per_epoch is None:
+            raise ValueError("epochs must be of a data set that knows its length; received a stream. Use max_steps.")
+        return per_epoch, math.ceil(self.args.num_train_epochs * per_epoch)
+
+    def check_step(self, step: int, steps: int) -> None:
+        """Raise ValueError unless a training of ``steps`` steps can start at ``step``."""
+        if not 0 <= step < steps:
+            raise ValueError(
+                f"the step to start from must lie within training; received step {step} of {steps}. "
+                "Rewind earlier or train longer."
+            )
+        if step and self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
+            raise ValueError(
+                f"a schedule must be a function of the step to resume at step {step}; "
+                f"received {self.args.lr_scheduler_type}. Choose another lr_scheduler_type, or rewind=init."
+            )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model, and the mask beside it. The mask goes first, because the Trainer may push the folder."""
+        if self.mask is not None and self.args.should_save:
+            folder = Path(output_dir or cast(str, self.args.output_dir))
+            folder.mkdir(parents=True, exist_ok=True)
+            write_mask(folder, self.mask, compress=False)
+        super().save_model(output_dir, _internal_call)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Load weights as the Trainer does, but never a part of them.
+
+        transformers 5 saves some architectures (ViT is one) under the names of older versions. The Trainer compares
+        these with the model's own names, warns that they are missing, and trains on from whatever is there.
+        """
+        if model is not None or not isinstance(self.model, PreTrainedModel):
+            if model is None and self.is_fsdp_enabled:  # the Trainer expects weights that are sharded on disk
+                self._network.load_state_dict(load_file(Path(resume_from_checkpoint) / "model.safetensors"))
+                return
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load = cast(Any, type(self.model).from_pretrained)
+        loaded, report = load(resume_from_checkpoint, output_loading_info=True)
+        if lost := sorted(name for kind in ("missing_keys", "mismatched_keys") for name in report[kind]):
+            raise ValueError(
+                f"the checkpoint {resume_from_checkpoint} must hold every weight; received none for {lost[:3]}. "
+                "It is of another model."
+            )
+        self.model.load_state_dict(loaded.state_dict())
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled:
+            return super()._load_best_model()
+        self._load_from_checkpoint(cast(str, self.state.best_model_checkpoint))
+
+
+@contextmanager
+def changed(args: Any, **values: Any) -> Iterator[None]:
+    """Change attributes for the time of a block."""
+    before = {name: getattr(args, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(args, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(args, name, value)

@@ -1,0 +1,219 @@
+"""WinningSignTrainer: a Trainer whose train() finds a signed mask that lets any initialization win (AWS)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import set_seed
+from transformers.trainer_utils import TrainOutput
+
+from ...connectivity.repair import batch_norms, recalibrate_batch_norm_
+from ...masks.mask import Mask, named_weights
+from ...networks.shards import is_sharded, local, reshard
+from ...signs.norms import interpolated_norms, norm_parameters, norm_path
+from ...signs.signed_mask import SignedMask
+from ...training.rewind import Snapshot, save_snapshot
+from .lottery_trainer import LotteryTrainer
+from .run_folder import REWIND_NAME, RunFolder
+from .run_settings import level_seed
+
+logger = logging.getLogger(__name__)
+
+
+class WinningSignTrainer(LotteryTrainer):
+    """A LotteryTrainer whose levels keep their weights and train with interpolated norm parameters.
+
+    At each optimizer step one ``alpha`` is drawn from U(0, 1), and forward and backward run with every norm parameter
+    at ``(1 - alpha) * psi + alpha * psi_init``; evaluation, saved models and the final run are at ``alpha = 0``.
+    ``alpha`` is a function of seed, level, step and (with ``norm_interpolation="micro_batch"``) micro-batch: equal on
+    all processes, and the same again in a run that is resumed. Without norms this is learning-rate rewinding, and says
+    so.
+
+    After :meth:`train` the model holds the network that the signs are of: the last level's, or what the final run
+    started from. ``output_dir/ticket`` starts from there, and ``output_dir/signed`` is the signed mask alone.
+
+    Args:
+        initial_norms: Name -> ``psi_init``. By default the norms of the model as it is given: initial values of a fresh
+            one, those of the checkpoint of a pretrained one. The other arguments are the LotteryTrainer's.
+
+    Attributes:
+        norms: The norm parameters by name.
+        signed: The signed mask, after :meth:`train`.
+
+    Raises:
+        ValueError: Another rewind than learning_rate, or a pattern for norms that matches nothing.
+
+    Reference:
+        Oh, Baik and Lee, 2025, arXiv:2504.05357. Theirs draws alpha by batch, which is by step without gradient
+        accumulation; and measures batch-norm networks without recalibration. The Trainer's ``weight_decay``
+        spares biases and layer norms, but pulls the gains of batch, group and RMS norms to 0, as theirs pulls all.
+    """
+
+    _default_rewind = "learning_rate"
+    _knows_norms = True
+
+    def __init__(self, *args, initial_norms: Mapping[str, Tensor] | None = None, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.rewind.kind != "learning_rate":
+            raise ValueError(
+                f"signs must be found with rewind=learning_rate, which keeps them; received {self.rewind}. "
+                "Use LotteryTrainer for another rewind."
+            )
+        if self.lottery.rewind_by_reference:
+            raise ValueError(
+                "rewind_by_reference must be off here; received True. A signed ticket starts from trained weights."
+            )
+        self.interpolation = self.lottery.norm_interpolation or "step"
+        self.norms = norm_parameters(self._network, self.lottery.norm_include, self.lottery.norm_exclude)
+        if not self.norms and self.interpolation != "none":
+            logger.warning(
+                "%s has no norm parameters: AWS is learning-rate rewinding here.", type(self._network).__name__
+            )
+        if both := self.norms.keys() & self.weights.keys():
+            raise ValueError(
+                f"a norm must not be prunable; received {min(both)!r}, which is both. Exclude it in one place."
+            )
+        self._given_norms = self._check_given(initial_norms)
+        self._initial: dict[str, Tensor] = {}
+        self._drawn_at, self._micro_batch = -1, 0
+        self._refuse_apart()
+
+    def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
+        """The Trainer's step, with interpolated norms."""
+        if not self._interpolates:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if callable(prepare := getattr(self.optimizer, "train", None)):
+            prepare()  # a schedule-free optimizer writes the weights here, which the Trainer would let it do inside
+        if any(map(is_sharded, self.norms.values())):
+            reshard(self._network)  # an evaluation leaves the outermost parameters gathered
+        with interpolated_norms(self.norms, self._initial, self._draw()):
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def norm_path(self, points: int = 5) -> list[tuple[float, dict[str, float]]]:
+        """The metrics of the network that the signs are of, along the line from its norms to their initial values.
+
+        This is what AWS keeps flat. With a final run, that is the network it started from. Batch norms are recalibrated
+        at each point; model and statistics are unchanged.
+
+        Args:
+            points: How many values of ``alpha``, evenly from 0 to 1.
+
+        Returns:
+            ``(alpha, metrics)`` for each point.
+        """
+        if self.norms and not self._initial:
+            raise ValueError("a norm path must start from trained norms; received a Trainer that has not trained.")
+        before = {name: buffer.clone() for name, buffer in self._network.named_buffers()}
+
+        def evaluate(_: nn.Module) -> dict[str, float]:
+            self._recalibrate()
+            return self.evaluate()
+
+        states = random.getstate(), np.random.get_state()
+        try:
+            with torch.random.fork_rng():
+                return norm_path(self._network, self._initial, evaluate, points=points)
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            for name, buffer in self._network.named_buffers():
+                buffer.copy_(before[name])
+
+    @property
+    def _interpolates(self) -> bool:
+        on = bool(self.norms) and self.interpolation != "none"
+        return on and not self._is_final_run(self._level)
+
+    def _draw(self) -> float:
+        step = self.state.global_step
+        by_micro_batch = self.interpolation == "micro_batch"
+        self._micro_batch = self._micro_batch + 1 if by_micro_batch and step == self._drawn_at else 0
+        self._drawn_at = step
+        return np.random.default_rng([self.args.seed, self._level, 2, step, self._micro_batch]).random()
+
+    def _train_level(self, run: RunFolder, number: int, moment: int, ignore_keys) -> None:
+        self._find_initial(run)
+        self._drawn_at = -1
+        super()._train_level(run, number, moment, ignore_keys)
+
+    def _find_initial(self, run: RunFolder) -> None:
+        # From disk, as a resumed run may have been given another model.
+        values = self._given_norms or run.read_start(0)[1].tensors
+        self._initial = {name: values[name].to(local(norm), copy=True) for name, norm in self.norms.items()}
+
+    def _take_shards(self) -> None:
+        super()._take_shards()
+        named = named_weights(self._network)
+        for name in self.norms:
+            self.norms[name] = cast(nn.Parameter, named[name])
+        self._refuse_apart()
+
+    def _refuse_apart(self) -> None:
+        """FSDP2 adds up the gradients of micro-batches before anyone can scale them."""
+        if self.interpolation == "micro_batch" and any(map(is_sharded, self.norms.values())):
+            raise NotImplementedError(
+                "norm_interpolation must be step with sharded parameters; received micro_batch. Use step."
+            )
+
+    def _check_given(self, given: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
+        if given is None:
+            return None
+        for name, parameter in self.norms.items():
+            shape = list(given[name].shape) if name in given else "none"
+            if shape != list(parameter.shape):
+                raise ValueError(
+                    f"initial_norms must have {name!r} of shape {list(parameter.shape)}; received {shape}."
+                )
+        return {name: given[name].detach().cpu().clone() for name in self.norms}
+
+    def _settings(self) -> dict[str, Any]:
+        given = Snapshot(0, self._given_norms).sha256() if self._given_norms else None
+        return {**super()._settings(), "initial_norms": given}
+
+    def _measure(self, mask: Mask, start: Snapshot, ignore_keys) -> dict[str, float]:
+        if self._interpolates:
+            self._recalibrate()
+        return super()._measure(mask, start, ignore_keys)
+
+    def _recalibrate(self) -> None:
+        """Batch-norm statistics of the network as it is; the running ones are of many interpolated networks."""
+        if not batch_norms(self._network):
+            return
+        set_seed(level_seed(self.args.seed, 0, 3))  # the same batches for every level and point
+        share = math.ceil(self.lottery.recalibration_batches / self.args.world_size)
+        batches = islice(self.get_train_dataloader(), share)
+        recalibrate_batch_norm_(self._network, map(self._prepare_inputs, batches), self._loss)
+
+    def _ticket_start(self, start: Snapshot) -> Snapshot:
+        if self.lottery.final_run:
+            return start
+        save_snapshot(self._network, self._run.handed_over, write=self.args.should_save)
+        self.accelerator.wait_for_everyone()
+        return Snapshot.load(self._run.handed_over)
+
+    def _push_signed(self) -> None:
+        where = {"private": self.args.hub_private_repo, "token": self.args.hub_token}
+        self.signed.push_to_hub(cast(str, self.hub_model_id), subfolder="signed", **where)
+
+    def _conclude(self, run: RunFolder) -> TrainOutput:
+        self._find_initial(run)
+        output = super()._conclude(run)
+        if not self.lottery.final_run:  # the ticket's own file stays
+            self.ticket = replace(self.ticket, rewind=Snapshot.load(run.ticket / REWIND_NAME))
+            self._write(lambda: run.handed_over.unlink())
+        self.ticket.rewind.restore_(self._network)
+        self.ticket.mask.apply_(self._network)
+        self.signed = SignedMask.from_model(self._network, self.ticket.mask, norms=self.norms)
+        self._write(lambda: self.signed.save_pretrained(run.signed))
+        if self.args.push_to_hub:
+            self._write(lambda: self._push_signed())
+        return output

@@ -1,0 +1,293 @@
+"""Mask: which weights stay. A validated mapping from parameter name to bool tensor, True keeps."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.shards import local, part_of, reshard, whole
+from ..storage.hub_mixin import Stored
+from .file import CONFIG_NAME, MASK_NAME, pack_bits, read_mask, write_mask
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..storage.hub_mixin import Where
+
+# What training frameworks put in front of a parameter's own name.
+_WRAPPER_PARTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module inside data-parallel and compile wrappers; one of FSDP2 as it is, with its parameters sharded."""
+    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or hasattr(model, "_orig_mod"):
+        model = getattr(model, "_orig_mod", None) or model.get_submodule("module")
+    reshard(model)
+    return model
+
+
+class MaskMismatchError(ValueError):
+    """A mask does not fit the model, scores or mask it is used with."""
+
+
+class Overlap(NamedTuple):
+    """Agreement of two masks: intersection over union of the kept weights, and what chance would give."""
+
+    iou: float
+    chance: float
+
+
+def named_weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters by plain name: wrapper prefixes removed, every name of a tied parameter present.
+
+    Args:
+        model: A module (also a compiled or data-parallel one), or already a mapping from name to tensor.
+    """
+    if not isinstance(model, nn.Module):
+        return dict(model)
+    return {plain_name(name): parameter for name, parameter in unwrap(model).named_parameters(remove_duplicate=False)}
+
+
+def plain_name(name: str) -> str:
+    """The name of a parameter without what ``torch.compile`` or a checkpoint wrapper adds to it."""
+    for part in _WRAPPER_PARTS:
+        name = name.replace(part, "")
+    return name
+
+
+class Mask(Mapping[str, Tensor], Stored):
+    """Which weights stay: parameter name -> bool tensor of the parameter's shape, True keeps.
+
+    A mask is a mapping, keeps the order it was given, lives on the CPU and owns its tensors. Treat it as immutable:
+    its operators return new masks.
+
+    Args:
+        entries: Parameter name -> bool tensor; cloned. Sharded ones are gathered, by every process.
+
+    Raises:
+        ValueError: No entries, or no weights in them.
+        TypeError: An entry is not a bool tensor.
+
+    Example:
+        >>> mask = Mask({"fc.weight": torch.tensor([[True, False], [False, False]])})
+        >>> mask.sparsity
+        0.75
+        >>> (~mask).sparsity
+        0.25
+    """
+
+    FILES = (CONFIG_NAME, MASK_NAME)
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # equality is by value and tensors are mutable
+
+    def __init__(self, entries: Mapping[str, Tensor]):
+        for name, entry in entries.items():
+            if not isinstance(entry, Tensor) or entry.dtype != torch.bool:
+                received = entry.dtype if isinstance(entry, Tensor) else type(entry).__name__
+                raise TypeError(f"the mask of {name!r} must be a bool tensor; received {received}. Try `weight != 0`.")
+        if not any(entry.numel() for entry in entries.values()):
+            raise ValueError(f"a mask must cover at least one weight; received {len(entries)} entries without any.")
+        self._entries = {
+            name: whole(entry).to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, entry in entries.items()
+        }
+
+    @classmethod
+    def dense(cls, model: nn.Module | Mapping[str, Tensor]) -> Mask:
+        """The mask that keeps everything.
+
+        Args:
+            model: The weights to cover, by name, such as ``prunable(model)``; of a module, all parameters with two or
+                more dimensions, a tied one once.
+        """
+        return cls({name: torch.ones(w.shape, dtype=torch.bool) for name, w in _matrices(model).items()})
+
+    @classmethod
+    def from_model(cls, model: nn.Module | Mapping[str, Tensor]) -> Mask:
+        """Adopt the zeros of an already sparse model: a weight that is exactly 0 counts as pruned.
+
+        Args:
+            model: As for :meth:`dense`. Pass ``prunable(model)`` to leave out embeddings, whose padding row is zero.
+        """
+        return cls({name: whole(w.detach() != 0) for name, w in _matrices(model).items()})
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, level: int | None = None, **where: Unpack[Where]) -> Mask:
+        """Load a mask, the mask of a ticket, or one of a series.
+
+        Args:
+            source: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
+            level: Of a :class:`hf_lottery.MaskSeries`, which level, from 0; None is the last.
+            where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            MaskFileError: A file is malformed, damaged, or of a newer format.
+            ValueError: There is no such level.
+        """
+        return cls(read_mask(cls._folder(source, **where), level)[0])
+
+    @classmethod
+    def from_checkpoint(cls, source: str | Path, **options: Any) -> Mask:
+        """Adopt the zeros of a sparse model that others saved, in a folder or a repository on the Hub.
+
+        Args:
+            source: See :func:`hf_lottery.hf.hub.checkpoint.mask_from_checkpoint`, which says what is read.
+            options: Its ``include``, ``exclude``, ``model``, and the words of ``from_pretrained``.
+        """
+        return cls._hub().mask_from_checkpoint(source, **options)
+
+    def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
+        """Write ``mask_config.json`` and ``mask.safetensors`` (at most one bit per weight) into ``folder``.
+
+        Args:
+            folder: The folder; made if need be.
+            info: Where the mask comes from, in JSON terms, such as ``parents``; kept in the config.
+        """
+        write_mask(folder, self._entries, {"info": dict(info)} if info else None)
+
+    def sha256(self) -> str:
+        """Hash of names, shapes and entries: the same for equal masks, whatever the order of their entries."""
+        digest = hashlib.sha256()
+        for name in sorted(self._entries):
+            entry = self._entries[name]
+            digest.update(f"{name}|{list(entry.shape)}|".encode())
+            digest.update(pack_bits(entry).numpy().tobytes())
+        return digest.hexdigest()
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def weights(self) -> int:
+        """Number of weights covered, kept or not."""
+        return sum(entry.numel() for entry in self._entries.values())
+
+    @property
+    def kept(self) -> int:
+        """Number of weights that stay."""
+        return sum(int(entry.sum()) for entry in self._entries.values())
+
+    @property
+    def density(self) -> float:
+        """Fraction of the covered weights that stays, in [0, 1]."""
+        return self.kept / self.weights
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the covered weights that is removed, in [0, 1]."""
+        return (self.weights - self.kept) / self.weights
+
+    def layer_sparsities(self) -> dict[str, float]:
+        """Fraction removed of each parameter, by name (0.0 for a parameter without elements)."""
+        return {
+            name: 1 - int(entry.sum()) / entry.numel() if entry.numel() else 0.0
+            for name, entry in self._entries.items()
+        }
+
+    def __and__(self, other: Mask) -> Mask:
+        """The weights that both masks keep."""
+        return self._combine(other, torch.logical_and)
+
+    def __or__(self, other: Mask) -> Mask:
+        """The weights that at least one mask keeps."""
+        return self._combine(other, torch.logical_or)
+
+    def __invert__(self) -> Mask:
+        """The weights that this mask removes."""
+        return Mask({name: ~entry for name, entry in self._entries.items()})
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return self.keys() == other.keys() and all(torch.equal(entry, other[name]) for name, entry in self.items())
+
+    def __repr__(self) -> str:
+        kept = f"{self.kept:,} of {self.weights:,} weights kept"
+        return f"Mask({len(self)} parameters, {kept}, sparsity {self.sparsity:.4f})"
+
+    def overlap(self, other: Mask) -> Overlap:
+        """How far two masks keep the same weights.
+
+        Returns:
+            ``iou``, intersection over union of the kept weights in [0, 1] (1.0 when both keep nothing), and
+            ``chance``, the same ratio of expectations if each parameter's mask were shuffled independently.
+        """
+        self._check_same_structure(other)
+        both = union = chance_both = chance_union = 0.0
+        for name, mine in self.items():
+            theirs = other[name]
+            kept, kept_other, n = int(mine.sum()), int(theirs.sum()), max(mine.numel(), 1)
+            shared, expected = int((mine & theirs).sum()), kept * kept_other / n
+            both, union = both + shared, union + kept + kept_other - shared
+            chance_both, chance_union = chance_both + expected, chance_union + kept + kept_other - expected
+        return Overlap(both / union if union else 1.0, chance_both / chance_union if chance_union else 1.0)
+
+    def shuffled(self, seed: int) -> Mask:
+        """The control that keeps each parameter's sparsity and forgets which weights: entries shuffled within it."""
+        generator = torch.Generator().manual_seed(seed)
+        return Mask(
+            {
+                name: entry.flatten()[torch.randperm(entry.numel(), generator=generator)].view(entry.shape)
+                for name, entry in self.items()
+            }
+        )
+
+    def check_fits(self, model: nn.Module | Mapping[str, Tensor]) -> None:
+        """Check that every entry names a parameter of ``model`` and has its shape.
+
+        Raises:
+            MaskMismatchError: Naming the parameter, both shapes, or the nearest names there are.
+        """
+        weights = named_weights(model)
+        for name, entry in self.items():
+            if name not in weights:
+                near = difflib.get_close_matches(name, weights, n=3)
+                hint = f"Near names: {', '.join(near)}." if near else "It is a mask for another model."
+                raise MaskMismatchError(f"mask entry {name!r} must name a parameter; received no such name. {hint}")
+            if weights[name].shape != entry.shape:
+                raise MaskMismatchError(
+                    f"the mask of {name!r} must have the parameter's shape {list(weights[name].shape)}; "
+                    f"received {list(entry.shape)}. It is a mask for another model or size."
+                )
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module | Mapping[str, Tensor]) -> None:
+        """Set the pruned weights of ``model`` to exactly zero, in place.
+
+        Raises:
+            MaskMismatchError: The mask is for another model; nothing was changed.
+        """
+        self.check_fits(model)
+        weights = named_weights(model)
+        for name, entry in self.items():
+            weight = local(weights[name])
+            weight.masked_fill_(~part_of(entry, weights[name]).to(weight.device), 0)
+
+    def _combine(self, other: Mask, operation) -> Mask:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        self._check_same_structure(other)
+        return Mask({name: operation(entry, other[name]) for name, entry in self.items()})
+
+    def _check_same_structure(self, other: Mask) -> None:
+        if only := self.keys() ^ other.keys():
+            raise MaskMismatchError(f"two masks must cover the same parameters; received {min(only)!r} in one only.")
+        self.check_fits(other)
+
+
+def _matrices(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not isinstance(model, nn.Module):
+        return dict(model)
+    return {plain_name(name): p for name, p in unwrap(model).named_parameters() if p.ndim >= 2}

@@ -1,0 +1,362 @@
+"""SignedMask: a mask with the sign of every weight it keeps, and how another initialization takes both over.
+
+References:
+    Oh, Baik and Lee, 2025, "Find A Winning Sign: Sign Is All We Need to Win the Lottery", arXiv:2504.05357.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..masks.file import CONFIG_NAME, MASK_NAME
+from ..masks.mask import Mask, MaskMismatchError, named_weights, plain_name, unwrap
+from ..networks.shards import is_sharded, whole
+from ..storage.hub_mixin import Stored
+from .file import read_signs, write_signs
+from .norms import norm_parameters
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ..storage.hub_mixin import Where
+
+ZEROS = ("keep", "std", "source_median")
+
+
+class Transfer(NamedTuple):
+    """What :meth:`SignedMask.transfer_` did: names of parameters.
+
+    ``signed`` have their signs now. ``zero`` are those among them whose magnitudes are zero throughout; with
+    ``zeros="keep"`` their sign is lost. ``skipped`` are missing or of another shape in the model, such as the head of
+    another label set. ``unsigned`` are the model's own parameters that the signed mask does not know, norms aside.
+    """
+
+    signed: tuple[str, ...]
+    zero: tuple[str, ...]
+    skipped: tuple[str, ...]
+    unsigned: tuple[str, ...]
+
+
+class SignAgreement(NamedTuple):
+    """Fraction of the kept weights whose signs are equal, of all of them and by parameter."""
+
+    total: float
+    layers: dict[str, float]
+
+
+class SignedMask(Mapping[str, Tensor], Stored):
+    """A mask and the signs of a network: parameter name -> int8 tensor of -1, 0, +1.
+
+    Covered is every parameter but the norms', pruned or not, biases, embeddings and head included. What the mask prunes
+    has sign 0; the reverse does not hold, as a kept weight may be exactly 0. Treat it as immutable.
+
+    Args:
+        mask: Which weights stay.
+        signs: Parameter name -> int8 tensor of the parameter's shape; cloned.
+        medians: Parameter name -> median magnitude of the network that the signs are from, for
+            ``transfer_(zeros="source_median")``.
+
+    Raises:
+        TypeError: Signs are not int8.
+        ValueError: Another value than -1, 0, +1.
+        MaskMismatchError: Mask and signs do not cover the same shapes, or a pruned weight has a sign.
+
+    Example:
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.copy_(torch.tensor([[-0.5, 0.25]]))
+        >>> signed = SignedMask.from_model(model, Mask({"weight": torch.tensor([[True, False]])}))
+        >>> signed["weight"].tolist()
+        [[-1, 0]]
+        >>> with torch.no_grad():
+        ...     _ = model.weight.copy_(torch.tensor([[0.125, 0.75]]))
+        >>> _ = signed.transfer_(model)
+        >>> model.weight.tolist()
+        [[-0.125, 0.0]]
+    """
+
+    FILES = (CONFIG_NAME, MASK_NAME)
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # equality is by value and tensors are mutable
+
+    def __init__(self, mask: Mask, signs: Mapping[str, Tensor], medians: Mapping[str, float] | None = None):
+        for name, sign in signs.items():
+            if not isinstance(sign, Tensor) or sign.dtype != torch.int8:
+                received = sign.dtype if isinstance(sign, Tensor) else type(sign).__name__
+                raise TypeError(f"the signs of {name!r} must be an int8 tensor; received {received}. Try from_model.")
+            if sign.numel() and (sign.min() < -1 or sign.max() > 1):
+                extreme = max(sign.min().item(), sign.max().item(), key=abs)
+                raise ValueError(f"the signs of {name!r} must be -1, 0 or +1; received {extreme}.")
+        for name, entry in mask.items():
+            if name not in signs or signs[name].shape != entry.shape:
+                received = list(signs[name].shape) if name in signs else "none"
+                raise MaskMismatchError(
+                    f"the signs of {name!r} must have the mask's shape {list(entry.shape)}; received {received}. "
+                    "Mask and signs are of different networks."
+                )
+            if count := int((signs[name].cpu()[~entry] != 0).sum()):
+                raise MaskMismatchError(
+                    f"a pruned weight must have sign 0; received {count} others in {name!r}. "
+                    "Mask and signs are of different networks."
+                )
+        self.mask = mask
+        self.medians = {name: float(median) for name, median in (medians or {}).items()}
+        if wrong := [name for name, median in self.medians.items() if not 0 <= median < math.inf]:
+            raise ValueError(
+                f"the median of {wrong[0]!r} must be a finite magnitude; received {self.medians[wrong[0]]}."
+            )
+        self._signs = {name: sign.detach().to("cpu", copy=True).contiguous() for name, sign in signs.items()}
+
+    @classmethod
+    def from_model(cls, model: nn.Module, mask: Mask, *, norms: Mapping[str, Tensor] | None = None) -> SignedMask:
+        """The signs of a network under a mask.
+
+        Args:
+            model: The trained network.
+            mask: Which weights stay.
+            norms: The norm parameters by name, which get no sign; by default :func:`norm_parameters` of the model.
+
+        Raises:
+            MaskMismatchError: The mask is for another model.
+            ValueError: A weight is not finite.
+        """
+        mask.check_fits(model)
+        norms = norm_parameters(model) if norms is None else norms
+        signs, medians = {}, {}
+        for name, parameter in unwrap(model).named_parameters():
+            name, weight = plain_name(name), whole(parameter).cpu()
+            if name in norms or not weight.is_floating_point():
+                continue
+            if not weight.isfinite().all():
+                raise ValueError(f"{name!r} must have finite weights; received NaN or infinite ones.")
+            signs[name] = weight.sign().to(torch.int8)
+            if name in mask:
+                signs[name] *= mask[name]
+            size = weight[signs[name] != 0].abs()
+            medians[name] = float(np.median(size.double().numpy())) if size.numel() else 0.0
+        if aliases := mask.keys() - signs.keys():
+            raise MaskMismatchError(
+                f"the mask must cover no norm, and name a tied parameter as named_parameters() does; "
+                f"received {min(aliases)!r}."
+            )
+        return cls(mask, signs, medians)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> SignedMask:
+        """Load a signed mask.
+
+        Args:
+            source: A folder written by :meth:`save_pretrained`, or the id of a repository on the Hub.
+            where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            MaskFileError: A file is malformed, damaged, of a newer format, or holds a mask without signs.
+        """
+        entries, signs, medians = read_signs(cls._folder(source, **where))
+        return cls(Mask(entries), signs, medians)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``mask_config.json`` and ``mask.safetensors``: one bit a weight, and one more for each that is kept."""
+        write_signs(folder, self.mask, self._signs, self.medians)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._signs[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._signs)
+
+    def __len__(self) -> int:
+        return len(self._signs)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, SignedMask):
+            return NotImplemented
+        return (
+            self.mask == other.mask
+            and self.keys() == other.keys()
+            and all(torch.equal(sign, other[name]) for name, sign in self.items())
+        )
+
+    def __repr__(self) -> str:
+        signs = sum(int((sign != 0).sum()) for sign in self.values())
+        return f"SignedMask({len(self)} parameters, {signs:,} signs, {self.mask!r})"
+
+    def transfer_(
+        self, model: nn.Module, *, magnitudes: str | nn.Module | Mapping[str, Tensor] = "init", zeros: str = "keep"
+    ) -> Transfer:
+        """Give a fresh network the signs, in place: ``|init| * sign`` on what is kept, exact zeros elsewhere.
+
+        Norm parameters and buffers stay as they are, which in a fresh network is at their initial values. Afterwards
+        train under ``signed.mask``; the signs are free to change.
+
+        Args:
+            model: A network of the same architecture, of any seed.
+            magnitudes: ``"init"``, the network's own; ``"constant"``, the standard deviation of each parameter's own
+                values (their magnitude, if it does not vary); or a network or mapping whose values are taken, such as a
+                pretrained one.
+            zeros: What becomes of a parameter whose magnitudes are zero throughout, as those of nearly all biases of
+                transformers are at first. ``"keep"`` leaves it (the paper), so that its sign is lost; ``"std"`` sets it
+                to the standard deviation of its module's other parameters (of all parameters, if it has none that
+                vary), ``"source_median"`` to the median magnitude that it had in the network the signs are from.
+
+        Returns:
+            What was done; warns about parameters that were skipped.
+
+        Raises:
+            ValueError: An unknown option, or ``"source_median"`` without medians.
+            NotImplementedError: The model is sharded already.
+            MaskMismatchError: The mask is for another model, or the model ties what has signs of its own; nothing was
+                changed.
+
+        Reference:
+            Oh et al., 2025, arXiv:2504.05357. Theirs derives the mask from ``sign != 0``, which prunes a kept weight
+            that happens to be 0, and loses the signs of all but one parameter outside the mask.
+        """
+        if zeros not in ZEROS:
+            raise ValueError(f"zeros must be one of {', '.join(ZEROS)}; received {zeros!r}.")
+        if zeros == "source_median" and self.keys() - self.medians.keys():
+            raise ValueError("zeros='source_median' must know the medians; received none. Make it by from_model.")
+        self.mask.check_fits(model)
+        named = named_weights(model)
+        if any(map(is_sharded, named.values())):
+            raise NotImplementedError("signs must be given before a model is sharded; received DTensors.")
+        fitting = [name for name, sign in self.items() if name in named and named[name].shape == sign.shape]
+        if len({id(named[name]) for name in fitting}) < len(fitting):
+            owners = [id(named[name]) for name in fitting]
+            tied = next(name for name, owner in zip(fitting, owners, strict=True) if owners.count(owner) > 1)
+            raise MaskMismatchError(
+                f"a parameter must have one name among the signs; received {tied!r}, which the model ties to another."
+            )
+        sizes = {name: size.detach().abs() for name, size in _magnitudes(magnitudes, named, fitting).items()}
+        zero = [name for name in fitting if not sizes[name].any()]
+        if zeros != "keep":
+            spread = self.medians if zeros == "source_median" else _spreads(model, zero)
+            sizes.update((name, torch.full_like(sizes[name], spread[name])) for name in zero)
+        with torch.no_grad():
+            for name in fitting:
+                sign = self[name].to(sizes[name])
+                named[name].copy_(torch.where(sign == 0, sign, sizes[name] * sign))  # infinity times 0 is NaN
+        done = {id(named[name]) for name in fitting}
+        norms = norm_parameters(model)
+        unsigned = tuple(n for n, p in named.items() if id(p) not in done and n not in norms)
+        skipped = tuple(name for name in self if name not in fitting)
+        if skipped:
+            warnings.warn(
+                f"{len(skipped)} parameters got no sign, as the model has none of that name and shape: "
+                f"{', '.join(skipped[:5])}.",
+                stacklevel=2,
+            )
+        return Transfer(tuple(fitting), tuple(zero), skipped, unsigned)
+
+    def agreement(self, other: SignedMask | nn.Module) -> SignAgreement:
+        """How far the signs of the kept weights are those of another network.
+
+        Args:
+            other: A network of the same names and shapes, or its signed mask. Counted are the weights that this mask
+                keeps and that have a sign here; chance is about one half.
+
+        Raises:
+            MaskMismatchError: The other is for another model.
+        """
+        return sign_agreement(self.mask, self, other if isinstance(other, SignedMask) else named_weights(other))
+
+    def shuffled(self, seed: int) -> SignedMask:
+        """The control that keeps how many signs of each kind a parameter has: shuffled among those that have one."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def shuffle(signs: Tensor) -> Tensor:
+            return signs[torch.randperm(len(signs), generator=generator)]
+
+        return self._with(shuffle)
+
+    def randomized(self, seed: int) -> SignedMask:
+        """The control that keeps the mask alone: every sign drawn anew, -1 or +1 with equal chance."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(signs: Tensor) -> Tensor:
+            return torch.randint(0, 2, signs.shape, generator=generator, dtype=torch.int8) * 2 - 1
+
+        return self._with(draw)
+
+    def _with(self, change) -> SignedMask:
+        signs = {name: sign.clone() for name, sign in self.items()}
+        for sign in signs.values():
+            sign[sign != 0] = change(sign[sign != 0])
+        return SignedMask(self.mask, signs, self.medians)
+
+
+def sign_agreement(mask: Mask, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> SignAgreement:
+    """How far two networks have the same signs where a mask keeps weights.
+
+    Args:
+        mask: Which weights count, as far as they are not 0 in ``before``.
+        before: Weights or signs by name.
+        after: The others; 1 minus the agreement is the rate at which signs flipped.
+
+    Raises:
+        MaskMismatchError: Weights are missing or of another shape.
+    """
+    mask.check_fits(before)
+    mask.check_fits(after)
+    equal = count = 0
+    layers = {}
+    for name, kept in mask.items():
+        old, new = (whole(weights[name].detach().sign()).cpu() for weights in (before, after))
+        counted = kept & (old != 0)
+        same, signs = int(((old == new) & counted).sum()), int(counted.sum())
+        layers[name] = same / signs if signs else 1.0
+        equal, count = equal + same, count + signs
+    return SignAgreement(equal / count if count else 1.0, layers)
+
+
+def _magnitudes(
+    magnitudes: str | nn.Module | Mapping[str, Tensor], named: Mapping[str, Tensor], names: list[str]
+) -> dict[str, Tensor]:
+    """Values of which the magnitudes are taken, by name, in the shape, type and place of the model's own."""
+    if magnitudes == "init":
+        return {name: named[name] for name in names}
+    if magnitudes == "constant":
+        sizes = {name: _spread(named[name]) or named[name].detach().abs().float().mean().item() for name in names}
+        return {name: torch.full_like(named[name], size) for name, size in sizes.items()}
+    if isinstance(magnitudes, str):
+        raise ValueError(f"magnitudes must be 'init', 'constant' or a network; received {magnitudes!r}.")
+    given = named_weights(magnitudes)
+    for name in names:
+        if name not in given or given[name].shape != named[name].shape:
+            received = list(given[name].shape) if name in given else "no such parameter"
+            raise MaskMismatchError(
+                f"the magnitudes of {name!r} must have shape {list(named[name].shape)}; received {received}."
+            )
+    return {name: given[name].to(named[name]) for name in names}
+
+
+def _spread(weight: Tensor) -> float:
+    return weight.detach().float().std(correction=0).item() if weight.numel() else 0.0
+
+
+def _spreads(model: nn.Module, names: list[str]) -> dict[str, float]:
+    """For each name, the standard deviation of the other parameters of its module, or of the whole model."""
+    named = named_weights(model)
+    norms = norm_parameters(model)
+    vary = {name: weight for name, weight in named.items() if name not in norms and _spread(weight) > 0}
+
+    def together(weights: list[Tensor]) -> float:
+        return _spread(torch.cat([weight.detach().flatten().float().cpu() for weight in weights]))
+
+    if names and not vary:
+        raise ValueError("zeros='std' must have parameters that vary; received a model without. Use source_median.")
+    everything = together(list(vary.values())) if names else 0.0
+    spreads = {}
+    for name in names:
+        module = name.rpartition(".")[0]
+        beside = [weight for other, weight in vary.items() if other.rpartition(".")[0] == module]
+        spreads[name] = together(beside) if beside else everything
+    return spreads

@@ -1,0 +1,133 @@
+"""Stored: what is saved in a folder, pushed to the Hub, and loaded from either by the same name."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+class Where(TypedDict, total=False):
+    """Where in a repository to load from, and how; the words of every ``from_pretrained``."""
+
+    revision: str | None
+    subfolder: str
+    token: str | bool | None
+    cache_dir: str | Path | None
+    local_files_only: bool
+    force_download: bool
+
+
+class Push(TypedDict, total=False):
+    """How to push; the words of every ``push_to_hub``."""
+
+    revision: str | None
+    subfolder: str
+    tag: str | None
+    private: bool | None
+    create_pr: bool
+    commit_message: str | None
+    token: str | bool | None
+
+
+class Hub(Protocol):
+    """What the Hugging Face side provides: :mod:`hf_lottery.hf.hub`."""
+
+    def fetch(self, repo_id: str, files: Sequence[str], optional: Sequence[str], **where: Unpack[Where]) -> Path: ...
+
+    def push(self, thing: Any, repo_id: str, **how: Unpack[Push]) -> str: ...
+
+    def mask_from_checkpoint(self, source: str | Path, **options: Any) -> Any: ...
+
+
+# Set by the package's __init__, so that the core can be used without the Hugging Face libraries.
+load_hub: Callable[[], Hub] | None = None
+
+
+class Stored:
+    """A mixin: ``push_to_hub``, and the place that ``from_pretrained`` loads from.
+
+    A subclass names its files, and has ``save_pretrained(folder)``.
+    """
+
+    FILES: ClassVar[tuple[str, ...]]
+    OPTIONAL_FILES: ClassVar[tuple[str, ...]] = ()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the files into ``folder``."""
+        raise NotImplementedError
+
+    def push_to_hub(self, repo_id: str, **how: Unpack[Push]) -> str:
+        """Push to a repository of the Hub in one commit; it is made if need be.
+
+        A README.md that is there keeps what a person wrote; only its metadata, and the library's own part, change.
+
+        Args:
+            repo_id: Such as ``"me/bert-sst2-imp-90"``.
+            how: ``revision`` (branch, made if need be), ``subfolder``, ``tag`` (moved there if it exists), ``private``,
+                ``create_pr``, ``commit_message``, ``token``, as in huggingface_hub.
+
+        Returns:
+            The address of the commit, or of the pull request.
+
+        Raises:
+            huggingface_hub.errors.HfHubHTTPError: The Hub refuses; also if somebody else pushed in the meantime (412).
+        """
+        return self._hub().push(self, repo_id, **how)
+
+    @staticmethod
+    def _hub() -> Hub:
+        assert load_hub is not None
+        return load_hub()
+
+    @classmethod
+    def _folder(cls, source: str | Path, **where: Unpack[Where]) -> Path:
+        return find_folder(source, cls.FILES, cls.OPTIONAL_FILES, **where)
+
+
+def find_folder(source: str | Path, files: Sequence[str], optional: Sequence[str] = (), **where: Unpack[Where]) -> Path:
+    """The folder to read from: ``source`` itself, or the downloaded files of a repository, all of one commit.
+
+    Args:
+        source: A folder, or the id of a repository on the Hub. A folder that exists wins.
+        files: Names that must be there.
+        optional: Names that may be.
+        where: See :class:`Where`.
+
+    Raises:
+        FileNotFoundError: Neither a folder nor the id of a repository.
+        TypeError: An unknown word.
+        ValueError: Words of the Hub with a folder.
+    """
+    if unknown := where.keys() - Where.__annotations__.keys():
+        near = difflib.get_close_matches(min(unknown), Where.__annotations__, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise TypeError(f"options must be among {', '.join(Where.__annotations__)}; received {min(unknown)!r}.{hint}")
+    subfolder = where.get("subfolder") or ""
+    if not is_repository(source):
+        if given := [name for name, value in where.items() if name != "subfolder" and value]:
+            raise ValueError(f"{given[0]} must come with a repository on the Hub; received the folder {source}.")
+        return Path(source) / subfolder
+    return Stored._hub().fetch(str(source), files, optional, **where)
+
+
+def is_repository(source: str | Path) -> bool:
+    """Whether a source is the id of a repository on the Hub, and no folder.
+
+    Raises:
+        FileNotFoundError: It can be neither.
+    """
+    if isinstance(source, Path) or Path(source).is_dir():
+        return False
+    if not REPO_ID.fullmatch(source):
+        raise FileNotFoundError(
+            f"the source must be a folder or the id of a repository on the Hub; received {source!r}, which is neither."
+        )
+    return True

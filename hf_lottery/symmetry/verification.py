@@ -1,0 +1,244 @@
+"""verify(): proof by computation that a spec leaves a model's function as it is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from ..masks.mask import unwrap
+from .outputs import chosen_outputs
+from .permutation import SymmetryError, permute_
+from .trace import call, plain_kernels
+
+if TYPE_CHECKING:
+    from .spec import PermutationSpec
+
+Outputs = dict[str, Tensor]
+RTOL = 1e-8
+
+
+@dataclass
+class VerifyReport:
+    """What a verification found.
+
+    Attributes:
+        error: Largest change of an output when all groups are permuted at once, relative to that output's maximum.
+        errors: The same for each group alone.
+        inert: ``(group, tensor, axis)`` whose lone permutation changes nothing, such as a key bias under softmax: for
+            these the proof is empty.
+        visible: Number of ties whose lone permutation does change an output, as it must.
+    """
+
+    error: float
+    errors: dict[str, float] = field(default_factory=dict)
+    inert: list[tuple[str, str, int]] = field(default_factory=list)
+    visible: int = 0
+
+
+class SymmetryVerificationError(SymmetryError):
+    """A permutation that the spec calls legal changes an output."""
+
+
+class _InDouble(TorchDispatchMode):
+    """Networks ask for float32 in places (norms, softmax); here they get float64, or rounding would hide errors."""
+
+    _LOW = (torch.float32, torch.float16, torch.bfloat16)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        args, kwargs = tree_map(lambda v: torch.float64 if isinstance(v, torch.dtype) and v in self._LOW else v,
+                                (args, kwargs or {}))  # fmt: skip
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _double_by_default() -> Iterator[None]:
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+def moves_with_weights(name: str, buffer: Tensor, parameters: Iterable[str]) -> bool:
+    """Whether a buffer belongs to the units of a network, as statistics do and a table of angles does not."""
+    last = name.rpartition(".")[2]
+    if last in ("running_mean", "running_var") or last.endswith("correction_bias"):
+        return True
+    if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in parameters:
+        return True
+    # The same everywhere: permuting it does nothing, but what it becomes by training goes with the units.
+    return buffer.is_floating_point() and buffer.numel() > 0 and bool((buffer == buffer.reshape(-1)[0]).all())
+
+
+class Prover:
+    """A randomised float64 copy of a model, and its outputs on some inputs.
+
+    Initial values of zero and one make checks empty (a bias of zero moves nowhere), so every parameter gets noise.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Any, outputs: Sequence[str] | None = None, seed: int = 0):
+        self.outputs = outputs
+        self.model = copy.deepcopy(unwrap(model)).to("cpu", torch.float64)
+        self.inputs = tree_map(
+            lambda v: (v.cpu().double() if v.is_floating_point() else v.cpu()) if isinstance(v, Tensor) else v, inputs
+        )
+        self._randomise(torch.Generator().manual_seed(seed))
+        self.state = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        try:
+            self.before = self.run()
+        except SymmetryError:
+            raise
+        except Exception as error:
+            raise SymmetryError(
+                "the model must run in float64 on the CPU to be verified; received an error from its forward pass: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if self.change(self.run()) != 0:
+            raise SymmetryError(
+                "the model must give the same output twice in evaluation mode; received another one. "
+                "Make it deterministic: fix what it samples, or pass that as an input."
+            )
+
+    @torch.no_grad()
+    def _randomise(self, generator: torch.Generator) -> None:
+        for parameter in self.model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            spread = parameter.std().item() if parameter.numel() > 1 else 0.0
+            parameter.add_(noise * (0.3 if parameter.ndim < 2 else max(spread, 0.02)))
+        for name, buffer in self.model.named_buffers():
+            if name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, dtype=torch.float64))
+            elif name.endswith(("running_mean", "correction_bias")):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64) * 0.1)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and buffers, also those that a state dict leaves out."""
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def run(self) -> Outputs:
+        """The outputs of the model as it is now."""
+        with plain_kernels(self.model), _double_by_default(), _InDouble():
+            return chosen_outputs(call(self.model, self.inputs), self.outputs)
+
+    def change(self, after: Outputs) -> float:
+        """Largest difference from the first outputs, relative to each one's maximum; infinite for a new NaN."""
+        worst = 0.0
+        for name, old in self.before.items():
+            old, new = old.double(), after[name].double()
+            if not torch.equal(old.isfinite(), new.isfinite()):
+                return float("inf")
+            old, new = old[old.isfinite()], new[new.isfinite()]
+            if old.numel():
+                worst = max(worst, ((old - new).abs().max() / old.abs().max().clamp(min=1e-30)).item())
+        return worst
+
+    def try_out(self, alter: Callable[[nn.Module], None]) -> float:
+        """The change of the outputs when the model is altered; the model is put back."""
+        alter(self.model)
+        try:
+            return self.change(self.run())
+        finally:
+            with torch.no_grad():
+                for name, tensor in self._tensors().items():
+                    if name in self.state:
+                        tensor.copy_(self.state[name])
+
+
+def verify(
+    spec: PermutationSpec,
+    model: nn.Module,
+    inputs: Mapping[str, Any] | tuple[Any, ...],
+    *,
+    outputs: Sequence[str] | None = None,
+    rtol: float = RTOL,
+    negative_control: bool = True,
+    seed: int = 0,
+) -> VerifyReport:
+    """Permute a randomised float64 copy of the model by the spec and compare its outputs.
+
+    Args:
+        spec: The spec to prove.
+        model: The model; not changed.
+        inputs: One call's arguments; better others than ``discover`` had, of another length.
+        outputs: Output fields that must not change, as for ``discover``.
+        rtol: Allowed change, relative to the largest value of an output.
+        negative_control: Also permute each tensor's axis alone and report those that change nothing.
+        seed: Seed of the noise and the permutations.
+
+    Raises:
+        SymmetryVerificationError: An output changed; the message names the group.
+        SymmetryError: The model is random in evaluation mode.
+        SpecMismatchError: The spec is for another model.
+    """
+    spec.check_fits(model)
+    prover = Prover(model, inputs, outputs, seed)
+    report = VerifyReport(prover.try_out(lambda m: permute_(m, spec.random(seed))))
+    for name in spec.free:
+        report.errors[name] = prover.try_out(lambda m, name=name: permute_(m, spec.random(seed, groups=[name])))
+    wrong = [name for name, error in report.errors.items() if not error <= rtol]
+    if wrong or not report.error <= rtol:
+        worst = max(report.errors.values(), default=report.error)
+        raise SymmetryVerificationError(
+            f"a legal permutation must leave every output within {rtol:g}; received {max(report.error, worst):.2g} "
+            f"by {wrong[:3] or 'all groups together'}. Freeze them, or report the architecture."
+        )
+    if negative_control:
+        for name, tensor, axis in ties(spec):
+            changed = prover.try_out(lambda m, t=(name, tensor, axis): _permute_alone(m, spec, *t, seed=seed))
+            if changed > 1e-12:
+                report.visible += 1
+            else:
+                report.inert.append((name, tensor, axis))
+    return report
+
+
+def ties(spec: PermutationSpec) -> Iterable[tuple[str, str, int]]:
+    """Every (free group, tensor, axis) of a spec."""
+    for tensor, blocks in spec.tensors.items():
+        yield from sorted(
+            {(leaf, tensor, i) for block in blocks for i, axis in enumerate(block.axes) for leaf in axis.leaves}
+            & {(name, tensor, i) for name in spec.free for i in range(len(blocks[0].axes))}
+        )
+
+
+@torch.no_grad()
+def _permute_alone(model: nn.Module, spec: PermutationSpec, group: str, tensor: str, axis: int, *, seed: int) -> None:
+    """Permute one axis of one tensor by one group, and nothing else."""
+    elsewhere = replace(spec.groups[group], name=f"{group} elsewhere", frozen="not part of the control")
+    blocks = [
+        replace(block, axes=tuple(
+            part if i == axis
+            else replace(part, leaves=tuple(elsewhere.name if leaf == group else leaf for leaf in part.leaves))
+            for i, part in enumerate(block.axes)
+        ))
+        for block in spec.tensors[tensor]
+    ]  # fmt: skip
+    alone = type(spec)([*spec.groups.values(), elsewhere], {tensor: blocks})
+    state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    state[tensor].copy_(alone.random(seed, groups=[group])({tensor: state[tensor].detach()})[tensor])
+
+
+def culprits(spec: PermutationSpec, prover: Prover, rtol: float, seed: int = 0) -> list[str]:
+    """The groups that change an output, each alone; where only several together do, the last that it takes."""
+
+    def fails(groups: list[str]) -> bool:
+        return not prover.try_out(lambda m: permute_(m, spec.random(seed, groups=groups))) <= rtol
+
+    names = list(spec.free)
+    found = [name for name in names if fails([name])]
+    if found:
+        return found
+    low, high = 0, len(names)  # the first `low` groups are fine together, the first `high` are not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fails(names[:middle]) else (middle, high)
+    return names[high - 1 : high]

@@ -1,0 +1,124 @@
+"""Run by test_sharded.py: a whole search on one or more processes, sharded or not; each writes what it ends with."""
+
+import gc
+import json
+import os
+import resource
+import sys
+import weakref
+from pathlib import Path
+
+import torch
+import torch.distributed
+from emulated_fsdp import emulate
+from small_task import arguments, vit
+from transformers import TrainerCallback
+
+from hf_lottery import LotteryTrainer, Snapshot, WinningSignTrainer
+from hf_lottery.masks.mask import named_weights
+from hf_lottery.networks.shards import is_sharded, local, part_of
+
+
+class Images(torch.utils.data.Dataset):
+    """Images of noise whose label is the sign of their mean."""
+
+    def __init__(self, count):
+        self.pixels = torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, i):
+        return {"pixel_values": self.pixels[i], "labels": int(self.pixels[i].mean() > 0)}
+
+
+class Watch(TrainerCallback):
+    """After every step: the largest pruned weight on this process's shards, and how many weights it holds."""
+
+    def __init__(self, trainer):
+        self.trainer, self.leak, self.shares = trainer, 0.0, set()
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        """Look at the shards."""
+        mask = self.trainer.mask
+        if mask is None or state.global_step % 2:
+            return
+        weights = named_weights(model)
+        for name, entry in mask.items():
+            weight = local(weights[name])
+            pruned = weight[~part_of(entry, weights[name])]
+            self.leak = max(self.leak, float(pruned.abs().max()) if pruned.numel() else 0.0)
+            self.shares.add(round(weight.numel() / entry.numel(), 2))
+
+
+class Stop(TrainerCallback):
+    """End every process after a step of a level, as a scheduler of a cluster does."""
+
+    def __init__(self, level, step):
+        self.level, self.step = level, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """End here."""
+        if args.output_dir.endswith(f"level-{self.level:02d}") and state.global_step == self.step:
+            torch.distributed.barrier()
+            os._exit(3)
+
+
+def main() -> None:
+    """Run the search that the settings describe."""
+    folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    kind, layout = settings.pop("kind", "LotteryTrainer"), settings.pop("layout", None)
+    stop, width, changes = settings.pop("stop", None), settings.pop("width", 32), {}
+    layers = settings.pop("layers", 2)
+    if layout is not None:
+        emulate()
+        wrap = {"transformer_layer_cls_to_wrap": ["ViTLayer"], "state_dict_type": layout}
+        changes = {"fsdp": True, "fsdp_config": {"version": 2, "cpu_ram_efficient_loading": False, **wrap}}
+    args = arguments(
+        folder / "run", ddp_find_unused_parameters=False, include=None, learning_rate=0.003, **(changes | settings)
+    )
+    model = vit(1, hidden_size=width, intermediate_size=width * 3 // 2, num_hidden_layers=layers)
+    found = {"LotteryTrainer": LotteryTrainer, "WinningSignTrainer": WinningSignTrainer}[kind]
+    ours = found(model=model, args=args, train_dataset=Images(64), eval_dataset=Images(24))
+    watch = Watch(ours)
+    if not os.environ.get("NOWATCH"):
+        ours.add_callback(watch)
+    if stop:
+        ours.add_callback(Stop(*stop))
+    before, given = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, [weakref.ref(p) for p in model.parameters()]
+    ours.train(resume_from_checkpoint=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    weights = named_weights(ours.model)
+    if layout is not None:
+        assert all(map(is_sharded, weights.values())), "the parameters are not sharded"
+        gc.collect()
+        assert not any(parameter() is not None for parameter in given), "whole parameters are still in memory"
+    result = {
+        "mask": ours.mask.sha256(),
+        "weights": Snapshot.capture(ours.model).sha256(),
+        "ticket": ours.ticket.rewind.sha256(),
+        "architecture": ours.ticket.info["architecture"],
+        "sparsities": [record["sparsity"] for record in ours.history],
+        "flips": [record["metrics"]["sign_flips"] for record in ours.history],
+        "losses": [record["metrics"]["eval_loss"] for record in ours.history],
+        "leak": watch.leak,
+        "bytes_a_weight": 1024 * peak / ours.model.num_parameters(),
+        "shares": sorted(watch.shares),
+    }
+    if kind == "WinningSignTrainer":
+        result["path"] = [metrics["eval_loss"] for _, metrics in ours.norm_path(3)]
+        result["after"] = [ours.evaluate()["eval_loss"]]
+    if layout is not None:
+        again = found(model=ours.model, args=args, train_dataset=Images(64), eval_dataset=Images(24))
+        try:
+            again.train(resume_from_checkpoint=True)
+        except NotImplementedError as error:
+            result["again"] = str(error)
+    (folder / f"rank-{args.process_index}.json").write_text(json.dumps(result))
+    if args.world_size > 1:
+        torch.distributed.barrier()
+    os._exit(0)  # gloo's threads may abort an interpreter that ends in the usual way
+
+
+if __name__ == "__main__":
+    main()
