@@ -24,7 +24,6 @@ from .connectivity.hessian import TopEigenvalue, top_hessian_eigenvalue
 from .connectivity.overlap import overlap_by_group, overlap_by_head, overlap_by_parameter
 from .connectivity.plane import Plane, loss_plane
 from .connectivity.repair import recalibrate_batch_norm_, recalibrated, repair_, repaired
-from .masks.file import MaskFileError
 from .masks.mask import Mask, MaskMismatchError, Overlap
 from .masks.mask_series import MaskSeries
 from .pruning.mask_from_scores import prune
@@ -52,14 +51,17 @@ from .report import (
 from .signs.norm_folding import fold_norms_
 from .signs.norms import NormParameters, interpolated_norms, norm_parameters, norm_path
 from .signs.signed_mask import ZEROS, SignAgreement, SignedMask, Transfer
-from .storage import hub_mixin as stored
+from .storage.encoding import MaskFileError
 from .symmetry.discovery import discover
-from .symmetry.permutation import Permutation, SpecMismatchError, SymmetryError, permute_
-from .symmetry.spec import Axis, Block, Group, PermutationSpec
-from .symmetry.verification import SymmetryVerificationError, VerifyReport
+from .symmetry.errors import SpecMismatchError, SymmetryError, SymmetryVerificationError
+from .symmetry.groups import Axis, Block, Group
+from .symmetry.permutation import Permutation, permute_
+from .symmetry.spec import PermutationSpec
+from .symmetry.verification import VerifyReport
 from .training import rewind
-from .training.rewind import Rewind, Snapshot, parse_rewind, save_snapshot
+from .training.rewind import Rewind, parse_rewind
 from .training.search import Level, Start, find_ticket
+from .training.snapshot import Snapshot, save_snapshot
 from .training.sparsity import SparseHandle, SparsityLeakError, keep_sparse
 from .version import __version__
 
@@ -98,8 +100,6 @@ _LAZY = {
     "prunable": "prunable_weights",
 }
 
-# The core knows no Hub; whoever imports the whole package brings it.
-stored.load_hub = lambda: import_module(".hf.hub", __name__)
 
 __all__ = [
     "ZEROS",

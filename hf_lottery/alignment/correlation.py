@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..masks.mask import plain_name, unwrap
+from ..networks.channels import norm_channels, read_channels, written_channels
+from ..networks.forward import Forward, run
+from ..networks.modes import evaluating
+from ..networks.names import plain_name, unwrap
 from ..networks.processes import gathered, reducing_device, total
-from ..symmetry.spec import Axis, PermutationSpec
-
-Forward = Callable[[nn.Module, Any], Any]
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_TRANSPOSED)
+from ..symmetry.groups import Axis
+from ..symmetry.spec import PermutationSpec
 
 
 class Site(NamedTuple):
@@ -165,7 +165,7 @@ def sites(spec: PermutationSpec, model: nn.Module, groups: Collection[str]) -> l
     """Where to observe the groups: where they are read, else where they are produced, else at a norm."""
     found: list[Site] = []
     missing = set(groups)
-    for at_input, places in ((True, read_channels), (False, written_channels), (False, _norms)):
+    for at_input, places in ((True, read_channels), (False, written_channels), (False, norm_channels)):
         new: dict[Site, None] = {}
         for name, module in model.named_modules():
             weight = plain_name(f"{name}.weight" if name else "weight")
@@ -179,62 +179,6 @@ def sites(spec: PermutationSpec, model: nn.Module, groups: Collection[str]) -> l
         found.extend(new)
         missing -= {leaf for site in new for leaf in site.axis.leaves}
     return found
-
-
-def read_channels(module: nn.Module) -> tuple[int, int] | None:
-    """Axis of the weight that reads the input's channels, and the dimension they lie along in the input."""
-    if isinstance(module, _CONVOLUTIONS):
-        spatial = module.weight.ndim - 2
-        return None if module.groups > 1 else (0 if isinstance(module, _TRANSPOSED) else 1, -1 - spatial)
-    if isinstance(module, nn.Linear):
-        return 1, -1
-    return (0, -1) if _is_gpt2_conv1d(module) else None
-
-
-def written_channels(module: nn.Module) -> tuple[int, int] | None:
-    """Axis of the weight that makes the output's channels, and the dimension they lie along in the output."""
-    if isinstance(module, _TRANSPOSED):
-        return None if module.groups > 1 else (1, 1 - module.weight.ndim)
-    if isinstance(module, _CONVOLUTIONS):
-        return 0, 1 - module.weight.ndim
-    if isinstance(module, nn.Linear):
-        return 0, -1
-    return (1, -1) if _is_gpt2_conv1d(module) or isinstance(module, nn.Embedding) else None
-
-
-def _norms(module: nn.Module) -> tuple[int, int] | None:
-    if isinstance(module, nn.modules.batchnorm._NormBase | nn.GroupNorm):
-        return 0, 1
-    return (0, -1) if "Norm" in type(module).__name__ else None
-
-
-def _is_gpt2_conv1d(module: nn.Module) -> bool:
-    """The linear layer of GPT-2, ``[in, out]``; known by name, since the core does not import transformers."""
-    return type(module).__name__ == "Conv1D" and getattr(getattr(module, "weight", None), "ndim", 0) == 2
-
-
-def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
-    """Call a model on a batch: ``forward(model, batch)``, else by the kind of batch, moved to the model's device."""
-    if forward is not None:
-        return forward(model, batch)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    batch = _to(batch, device)
-    if isinstance(batch, Mapping):
-        return model(**batch)
-    return model(*batch) if isinstance(batch, tuple | list) else model(batch)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold a model in eval mode without gradients; every module's mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager
@@ -318,11 +262,3 @@ def _add_outer_(products: Sequence[Tensor], means: Sequence[Tensor], weight: flo
 
 def _squares(x: Tensor) -> Tensor:
     return x.square().sum(0)  # einsum would take ten times as long
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: _to(item, device) for key, item in value.items()}
-    return type(value)(_to(item, device) for item in value) if type(value) in (list, tuple) else value

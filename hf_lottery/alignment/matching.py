@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..masks.mask import plain_name, unwrap
+from ..networks.names import named_tensors, plain_name, unwrap
+from ..symmetry.errors import SpecMismatchError
 from ..symmetry.permutation import Permutation
-from ..symmetry.spec import PermutationSpec, SpecMismatchError, named_tensors
+from ..symmetry.spec import PermutationSpec
 from .assignment import families
 from .coordinate_descent import GroupMatch, MatchReport, descend, inward
 from .correlation import correlations

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..symmetry.spec import Axis, Block, PermutationSpec, Slot
+from ..symmetry.groups import Axis, Block, Slot
+from ..symmetry.spec import PermutationSpec
 from .assignment import Family, Terms
 
 Entries = Mapping[str, np.ndarray]

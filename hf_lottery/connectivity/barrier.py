@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
+from ..networks.names import named_state
 from ..report import plot_barriers
-from ..training.rewind import named_state
 from .interpolation import holding
 from .repair import Repair
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ..masks.mask import Mask, named_weights, plain_name, unwrap
+from ..masks.mask import Mask
+from ..networks.names import named_weights, plain_name, unwrap
 
 Vector = list[Tensor]
 

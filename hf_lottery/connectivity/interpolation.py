@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..masks.mask import MaskMismatchError
-from ..training.rewind import named_state
+from ..networks.names import named_state
 
 
 @dataclass(frozen=True)

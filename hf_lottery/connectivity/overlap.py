@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from ..masks.mask import Mask, MaskMismatchError, Overlap
-from ..symmetry.permutation import SymmetryError
+from ..symmetry.errors import SymmetryError
 from ..symmetry.spec import PermutationSpec
 
 

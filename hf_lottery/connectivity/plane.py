@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..masks.mask import plain_name, unwrap
+from ..networks.names import named_state, plain_name, unwrap
 from ..report import plot_plane
-from ..training.rewind import named_state
 from .barrier import Evaluate
 from .interpolation import check_alike, holding
 

@@ -22,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..alignment.correlation import Forward, evaluating, run, written_channels
-from ..masks.mask import unwrap
+from ..networks.channels import written_channels
+from ..networks.forward import Forward, run
+from ..networks.modes import evaluating
+from ..networks.names import unwrap
 from ..networks.processes import gathered, reducing_device, several, total
 
 Repair = Callable[[nn.Module, float], None]

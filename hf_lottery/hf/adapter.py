@@ -15,7 +15,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..masks.mask import Mask, MaskMismatchError, named_weights, unwrap
+from ..masks.mask import Mask, MaskMismatchError
+from ..networks.names import named_weights, unwrap
 from ..training.sparsity import SparsityLeakError
 
 PEFT_PREFIX = "base_model.model."

@@ -10,7 +10,7 @@ from contextlib import suppress
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ..masks.mask import plain_name, unwrap
+from ..networks.names import plain_name, unwrap
 
 _LAYERS = {nn.Linear: "Linear", nn.Conv1d: "Conv1d", nn.Conv2d: "Conv2d", nn.Conv3d: "Conv3d", Conv1D: "Conv1D"}
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")

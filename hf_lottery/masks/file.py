@@ -19,6 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..storage.atomic import staged_folder
+from ..storage.checksums import check_sha256
 from ..storage.encoding import (
     MAX_RATIO,
     MaskFileError,
@@ -225,16 +226,6 @@ def _encode_levels(bits: NestedBits, compress: bool) -> tuple[dict[int, Tensor],
         # Too little is stored for a reader to believe the shape, so the first level, which is constant, is written out.
         stored[0], encodings[0] = encode(pack_bits(bits.level(0)), compress)
     return stored, encodings
-
-
-def check_sha256(path: Path, stated: str, stated_in: str, error: type[ValueError]) -> None:
-    """Raise ``error`` unless the file has the checksum that the config ``stated_in`` gives."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if digest != stated:
-        raise error(
-            f"{path} must have the sha256 that {stated_in} states; received {digest}. "
-            "The file is truncated, damaged or from another save: save or download it again."
-        )
 
 
 def _check_names(path: Path, stored: set[str], config: Mapping[str, Any]) -> None:

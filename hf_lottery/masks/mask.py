@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..networks.shards import local, part_of, reshard, whole
+from ..networks.names import named_weights, plain_name, unwrap
+from ..networks.shards import local, part_of, whole
 from ..storage.hub_mixin import Stored
 from .file import CONFIG_NAME, MASK_NAME, pack_bits, read_mask, write_mask
 
@@ -19,17 +20,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..storage.hub_mixin import Where
-
-# What training frameworks put in front of a parameter's own name.
-_WRAPPER_PARTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside data-parallel and compile wrappers; one of FSDP2 as it is, with its parameters sharded."""
-    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or hasattr(model, "_orig_mod"):
-        model = getattr(model, "_orig_mod", None) or model.get_submodule("module")
-    reshard(model)
-    return model
 
 
 class MaskMismatchError(ValueError):
@@ -41,24 +31,6 @@ class Overlap(NamedTuple):
 
     iou: float
     chance: float
-
-
-def named_weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters by plain name: wrapper prefixes removed, every name of a tied parameter present.
-
-    Args:
-        model: A module (also a compiled or data-parallel one), or already a mapping from name to tensor.
-    """
-    if not isinstance(model, nn.Module):
-        return dict(model)
-    return {plain_name(name): parameter for name, parameter in unwrap(model).named_parameters(remove_duplicate=False)}
-
-
-def plain_name(name: str) -> str:
-    """The name of a parameter without what ``torch.compile`` or a checkpoint wrapper adds to it."""
-    for part in _WRAPPER_PARTS:
-        name = name.replace(part, "")
-    return name
 
 
 class Mask(Mapping[str, Tensor], Stored):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..masks.mask import named_weights
+from ..networks.names import named_weights
 from ..networks.shards import as_shards, class_name, is_sharded, reshard
 
 

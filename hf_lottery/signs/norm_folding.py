@@ -17,8 +17,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..alignment.correlation import Forward, evaluating, read_channels, run
-from ..masks.mask import plain_name, unwrap
+from ..networks.channels import read_channels
+from ..networks.forward import Forward, run
+from ..networks.modes import evaluating
+from ..networks.names import plain_name, unwrap
 from .norms import norm_parameters
 
 

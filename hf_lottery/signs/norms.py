@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from ..masks.mask import named_weights, plain_name, unwrap
+from ..networks.names import named_weights, plain_name, unwrap
 from ..networks.shards import class_name, is_sharded, local, part_of, reshard
 
 Metric = TypeVar("Metric")

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..masks.file import CONFIG_NAME, MASK_NAME
-from ..masks.mask import Mask, MaskMismatchError, named_weights, plain_name, unwrap
+from ..masks.mask import Mask, MaskMismatchError
+from ..networks.names import named_weights, plain_name, unwrap
 from ..networks.shards import is_sharded, whole
 from ..storage.hub_mixin import Stored
 from .file import read_signs, write_signs

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypedDict
+from types import ModuleType
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -35,20 +36,6 @@ class Push(TypedDict, total=False):
     create_pr: bool
     commit_message: str | None
     token: str | bool | None
-
-
-class Hub(Protocol):
-    """What the Hugging Face side provides: :mod:`hf_lottery.hf.hub`."""
-
-    def fetch(self, repo_id: str, files: Sequence[str], optional: Sequence[str], **where: Unpack[Where]) -> Path: ...
-
-    def push(self, thing: Any, repo_id: str, **how: Unpack[Push]) -> str: ...
-
-    def mask_from_checkpoint(self, source: str | Path, **options: Any) -> Any: ...
-
-
-# Set by the package's __init__, so that the core can be used without the Hugging Face libraries.
-load_hub: Callable[[], Hub] | None = None
 
 
 class Stored:
@@ -83,9 +70,11 @@ class Stored:
         return self._hub().push(self, repo_id, **how)
 
     @staticmethod
-    def _hub() -> Hub:
-        assert load_hub is not None
-        return load_hub()
+    def _hub() -> ModuleType:
+        """The module that talks to the Hub: the only import upwards, made when something is pushed or pulled."""
+        from ..hf import hub
+
+        return hub
 
     @classmethod
     def _folder(cls, source: str | Path, **where: Unpack[Where]) -> Path:

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..masks.mask import plain_name, unwrap
+from ..networks.names import plain_name, unwrap
+from .errors import SymmetryError
 from .layout import freeze as freeze_axis
 from .layout import frozen
 from .outputs import chosen_outputs
-from .permutation import SymmetryError, permute_
+from .permutation import permute_
 from .rules import pointwise  # noqa: F401  # importing them registers the rules
 from .solve import solve
 from .spec import PermutationSpec

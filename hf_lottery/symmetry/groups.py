@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .permutation import SymmetryError
+from .errors import SymmetryError
 
 
 @dataclass(frozen=True)

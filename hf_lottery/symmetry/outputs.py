@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from .permutation import SymmetryError
+from .errors import SymmetryError
 
 # Fields that show the inside of a network; its function is what the others are.
 _INTERNAL = {

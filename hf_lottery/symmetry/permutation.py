@@ -14,23 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..masks.mask import Mask, plain_name, unwrap
+from ..masks.mask import Mask
+from ..networks.names import plain_name, unwrap
 from ..storage.hub_mixin import Stored
-from .permutation_file import (
-    CONFIG_NAME,
-    ENTRIES_NAME,
-    SPEC_NAME,
-    SpecMismatchError,
-    SymmetryError,
-    read_permutation,
-    write_permutation,
-)
+from .errors import SpecMismatchError, SymmetryError
+from .permutation_file import CONFIG_NAME, ENTRIES_NAME, SPEC_NAME, read_permutation, write_permutation
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..storage.hub_mixin import Where
-    from .spec import Block, PermutationSpec
+    from .groups import Block
+    from .spec import PermutationSpec
 
 __all__ = ["Permutation", "SpecMismatchError", "SymmetryError", "permute_"]
 

@@ -16,22 +16,15 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from ..masks.file import check_sha256
 from ..storage.atomic import staged_folder
+from ..storage.checksums import check_sha256
 from ..version import __version__
+from .errors import SymmetryError
 
 CONFIG_NAME = "permutation_config.json"
 ENTRIES_NAME = "permutation.safetensors"
 SPEC_NAME = "permutation_spec.json"
 FORMAT_VERSION = 1
-
-
-class SymmetryError(ValueError):
-    """A spec or permutation contradicts itself, or a symmetry does not hold."""
-
-
-class SpecMismatchError(SymmetryError):
-    """A spec or permutation does not fit the model, mask or permutation it is used with."""
 
 
 def write_permutation(

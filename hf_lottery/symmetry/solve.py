@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .groups import Axis, Block, Group
 from .layout import Layout, Node, factors, find, known_child, unify
-from .spec import Axis, Block, Group, PermutationSpec
+from .spec import PermutationSpec
 from .trace import Axes
 
 # One axis of one block: its nodes, and where along the tensor's axis each multi-index lies.

@@ -24,10 +24,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..masks.mask import plain_name, unwrap
+from ..networks.names import named_tensors
 from ..storage.atomic import write_atomically
+from .errors import SpecMismatchError, SymmetryError
 from .groups import Axis, Block, Group, Slot, axis_from_json, axis_to_json, check_blocks, check_group
-from .permutation import Permutation, SpecMismatchError, SymmetryError
+from .permutation import Permutation
 from .verification import VerifyReport, verify
 
 __all__ = ["Axis", "Block", "Group", "PermutationSpec", "Slot", "SpecMismatchError", "SymmetryError"]
@@ -279,15 +280,6 @@ class PermutationSpec:
 
 
 _OTHER = "The spec is for another model: discover it again on this one."
-
-
-def named_tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters and buffers by plain name, every name of a tied one; of a mapping, itself."""
-    if not isinstance(model, nn.Module):
-        return dict(model)
-    model = unwrap(model)
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {plain_name(name): tensor for name, tensor in named}
 
 
 def _cycle(size: int, generator: np.random.Generator) -> np.ndarray:

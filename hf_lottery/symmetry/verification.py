@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from ..masks.mask import unwrap
+from ..networks.names import unwrap
+from .errors import SymmetryError, SymmetryVerificationError
 from .outputs import chosen_outputs
-from .permutation import SymmetryError, permute_
+from .permutation import permute_
 from .trace import call, plain_kernels
 
 if TYPE_CHECKING:
@@ -41,10 +42,6 @@ class VerifyReport:
     errors: dict[str, float] = field(default_factory=dict)
     inert: list[tuple[str, str, int]] = field(default_factory=list)
     visible: int = 0
-
-
-class SymmetryVerificationError(SymmetryError):
-    """A permutation that the spec calls legal changes an output."""
 
 
 class _InDouble(TorchDispatchMode):

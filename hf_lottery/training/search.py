@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from ..masks.mask import Mask, plain_name, unwrap
+from ..masks.mask import Mask
+from ..networks.names import plain_name, unwrap
 from ..pruning.mask_from_scores import prune
 from ..pruning.schedules import Schedule, geometric
 from ..pruning.scopes import Scope, global_
 from ..pruning.scores import Evidence, Score, magnitude, score_weights
-from .rewind import Rewind, Snapshot, init
+from .rewind import Rewind, init
+from .snapshot import Snapshot
 from .sparsity import keep_sparse
 
 

@@ -19,7 +19,8 @@ from torch import Tensor, nn, optim
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ..masks.file import pack_bits
-from ..masks.mask import Mask, named_weights
+from ..masks.mask import Mask
+from ..networks.names import named_weights
 from ..networks.shards import local, part_of
 
 # For these a zero weight with a zero gradient and a zero state stays zero, so a projection would be work for nothing.

@@ -14,7 +14,8 @@ from hf_lottery.alignment.assignment import assign, families
 from hf_lottery.alignment.coordinate_descent import descend, inward
 from hf_lottery.alignment.correlation import correlations, sites
 from hf_lottery.alignment.matching import _weight_ties
-from hf_lottery.symmetry.permutation import SpecMismatchError, SymmetryError, permute_
+from hf_lottery.symmetry.errors import SpecMismatchError, SymmetryError
+from hf_lottery.symmetry.permutation import permute_
 
 # The hand-made networks are to be matched whole.
 activation_matching = partial(matching.activation_matching, residual=True)

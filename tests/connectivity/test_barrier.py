@@ -28,7 +28,7 @@ from hf_lottery import (
     sgd_noise_stability,
     weight_matching,
 )
-from hf_lottery.training.rewind import Snapshot
+from hf_lottery.training.snapshot import Snapshot
 
 
 def net(seed):

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_lottery.symmetry.spec import Axis, Block, Group, PermutationSpec
+from hf_lottery.symmetry.groups import Axis, Block, Group
+from hf_lottery.symmetry.spec import PermutationSpec
 
 FROZEN = "input or output"
 

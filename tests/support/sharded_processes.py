@@ -15,7 +15,7 @@ from small_task import arguments, vit
 from transformers import TrainerCallback
 
 from hf_lottery import LotteryTrainer, Snapshot, WinningSignTrainer
-from hf_lottery.masks.mask import named_weights
+from hf_lottery.networks.names import named_weights
 from hf_lottery.networks.shards import is_sharded, local, part_of
 
 

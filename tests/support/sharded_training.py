@@ -14,12 +14,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from hf_lottery import Mask, SignedMask, Snapshot, Ticket, find_ticket, keep_sparse, prunable, prune, score_weights
-from hf_lottery.masks.mask import named_weights
+from hf_lottery.networks.names import named_weights
 from hf_lottery.networks.shards import class_name, is_sharded, local, part_of, whole
 from hf_lottery.pruning.scores import Evidence, gather_evidence, magnitude, movement, random, saliency, wanda
 from hf_lottery.pruning.selection import remove_lowest
 from hf_lottery.signs.norms import interpolated_norms, norm_parameters, norm_path
-from hf_lottery.training.rewind import parse_rewind, save_snapshot
+from hf_lottery.training.rewind import parse_rewind
+from hf_lottery.training.snapshot import save_snapshot
 from hf_lottery.training.sparsity import SparsityLeakError
 
 

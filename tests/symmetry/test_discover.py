@@ -11,7 +11,8 @@ from torch import nn
 
 from hf_lottery import Mask, prunable
 from hf_lottery.symmetry.discovery import discover
-from hf_lottery.symmetry.permutation import SymmetryError, permute_
+from hf_lottery.symmetry.errors import SymmetryError
+from hf_lottery.symmetry.permutation import permute_
 from hf_lottery.symmetry.verification import verify
 
 

@@ -8,7 +8,8 @@ from hand_made import NETWORKS, network, spec_of
 from torch import nn
 
 from hf_lottery import Mask
-from hf_lottery.symmetry.permutation import Permutation, SpecMismatchError, SymmetryError, permute_
+from hf_lottery.symmetry.errors import SpecMismatchError, SymmetryError
+from hf_lottery.symmetry.permutation import Permutation, permute_
 from hf_lottery.symmetry.spec import PermutationSpec
 
 

@@ -6,8 +6,10 @@ import torch
 from hand_made import NETWORKS, network, spec_of
 from torch import nn
 
-from hf_lottery.symmetry.permutation import SpecMismatchError as SameError
-from hf_lottery.symmetry.spec import Axis, Block, Group, PermutationSpec, SpecMismatchError, SymmetryError
+from hf_lottery.symmetry.errors import SpecMismatchError, SymmetryError
+from hf_lottery.symmetry.errors import SpecMismatchError as SameError
+from hf_lottery.symmetry.groups import Axis, Block, Group
+from hf_lottery.symmetry.spec import PermutationSpec
 
 
 def axis(*positions: int, leaves: tuple[str, ...] = ("g",)) -> Axis:

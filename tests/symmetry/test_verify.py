@@ -12,10 +12,12 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 from hf_lottery.symmetry.discovery import discover
+from hf_lottery.symmetry.errors import SymmetryVerificationError
+from hf_lottery.symmetry.groups import Axis, Block, Group
 from hf_lottery.symmetry.permutation import permute_
-from hf_lottery.symmetry.spec import Axis, Block, Group, PermutationSpec
+from hf_lottery.symmetry.spec import PermutationSpec
 from hf_lottery.symmetry.trace import plain_kernels
-from hf_lottery.symmetry.verification import Prover, SymmetryVerificationError, culprits, verify
+from hf_lottery.symmetry.verification import Prover, culprits, verify
 
 
 def without_tie(spec: PermutationSpec, group: str, tensor: str) -> PermutationSpec:

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hf_lottery import MaskFileError, MaskMismatchError, Snapshot, parse_rewind, rewind
-from hf_lottery.training.rewind import save_snapshot
+from hf_lottery.training.snapshot import save_snapshot
 
 
 class Net(nn.Module):
@@ -115,7 +115,7 @@ def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     save_snapshot(nn.Linear(3, 2), path, 5)
     before = path.read_bytes()
     monkeypatch.setattr(
-        "hf_lottery.training.rewind.whole", lambda tensor: tensor.detach() if tensor.ndim == 1 else 1 / 0
+        "hf_lottery.training.snapshot.whole", lambda tensor: tensor.detach() if tensor.ndim == 1 else 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         save_snapshot(nn.Linear(3, 2), path, 6)

@@ -22,20 +22,17 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, Trainer
 
-from ... import (
-    LotteryArguments,
-    Mask,
-    Permutation,
-    PermutationSpec,
-    RecipeParser,
-    Ticket,
-    activation_matching,
-    discover,
-    plot_match,
-    weight_matching,
-)
+from ...alignment.matching import activation_matching, weight_matching
+from ...masks.mask import Mask
+from ...report import plot_match
+from ...symmetry.discovery import discover
+from ...symmetry.permutation import Permutation
+from ...symmetry.spec import PermutationSpec
+from ..commands.parser import RecipeParser
+from ..hub.ticket import Ticket
 from ..tasks.batches import example_batch, training_batches
 from ..tasks.data import DataArguments
+from ..trainers.arguments import LotteryArguments
 from .common import AUTO_MODELS, ModelArguments, load_task_data, set_up, trainer_arguments
 
 METHODS = ("activation", "weight")

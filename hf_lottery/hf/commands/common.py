@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from ... import classification_metrics, predicted_classes
+from ..metrics import classification_metrics, predicted_classes
 from ..tasks import models  # noqa: F401  # registers the papers' networks with the Auto classes
 from ..tasks.built_in import BUILT_IN
 from ..tasks.data import Data, DataArguments, load_data

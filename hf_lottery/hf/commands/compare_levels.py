@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from ... import markdown_table, plot_against_density
+from ...report import markdown_table, plot_against_density
 from .launch import check_launch
 
 Series = dict[str, dict[float, list[float]]]

@@ -22,22 +22,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
-from ... import (
-    Barrier,
-    LotteryArguments,
-    Mask,
-    Permutation,
-    RecipeParser,
-    discover,
-    error_barrier,
-    permute_,
-    recalibrate_batch_norm_,
-    write_report,
-)
-from ...connectivity.repair import batch_norms
+from ...connectivity.barrier import Barrier, error_barrier
+from ...connectivity.repair import batch_norms, recalibrate_batch_norm_
+from ...masks.mask import Mask
+from ...report import write_report
 from ...storage.atomic import write_atomically
+from ...symmetry.discovery import discover
+from ...symmetry.permutation import Permutation, permute_
+from ..commands.parser import RecipeParser
 from ..tasks.batches import evaluation_batches, example_batch, training_batches
 from ..tasks.data import DataArguments
+from ..trainers.arguments import LotteryArguments
 from .align_mask import load_network, match
 from .common import ModelArguments, load_task_data, set_up, trainer_arguments
 from .report_sections import match_sections, overlap_sections, path_sections

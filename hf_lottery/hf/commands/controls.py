@@ -15,9 +15,12 @@ import numpy as np
 from torch import nn
 from transformers import set_seed
 
-from ... import LotteryTrainer, Mask, SparseTrainer, Ticket
+from ...masks.mask import Mask
 from ...storage.atomic import write_atomically
+from ..hub.ticket import Ticket
 from ..tasks.data import Data
+from ..trainers.lottery_trainer import LotteryTrainer
+from ..trainers.sparse_trainer import SparseTrainer
 from .common import ModelArguments, build_model, trainer_arguments
 
 # What a control starts from: network, mask, and the steps that lie behind the weights.

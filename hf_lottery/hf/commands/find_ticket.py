@@ -21,18 +21,14 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from ... import (
-    LotteryArguments,
-    LotteryTrainer,
-    RecipeParser,
-    WinningSignTrainer,
-    level_table,
-    markdown_table,
-    plan_search,
-    write_report,
-)
+from ...report import level_table, markdown_table, write_report
+from ..commands.parser import RecipeParser
+from ..plan import plan_search
 from ..tasks.data import DataArguments
+from ..trainers.arguments import LotteryArguments
+from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.sparse_trainer import changed
+from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .common import ModelArguments, build_model, load_task_data, set_up, trainer_arguments
 from .controls import CONTROLS, train_controls
 from .report_sections import measure_of, search_report_bytes, search_sections

@@ -8,16 +8,14 @@ from typing import Any
 
 from torch import nn
 
-from ... import (
-    Barrier,
-    LotteryTrainer,
-    Mask,
-    Permutation,
+from ...connectivity.barrier import Barrier
+from ...masks.mask import Mask
+from ...report import (
     Picture,
     Section,
-    SignAgreement,
     Table,
     dead_units,
+    level_rows,
     plot_against_density,
     plot_barriers,
     plot_layers,
@@ -26,8 +24,10 @@ from ... import (
     plot_overlap,
     plot_sign_flips,
 )
-from ...report import level_rows
 from ...report.style import PICTURE_BYTES
+from ...signs.signed_mask import SignAgreement
+from ...symmetry.permutation import Permutation
+from ..trainers.lottery_trainer import LotteryTrainer
 
 _HEADS = {
     "num_attention_heads": r"\b(query|q_proj|q_lin)\.weight$",

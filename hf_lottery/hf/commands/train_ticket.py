@@ -27,24 +27,19 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, default_data_collator
 
-from ... import (
-    ZEROS,
-    LotteryArguments,
-    Mask,
-    NormParameters,
-    RecipeParser,
-    Reference,
-    SignedMask,
-    SparseTrainer,
-    Ticket,
-    fold_norms_,
-    norm_parameters,
-    prune,
-    random,
-    score_weights,
-    write_report,
-)
+from ...masks.mask import Mask
+from ...pruning.mask_from_scores import prune
+from ...pruning.scores import random, score_weights
+from ...report import write_report
+from ...signs.norm_folding import fold_norms_
+from ...signs.norms import NormParameters, norm_parameters
+from ...signs.signed_mask import ZEROS, SignedMask
+from ..commands.parser import RecipeParser
+from ..hub.reference import Reference
+from ..hub.ticket import Ticket
 from ..tasks.data import Data, DataArguments
+from ..trainers.arguments import LotteryArguments
+from ..trainers.sparse_trainer import SparseTrainer
 from .common import AUTO_MODELS, ModelArguments, build_model, load_task_data, set_up, trainer_arguments
 from .report_sections import training_sections
 

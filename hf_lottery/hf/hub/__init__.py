@@ -1,4 +1,4 @@
-"""What the core reaches of the Hugging Face side, through ``hf_lottery.storage.hub_mixin.load_hub``."""
+"""The Hub: what is fetched from it and pushed to it; ``hf_lottery.storage.hub_mixin`` reaches it here."""
 
 from .checkpoint import mask_from_checkpoint
 from .transfer import fetch, push

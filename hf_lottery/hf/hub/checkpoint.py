@@ -16,7 +16,8 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ...masks.file import CONFIG_NAME
-from ...masks.mask import Mask, plain_name
+from ...masks.mask import Mask
+from ...networks.names import plain_name
 from ...storage.hub_mixin import Where, find_folder, is_repository
 from ..adapter import PEFT_PREFIX, trained_positions
 from ..prunable_weights import _matching, prunable

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
-from ...masks.file import MaskFileError
-from ...training.rewind import Snapshot
+from ...storage.encoding import MaskFileError
+from ...training.snapshot import Snapshot
 from .transfer import base_model
 
 _KINDS = ("pretrained", "seed")

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 
-from ...masks.file import CONFIG_NAME, MASK_NAME, MaskFileError, read_mask, stage_mask
+from ...masks.file import CONFIG_NAME, MASK_NAME, read_mask, stage_mask
 from ...masks.mask import Mask, MaskMismatchError
 from ...masks.mask_series import MaskSeries
+from ...networks.names import named_state
 from ...networks.shards import class_name, local, part_of
 from ...report import plot_against_density
 from ...storage.atomic import staged_folder
+from ...storage.encoding import MaskFileError
 from ...storage.hub_mixin import Stored
-from ...training.rewind import Snapshot, named_state
+from ...training.snapshot import Snapshot
 from ..trainers.run_folder import REWIND_NAME
 from .card import ticket_card
 from .reference import Reference

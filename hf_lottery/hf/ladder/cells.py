@@ -15,10 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from ... import LotteryArguments, RecipeParser
 from ...storage.atomic import sweep
 from ..commands.common import ModelArguments, load_task_data, trainer_arguments
+from ..commands.parser import RecipeParser
 from ..tasks.data import Data, DataArguments
+from ..trainers.arguments import LotteryArguments
 from ..trainers.run_settings import run_settings
 
 SEARCHES = {"imp": None, "lrr": "none", "aws": "step"}  # and how norms are interpolated

@@ -11,26 +11,23 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from ... import (
-    LotteryTrainer,
-    Mask,
-    Permutation,
-    SignedMask,
-    Snapshot,
-    SparseTrainer,
-    Ticket,
-    WinningSignTrainer,
-    activation_matching,
-    discover,
-    error_barrier,
-    permute_,
-)
+from ...alignment.matching import activation_matching
+from ...connectivity.barrier import error_barrier
+from ...masks.mask import Mask
+from ...signs.signed_mask import SignedMask
 from ...storage.atomic import write_atomically
+from ...symmetry.discovery import discover
+from ...symmetry.permutation import Permutation, permute_
+from ...training.snapshot import Snapshot
 from ..commands.align_mask import match
 from ..commands.common import build_model
 from ..commands.connectivity import Judge
 from ..commands.report_sections import measure_of
+from ..hub.ticket import Ticket
 from ..tasks.batches import example_batch, training_batches
+from ..trainers.lottery_trainer import LotteryTrainer
+from ..trainers.sparse_trainer import SparseTrainer
+from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .cells import ROWS, SEARCHES, Cell, Ladder
 
 

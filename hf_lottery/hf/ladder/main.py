@@ -30,7 +30,7 @@ from __future__ import annotations
 import sys
 from concurrent.futures.process import BrokenProcessPool
 
-from ... import markdown_table, write_report
+from ...report import markdown_table, write_report
 from ..commands.common import set_up
 from .plan import plan
 from .results import write_results

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ... import LotteryTrainer, WinningSignTrainer, plan_search
 from ..commands.common import build_model
+from ..plan import plan_search
 from ..plan.search import time_text
+from ..trainers.lottery_trainer import LotteryTrainer
+from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .cells import SEARCHES, Cell, Ladder
 from .sweep import Point
 

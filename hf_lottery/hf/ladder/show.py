@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from ... import markdown_table
+from ...report import markdown_table
 from .table import COMPARED, comparison, label, obtained, plot, table
 
 

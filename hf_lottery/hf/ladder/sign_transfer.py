@@ -30,20 +30,18 @@ import numpy as np
 from torch import nn
 from transformers import set_seed
 
-from ... import (
-    LotteryArguments,
-    Mask,
-    RecipeParser,
-    SignedMask,
-    SparseTrainer,
-    WinningSignTrainer,
-    error_barrier,
-    markdown_table,
-)
+from ...connectivity.barrier import error_barrier
+from ...masks.mask import Mask
+from ...report import markdown_table
+from ...signs.signed_mask import SignedMask
 from ...storage.atomic import write_atomically
 from ..commands.common import ModelArguments, build_model, load_task_data, mean_and_std, set_up, trainer_arguments
 from ..commands.connectivity import Judge
+from ..commands.parser import RecipeParser
 from ..tasks.data import Data, DataArguments
+from ..trainers.arguments import LotteryArguments
+from ..trainers.sparse_trainer import SparseTrainer
+from ..trainers.winning_sign_trainer import WinningSignTrainer
 
 METHODS = {"aws": "step", "lrr": "none"}
 TRAININGS = (

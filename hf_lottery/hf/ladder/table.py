@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ... import Picture, Section, Table
+from ...report import Picture, Section, Table
 from ...report.style import curve_style, picture, write_csv
 from ..commands.common import mean_and_std
 

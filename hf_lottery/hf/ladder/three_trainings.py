@@ -25,22 +25,20 @@ import numpy as np
 from torch import nn
 from transformers import set_seed
 
-from ... import (
-    LotteryArguments,
-    LotteryTrainer,
-    Mask,
-    RecipeParser,
-    Snapshot,
-    SnapshotCallback,
-    SparseTrainer,
-    discover,
-    markdown_table,
-)
+from ...masks.mask import Mask
+from ...report import markdown_table
 from ...storage.atomic import write_atomically
+from ...symmetry.discovery import discover
+from ...training.snapshot import Snapshot
 from ..commands.align_mask import match
 from ..commands.common import ModelArguments, build_model, load_task_data, mean_and_std, set_up, trainer_arguments
+from ..commands.parser import RecipeParser
 from ..tasks.batches import example_batch
 from ..tasks.data import Data, DataArguments
+from ..trainers.arguments import LotteryArguments
+from ..trainers.callbacks import SnapshotCallback
+from ..trainers.lottery_trainer import LotteryTrainer
+from ..trainers.sparse_trainer import SparseTrainer
 
 TRAININGS = ("dense", "lth", "naive", "permuted")
 

@@ -13,7 +13,7 @@ from torch import nn
 from ...alignment.correlation import sites
 from ...alignment.matching import residual_streams
 from ...symmetry.discovery import discover
-from ...symmetry.permutation import SymmetryError
+from ...symmetry.errors import SymmetryError
 from ...symmetry.spec import PermutationSpec
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...training.rewind import named_state
+from ...networks.names import named_state
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.winning_sign_trainer import WinningSignTrainer
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedConfig, TrainerControl, TrainerState
 
 from ...masks.mask import Mask
+from ...networks.names import named_state
 from ...report.style import PICTURE_BYTES
 from ...storage.encoding import packed_size
-from ...training.rewind import named_state
 from ..hub.card import ticket_card
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.winning_sign_trainer import WinningSignTrainer

@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from ...masks.mask import Mask
-from ...training.rewind import save_snapshot
+from ...training.snapshot import save_snapshot
 from ...training.sparsity import SparseHandle, keep_sparse
 
 

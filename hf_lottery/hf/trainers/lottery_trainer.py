@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, ProgressCallback, enable_full_determinism, set_seed
 from transformers.trainer_utils import SchedulerType, TrainOutput
 
-from ...masks.mask import Mask, named_weights
+from ...masks.mask import Mask
 from ...masks.mask_series import MaskSeries
+from ...networks.names import named_weights
 from ...networks.shards import as_shards, class_name, is_sharded
 from ...pruning.mask_from_scores import prune
 from ...pruning.scores import (
@@ -29,8 +30,9 @@ from ...pruning.scores import (
     wanda,
 )
 from ...signs.signed_mask import sign_agreement
-from ...training.rewind import Snapshot, parse_rewind, save_snapshot
+from ...training.rewind import parse_rewind
 from ...training.search import check_levels
+from ...training.snapshot import Snapshot, save_snapshot
 from ..hub.reference import Reference
 from ..hub.ticket import Ticket
 from ..hub.transfer import base_model

@@ -23,7 +23,7 @@ from typing import Any
 from ...masks.file import CONFIG_NAME, stage_mask
 from ...masks.mask import Mask
 from ...storage.atomic import staged_folder, sweep, write_atomically
-from ...training.rewind import Snapshot
+from ...training.snapshot import Snapshot
 
 REWIND_NAME = "rewind.safetensors"
 COMPLETE_NAME = "lottery_checkpoint.json"

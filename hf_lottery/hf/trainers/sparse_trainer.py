@@ -15,7 +15,8 @@ from transformers import PreTrainedModel, Trainer
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ...masks.file import write_mask
-from ...masks.mask import Mask, named_weights
+from ...masks.mask import Mask
+from ...networks.names import named_weights
 from .callbacks import SparsityCallback, refuse_flat_weights
 
 

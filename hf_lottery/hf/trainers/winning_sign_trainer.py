@@ -17,11 +17,12 @@ from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
 from ...connectivity.repair import batch_norms, recalibrate_batch_norm_
-from ...masks.mask import Mask, named_weights
+from ...masks.mask import Mask
+from ...networks.names import named_weights
 from ...networks.shards import is_sharded, local, reshard
 from ...signs.norms import interpolated_norms, norm_parameters, norm_path
 from ...signs.signed_mask import SignedMask
-from ...training.rewind import Snapshot, save_snapshot
+from ...training.snapshot import Snapshot, save_snapshot
 from .lottery_trainer import LotteryTrainer
 from .run_folder import REWIND_NAME, RunFolder
 from .run_settings import level_seed

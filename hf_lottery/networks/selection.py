@@ -1,0 +1,80 @@
+"""select_names: the one way to choose names (of parameters, groups or layers) by regular expression."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable
+
+Patterns = str | Iterable[str]
+
+
+def select_names(
+    names: Iterable[str],
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+    *,
+    what: str = "a parameter",
+    default: Iterable[str] | None = None,
+    error: type[ValueError] = ValueError,
+    hint: Callable[[str], str] | None = None,
+) -> list[str]:
+    """Choose names by regular expression.
+
+    A pattern that is itself one of the names selects that name alone. Any other is a regular expression that may match
+    anywhere in a name.
+
+    Args:
+        names: The names to choose from.
+        include: A pattern, or several of which one must match. None selects ``default``.
+        exclude: A pattern, or several, of the names to take away again.
+        what: What a name is the name of, for the messages.
+        default: What ``include=None`` selects; all names unless given.
+        error: Class of the error to raise.
+        hint: Given a pattern that matches nothing, returns the end of the message, which says what to do.
+
+    Returns:
+        The chosen names in the order of ``names``. The list may be empty if ``exclude`` takes all of them away.
+
+    Raises:
+        ValueError: A pattern is empty, is not a regular expression, or matches nothing.
+
+    Example:
+        >>> select_names(["conv.weight", "fc.weight", "fc.bias"], include=r"weight$", exclude="conv")
+        ['fc.weight']
+    """
+    names = list(names)
+    chosen = set(names if default is None else default)
+    if include is not None:
+        chosen = _matching("include", include, names, what, error, hint)
+    if exclude is not None:
+        chosen -= _matching("exclude", exclude, names, what, error, hint)
+    return [name for name in names if name in chosen]
+
+
+def _matching(option: str, patterns: Patterns, names: list[str], what: str, error, hint) -> set[str]:
+    """The names that one of the patterns matches; every pattern must match one."""
+    known, matching = set(names), set()
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        if not pattern:
+            raise error(f"{option} must be a regular expression; received an empty one. Use '.*' to match all.")
+        try:
+            search = re.compile(pattern).search
+        except re.error as wrong:
+            raise error(
+                f"{option} must be a valid regular expression; received {pattern!r} ({wrong}). "
+                "Escape special characters with re.escape."
+            ) from None
+        hits = {pattern} if pattern in known else {name for name in names if search(name)}
+        if not hits:
+            way_out = hint(pattern) if hint else near_names(pattern, names)
+            raise error(f"{option} must match the name of {what}; received {pattern!r}, which matches none. {way_out}")
+        matching |= hits
+    return matching
+
+
+def near_names(pattern: str, names: Iterable[str]) -> str:
+    """A sentence with the names that are most like a pattern, or with one of the names if none is."""
+    names = list(names)
+    near = difflib.get_close_matches(pattern, {*names, *".".join(names).split(".")}, n=3)
+    return f"Near names: {', '.join(near)}." if near else f"The names are like {next(iter(names), 'none')!r}."
