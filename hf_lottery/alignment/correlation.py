@@ -14,7 +14,7 @@ from ..networks.channels import norm_channels, read_channels, written_channels
 from ..networks.forward import Forward, run
 from ..networks.modes import evaluating
 from ..networks.names import plain_name, unwrap
-from ..networks.processes import gathered, reducing_device, total
+from ..networks.processes import gathered, reducing_device, sum_over_processes
 from ..symmetry.groups import Axis
 from ..symmetry.spec import PermutationSpec
 
@@ -80,14 +80,14 @@ class Moments:
         """
         device = self._means[0].device if self._means else reducing_device()
         n, zero = self._size, {"dtype": torch.float64, "device": device}
-        count = total(torch.tensor(self.count, **zero))
+        count = sum_over_processes(torch.tensor(self.count, **zero))
         if not count > 0:
             return None
         means = self._means or [torch.zeros(n, **zero)] * 2
         products = self._products or [torch.zeros(shape, **zero) for shape in (n, n, (n, n))]
-        overall = [total(self.count * mean) / count for mean in means]
+        overall = [sum_over_processes(self.count * mean) / count for mean in means]
         _add_outer_(products, [mean - o for mean, o in zip(means, overall, strict=True)], self.count)
-        left, right, cross = map(total, products)
+        left, right, cross = map(sum_over_processes, products)
         # A unit that never varies is left with rounding errors, relative to the values it was computed from.
         alive = [v > 1e-10 * (m * m * count + 1e-30) for v, m in zip((left, right), overall, strict=True)]
         scale = [torch.where(ok, v, torch.inf).rsqrt() for ok, v in zip(alive, (left, right), strict=True)]

@@ -26,7 +26,7 @@ from ..networks.channels import written_channels
 from ..networks.forward import Forward, run
 from ..networks.modes import evaluating
 from ..networks.names import unwrap
-from ..networks.processes import gathered, reducing_device, several, total
+from ..networks.processes import gathered, reducing_device, several, sum_over_processes
 
 Repair = Callable[[nn.Module, float], None]
 _EPS = 1e-5
@@ -178,8 +178,8 @@ class _Statistics:
         """Those of all processes."""
         pooled = _Statistics()
         sums = self.sums or [torch.zeros(channels, dtype=torch.float64, device=reducing_device())] * 2
-        pooled.sums = [total(part.clone()) for part in sums]
-        pooled.count = total(torch.tensor(self.count, device=sums[0].device)).item()
+        pooled.sums = [sum_over_processes(part.clone()) for part in sums]
+        pooled.count = sum_over_processes(torch.tensor(self.count, device=sums[0].device)).item()
         return pooled
 
     def mean_std(self) -> tuple[Tensor, Tensor]:
@@ -288,10 +288,10 @@ def _average_(norm: nn.modules.batchnorm._BatchNorm) -> None:
     if not several():
         return
     own = norm.get_buffer("num_batches_tracked")
-    count = total(own.clone())
+    count = sum_over_processes(own.clone())
     for name in ("running_mean", "running_var"):
         buffer = norm.get_buffer(name)
-        mean = total(buffer.double() * own) / count
+        mean = sum_over_processes(buffer.double() * own) / count
         if count:  # a norm that never ran is as after a reset
             buffer.copy_(mean)
     own.copy_(count)
@@ -306,5 +306,5 @@ def _run_all(model: nn.Module, batches: Iterable[Any], forward: Forward | None) 
     for batch in batches:
         run(model, batch, forward)
         seen += 1
-    if not total(seen):
+    if not sum_over_processes(seen):
         raise ValueError("repair must see at least one batch; received none. An iterator may be used up.")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..networks.names import named_weights, plain_name, unwrap
 from ..networks.shards import local, part_of, whole
-from ..storage.hub_mixin import Stored
+from ..storage.hub_mixin import HubMixin, hub_module
 from .file import CONFIG_NAME, MASK_NAME, pack_bits, read_mask, write_mask
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Overlap(NamedTuple):
     chance: float
 
 
-class Mask(Mapping[str, Tensor], Stored):
+class Mask(Mapping[str, Tensor], HubMixin):
     """Which weights stay: parameter name -> bool tensor of the parameter's shape, True keeps.
 
     A mask is a mapping, keeps the order it was given, lives on the CPU and owns its tensors. Treat it as immutable:
@@ -112,7 +112,7 @@ class Mask(Mapping[str, Tensor], Stored):
             source: See :func:`hf_lottery.hf.hub.checkpoint.mask_from_checkpoint`, which says what is read.
             options: Its ``include``, ``exclude``, ``model``, and the words of ``from_pretrained``.
         """
-        return cls._hub().mask_from_checkpoint(source, **options)
+        return hub_module().mask_from_checkpoint(source, **options)
 
     def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
         """Write ``mask_config.json`` and ``mask.safetensors`` (at most one bit per weight) into ``folder``.

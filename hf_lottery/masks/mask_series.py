@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..storage.atomic import staged_folder
 from ..storage.encoding import NestedBits, nest
-from ..storage.hub_mixin import Stored
+from ..storage.hub_mixin import HubMixin
 from .file import CONFIG_NAME, MASK_NAME, read_series, stage_series
 from .mask import Mask, MaskMismatchError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..storage.hub_mixin import Where
 
 
-class MaskSeries(Sequence[Mask], Stored):
+class MaskSeries(Sequence[Mask], HubMixin):
     """Masks of which each keeps only weights that the one before keeps, such as the levels of iterative pruning.
 
     A series is an immutable sequence. It holds one bit for each weight that the level before keeps, 5 bits a weight

@@ -16,7 +16,7 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def total(x: Tensor) -> Tensor:
+def sum_over_processes(x: Tensor) -> Tensor:
     """The sum over all processes, the same on each; ``x`` may be overwritten."""
     if several():
         x = x.contiguous()

@@ -87,7 +87,7 @@ def counts_here(tensor: Tensor) -> bool:
     return all(not p.is_replicate() or made.device_mesh.get_local_rank(dimension) == 0 for dimension, p in pairs)
 
 
-def total(numbers: np.ndarray, like: Tensor) -> np.ndarray:
+def sum_over_shards(numbers: np.ndarray, like: Tensor) -> np.ndarray:
     """Sums of integers over all processes that hold a part of ``like``. Collective."""
     mesh = cast(Any, like).device_mesh
     tensor = torch.from_numpy(np.ascontiguousarray(numbers, np.int64)).to(mesh.device_type)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..networks.shards import block, counts_here, from_local, is_sharded, local, part_of, total, whole
+from ..networks.shards import block, counts_here, from_local, is_sharded, local, part_of, sum_over_shards, whole
 from .chunks import CHUNK, common_dtype, stream
 
 _BITS = 16  # of the number, a pass
@@ -57,7 +57,7 @@ class _Count:
         self.mine = {name for name, score in scores.items() if (counts_here(score) if is_sharded(score) else first)}
 
     def all(self, numbers: np.ndarray) -> np.ndarray:
-        return total(numbers, self.like)
+        return sum_over_shards(numbers, self.like)
 
     def counted(self) -> Iterator[tuple[str, np.ndarray]]:
         """Name and values of the competing scores counted here, chunk by chunk, by sorted name."""

@@ -20,7 +20,7 @@ from ..masks.file import CONFIG_NAME, MASK_NAME
 from ..masks.mask import Mask, MaskMismatchError
 from ..networks.names import named_weights, plain_name, unwrap
 from ..networks.shards import is_sharded, whole
-from ..storage.hub_mixin import Stored
+from ..storage.hub_mixin import HubMixin
 from .file import read_signs, write_signs
 from .norms import norm_parameters
 
@@ -49,11 +49,11 @@ class Transfer(NamedTuple):
 class SignAgreement(NamedTuple):
     """Fraction of the kept weights whose signs are equal, of all of them and by parameter."""
 
-    total: float
+    overall: float
     layers: dict[str, float]
 
 
-class SignedMask(Mapping[str, Tensor], Stored):
+class SignedMask(Mapping[str, Tensor], HubMixin):
     """A mask and the signs of a network: parameter name -> int8 tensor of -1, 0, +1.
 
     Covered is every parameter but the norms', pruned or not, biases, embeddings and head included. What the mask prunes

@@ -1,4 +1,4 @@
-"""Stored: what is saved in a folder, pushed to the Hub, and loaded from either by the same name."""
+"""HubMixin: save an object in a folder, push it to the Hub, and load it from either by the same name."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Push(TypedDict, total=False):
     token: str | bool | None
 
 
-class Stored:
+class HubMixin:
     """A mixin: ``push_to_hub``, and the place that ``from_pretrained`` loads from.
 
     A subclass names its files, and has ``save_pretrained(folder)``.
@@ -67,14 +67,7 @@ class Stored:
         Raises:
             huggingface_hub.errors.HfHubHTTPError: The Hub refuses; also if somebody else pushed in the meantime (412).
         """
-        return self._hub().push(self, repo_id, **how)
-
-    @staticmethod
-    def _hub() -> ModuleType:
-        """The module that talks to the Hub: the only import upwards, made when something is pushed or pulled."""
-        from ..hf import hub
-
-        return hub
+        return hub_module().push(self, repo_id, **how)
 
     @classmethod
     def _folder(cls, source: str | Path, **where: Unpack[Where]) -> Path:
@@ -104,7 +97,7 @@ def find_folder(source: str | Path, files: Sequence[str], optional: Sequence[str
         if given := [name for name, value in where.items() if name != "subfolder" and value]:
             raise ValueError(f"{given[0]} must come with a repository on the Hub; received the folder {source}.")
         return Path(source) / subfolder
-    return Stored._hub().fetch(str(source), files, optional, **where)
+    return hub_module().fetch(str(source), files, optional, **where)
 
 
 def is_repository(source: str | Path) -> bool:
@@ -120,3 +113,10 @@ def is_repository(source: str | Path) -> bool:
             f"the source must be a folder or the id of a repository on the Hub; received {source!r}, which is neither."
         )
     return True
+
+
+def hub_module() -> ModuleType:
+    """The module that talks to the Hub: the only import upwards, made when something is pushed or pulled."""
+    from ..hf import hub
+
+    return hub

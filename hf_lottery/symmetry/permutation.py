@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..masks.mask import Mask
 from ..networks.names import plain_name, unwrap
-from ..storage.hub_mixin import Stored
+from ..storage.hub_mixin import HubMixin
 from .errors import SpecMismatchError, SymmetryError
 from .permutation_file import CONFIG_NAME, ENTRIES_NAME, SPEC_NAME, read_permutation, write_permutation
 
@@ -32,7 +32,7 @@ __all__ = ["Permutation", "SpecMismatchError", "SymmetryError", "permute_"]
 Tensors = TypeVar("Tensors", Mask, Mapping[str, Tensor])
 
 
-class Permutation(Stored):
+class Permutation(HubMixin):
     """A permutation of every group of a spec; a group without an entry keeps its order. Immutable.
 
     Args:

@@ -38,8 +38,8 @@ def measure(rank: int, processes: int, folder: str, weights: int) -> None:
         for i in range(TENSORS)
     }
     remove, sums = round(SPARSITY * rows * processes * COLUMNS * TENSORS), []
-    add = sharded_select.total
-    sharded_select.total = lambda numbers, like: (sums.append(numbers.nbytes), add(numbers, like))[1]
+    add = sharded_select.sum_over_shards
+    sharded_select.sum_over_shards = lambda numbers, like: (sums.append(numbers.nbytes), add(numbers, like))[1]
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     keep = remove_lowest(scores, remove)  # type: ignore[arg-type]
     seconds = time.process_time() - start

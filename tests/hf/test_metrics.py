@@ -98,7 +98,7 @@ def test_mask_overlap_and_sign_agreement_are_those_of_the_masks():
     ticket = [signed[name].flatten().tolist() for name in a]
     trained = [networks[1].get_parameter(name).detach().sign().flatten().to(torch.int8).tolist() for name in a]
     found = load_metric("sign_agreement").compute(predictions=trained, references=ticket)
-    assert found == {"sign_agreement": pytest.approx(signed.agreement(networks[1]).total)}
+    assert found == {"sign_agreement": pytest.approx(signed.agreement(networks[1]).overall)}
     found = load_metric("sign_agreement").compute(predictions=[[1, 0], [-1, 0]], references=[[1, 0], [1, -1]])
     assert found == {"sign_agreement": pytest.approx(1 / 3)}
     nothing = load_metric("sign_agreement").compute(predictions=[[1, -1]], references=[[0, 0]])

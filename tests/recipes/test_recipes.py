@@ -228,7 +228,7 @@ def test_killed_for_real_and_run_again(tmp_path):
     assert not (tmp_path / "killed/ticket").exists()
     subprocess.run(command(str(tmp_path / "killed")), check=True, **quiet)
     whole, killed = (Ticket.from_pretrained(tmp_path / name / "ticket") for name in ("whole", "killed"))
-    assert whole.mask == killed.mask and whole.rewind.sha256() == killed.rewind.sha256()
+    assert whole.mask == killed.mask and whole.start.sha256() == killed.start.sha256()
     trained = [(tmp_path / name / "level-03/trained/model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert trained[0] == trained[1]
     assert [a["metrics"]["eval_loss"] for a in whole.info["history"]] == [
@@ -346,9 +346,9 @@ def test_kept_norms_and_signs_are_those_of_the_ticket(run, tmp_path, small_vit):
     )  # fmt: skip
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "t")
     for name, parameter in norm_parameters(model).items():
-        assert torch.equal(parameter, ticket.rewind.tensors[name])
+        assert torch.equal(parameter, ticket.start.tensors[name])
     signed = SignedMask.from_pretrained(tmp_path / "run/signed")
-    assert signed.agreement(model).total == 1
+    assert signed.agreement(model).overall == 1
 
 
 def test_the_experiment_of_the_sign_paper(run, tmp_path, small_vit):

@@ -105,7 +105,7 @@ def test_transformers_at_full_size_of_a_small_one():
     report = found.transfer_(model)
     assert torch.equal(model.vit.embeddings.patch_embeddings.projection.weight.abs(), size)
     assert all(name.endswith("bias") for name in report.zero)
-    assert found.agreement(model).total == 1
+    assert found.agreement(model).overall == 1
 
 
 @pytest.mark.parametrize(("zeros", "magnitude"), [("std", None), ("source_median", None)])
@@ -243,7 +243,7 @@ def test_controls_keep_what_they_promise():
     shuffled, drawn = found.shuffled(3), found.randomized(3)
     for control in (shuffled, drawn):
         assert control.mask == found.mask
-        assert control.agreement(found).total < 0.9
+        assert control.agreement(found).overall < 0.9
         assert all(torch.equal(control[name] != 0, found[name] != 0) for name in found)
     assert all(shuffled[name].sum() == found[name].sum() for name in found)
     assert any(drawn[name].sum() != found[name].sum() for name in found)

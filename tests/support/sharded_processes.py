@@ -96,7 +96,7 @@ def main() -> None:
     result = {
         "mask": ours.mask.sha256(),
         "weights": Snapshot.capture(ours.model).sha256(),
-        "ticket": ours.ticket.rewind.sha256(),
+        "ticket": ours.ticket.start.sha256(),
         "architecture": ours.ticket.info["architecture"],
         "sparsities": [record["sparsity"] for record in ours.history],
         "flips": [record["metrics"]["sign_flips"] for record in ours.history],

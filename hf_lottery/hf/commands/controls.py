@@ -33,8 +33,8 @@ def _reinit(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -
 
 def _shuffled(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> tuple[nn.Module, Mask, int]:
     model = build_model(model_args, data, seed)
-    ticket.rewind.restore_(model)
-    return model, ticket.mask.shuffled(seed), ticket.rewind.step
+    ticket.start.restore_(model)
+    return model, ticket.mask.shuffled(seed), ticket.start.step
 
 
 CONTROLS: dict[str, Start] = {"reinit": _reinit, "shuffled": _shuffled}

@@ -108,7 +108,7 @@ def training_sections(
     ]
     if agreement is not None:
         rows = [[name, f"{value:.4f}"] for name, value in agreement.layers.items()]
-        text = f"{agreement.total:.2%} of the kept weights have the sign that they were given; chance is one half."
+        text = f"{agreement.overall:.2%} of the kept weights have the sign that they were given; chance is one half."
         sections.append(Section("Sign agreement", text, Table(["parameter", "agreement"], rows)))
     return sections
 

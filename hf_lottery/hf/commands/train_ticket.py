@@ -126,7 +126,7 @@ def main() -> None:
         signed = SignedMask.from_model(source, ticket.mask, norms=norms)
         signed = choose_signs(ticket_args.signs, signed, args.seed)
         give_signs(ticket_args, signed, model, norms, model_args)
-    first_step = ticket.rewind.step if ticket_args.init == "ticket" else 0
+    first_step = ticket.start.step if ticket_args.init == "ticket" else 0
     trainer = SparseTrainer(
         model=model,
         args=args,
@@ -138,7 +138,7 @@ def main() -> None:
     metrics = trainer.evaluate()
     if signed is not None:
         agreement = signed.agreement(model)
-        metrics["sign_agreement"] = agreement.total
+        metrics["sign_agreement"] = agreement.overall
     trainer.save_model()
     trainer.save_metrics("eval", metrics)
     if args.should_save:
@@ -157,7 +157,7 @@ def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: D
     kind, _, value = init.partition(":")
     if kind == "checkpoint":
         return load_checkpoint(value, model_args)
-    rewind = ticket.rewind
+    rewind = ticket.start
     if kind == "ticket" and isinstance(rewind, Reference) and rewind.repo_id is not None:
         model = AUTO_MODELS[model_args.task].from_pretrained(rewind.repo_id, revision=rewind.revision)
     elif kind == "ticket":

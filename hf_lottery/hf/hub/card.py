@@ -27,7 +27,7 @@ from hf_lottery import SparseTrainer, Ticket
 
 ticket = Ticket.from_pretrained("{source}")
 ticket.apply_(model)  # the rewind weights, pruned ones at zero
-SparseTrainer(model, args, mask=ticket.mask, first_step=ticket.rewind.step, train_dataset=...).train()
+SparseTrainer(model, args, mask=ticket.mask, first_step=ticket.start.step, train_dataset=...).train()
 ```
 
 {start}

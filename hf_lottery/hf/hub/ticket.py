@@ -22,7 +22,7 @@ from ...networks.shards import class_name, local, part_of
 from ...report import plot_against_density
 from ...storage.atomic import staged_folder
 from ...storage.encoding import MaskFileError
-from ...storage.hub_mixin import Stored
+from ...storage.hub_mixin import HubMixin
 from ...training.snapshot import Snapshot
 from ..trainers.run_folder import REWIND_NAME
 from .card import ticket_card
@@ -37,12 +37,12 @@ _PICTURE_NAME = "accuracy.png"
 
 
 @dataclass(frozen=True)
-class Ticket(Stored):
+class Ticket(HubMixin):
     """A lottery ticket.
 
     Attributes:
         mask: Which weights stay.
-        rewind: The weights and buffers that training starts from, or a :class:`Reference` to them.
+        start: The weights and buffers that training starts from, or a :class:`Reference` to them.
         info: Where it comes from, in JSON terms: ``level``, ``settings``, ``history`` of (level, sparsity, metrics),
             ``architecture``, ``base_model``, ``parents``, ``permutation``, or your own; kept in ``mask_config.json``.
         model_config: Configuration to build the model from; None if it is not a transformers model.
@@ -56,7 +56,7 @@ class Ticket(Stored):
     OPTIONAL_FILES: ClassVar[tuple[str, ...]] = (REWIND_NAME, "config.json")
 
     mask: Mask
-    rewind: Snapshot | Reference
+    start: Snapshot | Reference
     info: dict[str, Any] = field(default_factory=dict)
     model_config: PreTrainedConfig | None = None
     series: MaskSeries | None = None
@@ -86,16 +86,16 @@ class Ticket(Stored):
             )
         if differences:
             warnings.warn(f"the ticket is of another model: {'; '.join(differences[:5])}", stacklevel=2)
-            _restore_fitting_(model, self.rewind)
+            _restore_fitting_(model, self.start)
         else:
-            self.rewind.restore_(model)
+            self.start.restore_(model)
         self.mask.apply_(model)
 
     def differences(self, model: nn.Module) -> list[str]:
         """What of a model differs from the one that the ticket is of: structure, class and base model."""
         found = []
-        if isinstance(self.rewind, Snapshot):
-            found += _structural(self.rewind.tensors, named_state(model))
+        if isinstance(self.start, Snapshot):
+            found += _structural(self.start.tensors, named_state(model))
         architecture = self.info.get("architecture")
         if architecture and architecture != class_name(model):
             found.append(f"class {architecture} in the ticket, {class_name(model)} here")
@@ -111,17 +111,17 @@ class Ticket(Stored):
         A new folder appears in one step. In an existing one files are replaced, but for a README.md. With matplotlib
         installed and more than one level in the history, a picture of accuracy against density lies beside it.
         """
-        stored: dict[str, Any] = {"step": self.rewind.step}
-        if isinstance(self.rewind, Snapshot):
-            self.mask.check_fits(self.rewind.tensors)
-            structure = _structure_sha256(self.rewind.tensors)
-            stored |= {"by": "value", "sha256": self.rewind.sha256(), "structure_sha256": structure}
+        stored: dict[str, Any] = {"step": self.start.step}
+        if isinstance(self.start, Snapshot):
+            self.mask.check_fits(self.start.tensors)
+            structure = _structure_sha256(self.start.tensors)
+            stored |= {"by": "value", "sha256": self.start.sha256(), "structure_sha256": structure}
         else:
-            stored |= {"by": "reference", **self.rewind.to_dict()}
+            stored |= {"by": "reference", **self.start.to_dict()}
         keep_card = (Path(folder) / "README.md").exists()
         with staged_folder(folder, last=CONFIG_NAME) as stage:
-            if isinstance(self.rewind, Snapshot):
-                self.rewind.save(stage / REWIND_NAME)
+            if isinstance(self.start, Snapshot):
+                self.start.save(stage / REWIND_NAME)
             if self.model_config is not None:
                 self.model_config.save_pretrained(stage)
             self._draw(stage / _PICTURE_NAME)
@@ -163,10 +163,10 @@ class Ticket(Stored):
 
     def card(self, source: str) -> str:
         """The README.md, for a ticket that is to be loaded from ``source``."""
-        if isinstance(self.rewind, Snapshot):
-            start = f"It starts from weights after {self.rewind.step} optimizer steps, in `{REWIND_NAME}`."
+        if isinstance(self.start, Snapshot):
+            start = f"It starts from weights after {self.start.step} optimizer steps, in `{REWIND_NAME}`."
         else:
-            start = f"It starts from the weights of `{self.rewind}`, and checks that the model is at them."
+            start = f"It starts from the weights of `{self.start}`, and checks that the model is at them."
         drawn = len(self._accuracies()) > 1 and _can_draw()
         return ticket_card(self.mask, self.info, source, start, _PICTURE_NAME if drawn else None)
 

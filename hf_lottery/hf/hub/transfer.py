@@ -106,7 +106,7 @@ def push(
     commit_message: str | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Push what ``thing.save_pretrained`` writes, in one commit; see :meth:`Stored.push_to_hub`."""
+    """Push what ``thing.save_pretrained`` writes, in one commit; see :meth:`HubMixin.push_to_hub`."""
     api = _api(token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None and not create_pr:

@@ -57,11 +57,11 @@ def _search(ladder: Ladder, cell: Cell) -> dict[str, Any]:
 def _row(ladder: Ladder, cell: Cell) -> dict[str, Any]:
     ticket = Ticket.from_pretrained(ladder.searched("imp", cell.seed) / "ticket")
     network = build_model(ladder.model_args, ladder.data, cell.seed)
-    cast(Snapshot, ticket.rewind).restore_(network)
+    cast(Snapshot, ticket.start).restore_(network)
     mask, signed, permutation = _reused(ladder, cell, ticket, network)
-    solution, found = _train(ladder, cell, network, mask, ticket.rewind.step)
+    solution, found = _train(ladder, cell, network, mask, ticket.start.step)
     if signed is not None:
-        found["kept_signs"] = signed.agreement(solution).total
+        found["kept_signs"] = signed.agreement(solution).overall
     if mask is not None:
         overlap = mask.overlap(ticket.mask)
         found |= {"sparsity": mask.sparsity, "overlap": overlap.iou, "chance": overlap.chance}
@@ -138,7 +138,7 @@ def _permutation(ladder: Ladder, how: str, target: int, like: PreTrainedModel) -
         folder = ladder.searched("imp", seed)
         if how == "early":
             model = copy.deepcopy(like)
-            cast(Snapshot, Ticket.from_pretrained(folder / "ticket").rewind).restore_(model)
+            cast(Snapshot, Ticket.from_pretrained(folder / "ticket").start).restore_(model)
         else:
             model = type(like).from_pretrained(folder / "level-00/trained")
         pair.append(model)

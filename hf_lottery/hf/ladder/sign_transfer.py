@@ -96,7 +96,7 @@ class Experiment:
                 network.load_state_dict({name: trained[name] for name in finder.norms}, strict=False)
                 self.train("lrr_signs_norms", network, signed.mask)
             self.results[f"{method}_barrier"] = self.barrier(transferred, solution)
-            self.results[f"{method}_kept_signs"] = 100 * signed.agreement(transferred).total
+            self.results[f"{method}_kept_signs"] = 100 * signed.agreement(transferred).overall
             self.results[f"{method}_norm_path"] = 100 * finder.norm_path(2)[-1][1]["eval_accuracy"]
         mask = found["aws"].signed
         own = SignedMask.from_model(self.own_dense(), mask.mask, norms=found["aws"].norms)

@@ -87,7 +87,7 @@ def run_seed(
     args.output_dir, args.save_strategy = str(folder / "b"), "no"
     other = seed + 1000
     target, moment = build_model(model_args, data, other), folder / "b/rewind.safetensors"
-    accuracy = {"dense": _train(target, None, 0, other, args, arguments, SnapshotCallback(ticket.rewind.step, moment))}
+    accuracy = {"dense": _train(target, None, 0, other, args, arguments, SnapshotCallback(ticket.start.step, moment))}
 
     spec = discover(source, example_batch(finder))
     permutation = match(experiment.method, spec, source, target, finder, experiment.match_batches)
@@ -95,7 +95,7 @@ def run_seed(
         print(permutation.report)
     aligned = permutation(ticket.mask)
     for name, start, mask in (
-        ("lth", ticket.rewind, ticket.mask),
+        ("lth", ticket.start, ticket.mask),
         ("naive", Snapshot.load(moment), ticket.mask),
         ("permuted", Snapshot.load(moment), aligned),
     ):

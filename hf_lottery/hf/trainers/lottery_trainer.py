@@ -269,7 +269,7 @@ class LotteryTrainer(SparseTrainer):
 
     def _level_ticket(self, run: RunFolder, level: int) -> Ticket:
         """The ticket of a level: the last one's, but for what differs."""
-        series, rewind = self.ticket.series, self.ticket.rewind
+        series, rewind = self.ticket.series, self.ticket.start
         assert series is not None
         if level == len(series) - 1:
             return self.ticket
@@ -277,7 +277,7 @@ class LotteryTrainer(SparseTrainer):
             rewind = run.read_start(level)[1]
         info = {**self.ticket.info, "level": level, "history": self.history[: level + 1]}
         until = MaskSeries(series[: level + 1])
-        return replace(self.ticket, mask=until[-1], rewind=rewind, info=info, series=until)
+        return replace(self.ticket, mask=until[-1], start=rewind, info=info, series=until)
 
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         """What the ticket starts from, given what its level started from."""
@@ -329,7 +329,7 @@ class LotteryTrainer(SparseTrainer):
     def _measure(self, mask: Mask, start: Snapshot, ignore_keys) -> dict[str, float]:
         """The metrics of the level that was just trained."""
         metrics = self.evaluate(ignore_keys=ignore_keys) if self.eval_dataset is not None else {}
-        return {**metrics, "sign_flips": 1 - sign_agreement(mask, start.tensors, named_weights(self._network)).total}
+        return {**metrics, "sign_flips": 1 - sign_agreement(mask, start.tensors, named_weights(self._network)).overall}
 
     def _moment(self) -> int:
         """The optimizer step that levels rewind to."""

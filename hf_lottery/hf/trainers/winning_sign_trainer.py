@@ -209,9 +209,9 @@ class WinningSignTrainer(LotteryTrainer):
         self._find_initial(run)
         output = super()._conclude(run)
         if not self.lottery.final_run:  # the ticket's own file stays
-            self.ticket = replace(self.ticket, rewind=Snapshot.load(run.ticket / REWIND_NAME))
+            self.ticket = replace(self.ticket, start=Snapshot.load(run.ticket / REWIND_NAME))
             self._write(lambda: run.handed_over.unlink())
-        self.ticket.rewind.restore_(self._network)
+        self.ticket.start.restore_(self._network)
         self.ticket.mask.apply_(self._network)
         self.signed = SignedMask.from_model(self._network, self.ticket.mask, norms=self.norms)
         self._write(lambda: self.signed.save_pretrained(run.signed))

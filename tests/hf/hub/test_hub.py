@@ -61,7 +61,7 @@ def test_every_kind_comes_back_bit_for_bit(hub):
     assert Permutation.from_pretrained("alice/moved", spec) == moved
     found = Ticket.from_pretrained("alice/ticket")
     assert (found.mask, found.info) == (mask(), ticket().info)
-    assert found.rewind.sha256() == ticket().rewind.sha256()
+    assert found.start.sha256() == ticket().start.sha256()
     assert found.model_config.to_dict() == ticket().model_config.to_dict()
     for name in ("mask", "signed", "moved", "ticket"):
         files = hub.repos[f"alice/{name}"].files("main")
@@ -265,8 +265,8 @@ def test_weights_by_reference(hub, tmp_path):
     small.push_to_hub("alice/t")
     assert "rewind.safetensors" not in hub.repos["alice/t"].files("main")
     found = Ticket.from_pretrained("alice/t")
-    assert found.rewind == reference
-    model = type(base).from_pretrained(found.rewind.repo_id, revision=found.rewind.revision)
+    assert found.start == reference
+    model = type(base).from_pretrained(found.start.repo_id, revision=found.start.revision)
     found.apply_(model)
     expected = vit(0)
     mask().apply_(expected)
@@ -378,12 +378,12 @@ def test_a_search_that_stores_its_weights_by_reference(hub, tmp_path):
     config = vit(0).config
     set_seed(42)
     ours = search(tmp_path / "seed", ViTForImageClassification(config))
-    assert ours.ticket.rewind == Reference("seed", ours.ticket.rewind.sha256, seed=42)
+    assert ours.ticket.start == Reference("seed", ours.ticket.start.sha256, seed=42)
     assert not (tmp_path / "seed/ticket/rewind.safetensors").exists()
     vit(3).push_to_hub("alice/base")
     ours = search(tmp_path / "hub", ViTForImageClassification.from_pretrained("alice/base"), rewind="pretrained")
-    assert (ours.ticket.rewind.kind, ours.ticket.rewind.repo_id) == ("pretrained", "alice/base")
-    again = ViTForImageClassification.from_pretrained("alice/base", revision=ours.ticket.rewind.revision)
+    assert (ours.ticket.start.kind, ours.ticket.start.repo_id) == ("pretrained", "alice/base")
+    again = ViTForImageClassification.from_pretrained("alice/base", revision=ours.ticket.start.revision)
     Ticket.from_pretrained(tmp_path / "hub/ticket").apply_(again)
     with pytest.raises(ValueError, match="built right after set_seed\\(42\\); received others. Store them by value"):
         search(tmp_path / "other", vit(5))
@@ -403,7 +403,7 @@ def test_levels_of_a_ticket_are_in_one_file(hub, tmp_path):
     with pytest.raises(ValueError, match="level must be a whole number from 0 to 2"):
         Mask.from_pretrained("alice/found", level=3)
     with pytest.raises(ValueError, match="must be the last of its series"):
-        Ticket(~ours.mask, ours.ticket.rewind, series=ours.ticket.series)
+        Ticket(~ours.mask, ours.ticket.start, series=ours.ticket.series)
     series = ours.ticket.series
     assert series is not None
     series.push_to_hub("alice/series")

@@ -34,7 +34,7 @@ def test_round_trip_without_a_pickle(ticket, tmp_path):
     ]  # fmt: skip
     loaded = Ticket.from_pretrained(tmp_path / "t")
     assert loaded.mask == ticket.mask and loaded.info == ticket.info
-    assert loaded.rewind.step == 5 and loaded.rewind.sha256() == ticket.rewind.sha256()
+    assert loaded.start.step == 5 and loaded.start.sha256() == ticket.start.sha256()
     assert (type(loaded.model_config), loaded.model_config.hidden_size) == (ViTConfig, 16)
     assert Mask.from_pretrained(tmp_path / "t") == ticket.mask
 
@@ -78,7 +78,7 @@ def test_apply_to_another_model_changes_nothing(ticket):
     with pytest.raises(MaskMismatchError):
         ticket.apply_(other)
     assert Snapshot.capture(other).sha256() == before
-    wrong = Ticket(Mask({"x": torch.ones(2, dtype=torch.bool)}), ticket.rewind)
+    wrong = Ticket(Mask({"x": torch.ones(2, dtype=torch.bool)}), ticket.start)
     other = model(seed=9)
     before = Snapshot.capture(other).sha256()
     with pytest.raises(MaskMismatchError, match="'x' must name a parameter"):
@@ -139,7 +139,7 @@ def test_an_error_half_way_leaves_no_ticket(ticket, tmp_path, monkeypatch):
 
 
 def test_info_of_ones_own_comes_back_and_shadows_nothing(ticket, tmp_path):
-    own = Ticket(ticket.mask, ticket.rewind, {"rewind": "mine", "sha256": "mine", "notes": [1, 2]}, None)
+    own = Ticket(ticket.mask, ticket.start, {"rewind": "mine", "sha256": "mine", "notes": [1, 2]}, None)
     own.save_pretrained(tmp_path / "t")
     assert Ticket.from_pretrained(tmp_path / "t").info == own.info
     Snapshot.capture(model(seed=3), 5).save(tmp_path / "t/rewind.safetensors")
@@ -149,11 +149,11 @@ def test_info_of_ones_own_comes_back_and_shadows_nothing(ticket, tmp_path):
 
 def test_a_config_that_lay_there_before_is_not_the_tickets(ticket, tmp_path):
     ticket.save_pretrained(tmp_path / "t")
-    Ticket(ticket.mask, ticket.rewind).save_pretrained(tmp_path / "t")
+    Ticket(ticket.mask, ticket.start).save_pretrained(tmp_path / "t")
     assert (tmp_path / "t/config.json").exists() and Ticket.from_pretrained(tmp_path / "t").model_config is None
 
 
 def test_a_mask_that_does_not_fit_its_weights_is_not_saved(ticket, tmp_path):
     with pytest.raises(MaskMismatchError):
-        Ticket(Mask({"x": torch.ones(2, dtype=torch.bool)}), ticket.rewind).save_pretrained(tmp_path / "t")
+        Ticket(Mask({"x": torch.ones(2, dtype=torch.bool)}), ticket.start).save_pretrained(tmp_path / "t")
     assert not list(tmp_path.iterdir())

@@ -283,7 +283,7 @@ def test_init_rewinds_to_the_initial_weights_bit_for_bit(tmp_path):
     trainer(tmp_path, model=model).train()
     for level in range(4):
         assert weights_of(tmp_path / f"level-{level:02d}/rewind.safetensors") == initial.sha256()
-    assert Ticket.from_pretrained(tmp_path / "ticket").rewind.step == 0
+    assert Ticket.from_pretrained(tmp_path / "ticket").start.step == 0
 
 
 @pytest.mark.parametrize("rewind", ["init", "step:2", "learning_rate"])
@@ -321,7 +321,7 @@ def test_late_rewinding_restores_the_moment_and_its_schedule(tmp_path, rewind, s
         assert weights_of(tmp_path / f"level-{level:02d}/rewind.safetensors") == moments[step]
     assert len(record.rates) == 6 + 3 * (6 - step)
     assert record.rates[6 : 6 + 6 - step] == record.rates[step:6]
-    assert Ticket.from_pretrained(tmp_path / "ticket").rewind.step == step
+    assert Ticket.from_pretrained(tmp_path / "ticket").start.step == step
 
 
 def test_learning_rate_rewinding_keeps_weights_and_replays_the_schedule(tmp_path):

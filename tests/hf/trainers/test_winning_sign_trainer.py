@@ -183,7 +183,7 @@ def test_a_preset_of_short_levels_and_one_final_run(tmp_path, drawn):
     begun.restore_(model)
     ours.mask.apply_(model)
     assert weights(model) == weights(ours.model)
-    assert ours.signed.agreement(model).total == 1
+    assert ours.signed.agreement(model).overall == 1
     final_weights = load_file(tmp_path / "level-04/trained/model.safetensors")
     assert not torch.equal(final_weights["inner.weight"], ours.model.inner.weight)
 
