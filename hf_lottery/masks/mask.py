@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,26 @@ class Overlap(NamedTuple):
 
     iou: float
     chance: float
+
+
+def overlap_of(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Overlap:
+    """Measure the overlap of two masks from pairs of their parts.
+
+    Args:
+        pairs: Bool arrays of one shape: a part of the first mask, such as a parameter or a head, and the same part of
+            the second.
+
+    Returns:
+        ``iou``, intersection over union of the kept weights in [0, 1] (1.0 when both keep nothing), and ``chance``,
+        the same ratio of expectations if each part were shuffled independently.
+    """
+    both = union = chance_both = chance_union = 0.0
+    for mine, theirs in pairs:
+        kept, kept_other = int(np.count_nonzero(mine)), int(np.count_nonzero(theirs))
+        shared, expected = int(np.count_nonzero(mine & theirs)), kept * kept_other / max(mine.size, 1)
+        both, union = both + shared, union + kept + kept_other - shared
+        chance_both, chance_union = chance_both + expected, chance_union + kept + kept_other - expected
+    return Overlap(both / union if union else 1.0, chance_both / chance_union if chance_union else 1.0)
 
 
 class Mask(Mapping[str, Tensor], HubMixin):
@@ -195,16 +216,12 @@ class Mask(Mapping[str, Tensor], HubMixin):
         Returns:
             ``iou``, intersection over union of the kept weights in [0, 1] (1.0 when both keep nothing), and
             ``chance``, the same ratio of expectations if each parameter's mask were shuffled independently.
+
+        Raises:
+            MaskMismatchError: The masks differ in names or shapes.
         """
-        self._check_same_structure(other)
-        both = union = chance_both = chance_union = 0.0
-        for name, mine in self.items():
-            theirs = other[name]
-            kept, kept_other, n = int(mine.sum()), int(theirs.sum()), max(mine.numel(), 1)
-            shared, expected = int((mine & theirs).sum()), kept * kept_other / n
-            both, union = both + shared, union + kept + kept_other - shared
-            chance_both, chance_union = chance_both + expected, chance_union + kept + kept_other - expected
-        return Overlap(both / union if union else 1.0, chance_both / chance_union if chance_union else 1.0)
+        self.check_same_structure(other)
+        return overlap_of((mine.numpy(), other[name].numpy()) for name, mine in self.items())
 
     def shuffled(self, seed: int) -> Mask:
         """The control that keeps each parameter's sparsity and forgets which weights: entries shuffled within it."""
@@ -234,6 +251,16 @@ class Mask(Mapping[str, Tensor], HubMixin):
                     f"received {list(entry.shape)}. It is a mask for another model or size."
                 )
 
+    def check_same_structure(self, other: Mask) -> None:
+        """Check that another mask covers the same parameters with the same shapes.
+
+        Raises:
+            MaskMismatchError: The masks differ in names or shapes.
+        """
+        if only := self.keys() ^ other.keys():
+            raise MaskMismatchError(f"two masks must cover the same parameters; received {min(only)!r} in one only.")
+        self.check_fits(other)
+
     @torch.no_grad()
     def apply_(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Set the pruned weights of ``model`` to exactly zero, in place.
@@ -250,13 +277,8 @@ class Mask(Mapping[str, Tensor], HubMixin):
     def _combine(self, other: Mask, operation) -> Mask:
         if not isinstance(other, Mask):
             return NotImplemented
-        self._check_same_structure(other)
+        self.check_same_structure(other)
         return Mask({name: operation(entry, other[name]) for name, entry in self.items()})
-
-    def _check_same_structure(self, other: Mask) -> None:
-        if only := self.keys() ^ other.keys():
-            raise MaskMismatchError(f"two masks must cover the same parameters; received {min(only)!r} in one only.")
-        self.check_fits(other)
 
 
 def _matrices(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
