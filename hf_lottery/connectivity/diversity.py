@@ -18,12 +18,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import log_softmax
 
+from ..networks.display import html_table
+
 
 class Diversity(NamedTuple):
-    """What :func:`ensemble_diversity` returns; of one sample, ``p`` and ``q`` are the softmax outputs of two networks.
+    """How differently several networks predict, as :func:`ensemble_diversity` returns it.
 
-    Accuracies and disagreement are in [0, 1], divergences in nats. All are means over the samples; the last three are
-    means over the pairs of networks too.
+    Accuracies and disagreement are in [0, 1], divergences in nats. All are means over the samples. The last three are
+    also means over the pairs of networks; ``p`` and ``q`` are the softmax outputs of a pair on one sample.
 
     Attributes:
         mean_accuracy: Mean of the networks' accuracies.
@@ -39,12 +41,18 @@ class Diversity(NamedTuple):
     kl: float
     js: float
 
+    def __repr__(self) -> str:
+        return f"Diversity({', '.join(f'{name}={value:.4g}' for name, value in self._asdict().items())})"
+
+    def _repr_html_(self) -> str:
+        return html_table(["measure", "value"], [[name, f"{value:.4g}"] for name, value in self._asdict().items()])
+
 
 def ensemble_diversity(logits: ArrayLike, labels: ArrayLike) -> Diversity:
-    """How differently several networks predict on the same samples.
+    """Measure how differently several networks predict on the same samples, and what their ensemble gains.
 
     Args:
-        logits: Floats ``[networks, samples, classes]``, two networks or more.
+        logits: Floats ``[networks, samples, classes]`` of two networks or more.
         labels: Class numbers ``[samples]``.
 
     Raises:
@@ -56,9 +64,9 @@ def ensemble_diversity(logits: ArrayLike, labels: ArrayLike) -> Diversity:
         (0.5, 0.75, 1.0)
 
     Reference:
-        Adnan et al., 2025, arXiv:2505.05143, Table 1, accuracies in percent. It does not say whether an ensemble takes
-        the mean of logits or of probabilities, nor which order of a pair counts; ours takes probabilities, and both
-        orders.
+        Adnan et al., 2025, arXiv:2505.05143, Table 1, accuracies in percent. The paper does not say whether an ensemble
+        averages logits or probabilities, nor which order of a pair counts. This function averages probabilities, and
+        counts both orders.
     """
     outputs, labels = np.asarray(logits, dtype=np.float64), np.asarray(labels)
     if outputs.ndim != 3 or len(outputs) < 2 or not outputs.size or labels.shape != outputs.shape[1:2]:
@@ -82,7 +90,7 @@ def ensemble_diversity(logits: ArrayLike, labels: ArrayLike) -> Diversity:
 
 
 def _kl(p: np.ndarray, q: np.ndarray) -> float:
-    """Mean over the samples of the divergence of ``q`` from ``p``, both logarithms ``[samples, classes]``."""
+    """The mean over the samples of the divergence of ``q`` from ``p``; both are logarithms ``[samples, classes]``."""
     with np.errstate(invalid="ignore"):  # -inf minus -inf, where p is 0
         terms = np.exp(p) * (p - q)
     return float(np.where(np.isneginf(p), 0.0, terms).sum(-1).mean())

@@ -7,8 +7,7 @@ References:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,25 +15,31 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..masks.mask import Mask
-from ..networks.names import named_weights, plain_name, unwrap
+from ..networks.names import named_weights
+from ..networks.selection import Patterns, select_names
 
 Vector = list[Tensor]
 
 
 class TopEigenvalue(NamedTuple):
-    """What :func:`top_hessian_eigenvalue` returns.
+    """The largest eigenvalue of a Hessian, as :func:`top_hessian_eigenvalue` returns it.
 
     Attributes:
         value: The largest eigenvalue of the Hessian.
-        residual: Euclidean norm of ``H v - value * v`` for the unit vector ``v`` found: some eigenvalue lies within it.
-        iterations: Products with the Hessian that were taken.
-        converged: Whether the residual came below the tolerance.
+        residual: Euclidean norm of ``H v - value * v`` for the unit vector ``v`` that was found. An eigenvalue lies
+            within this distance of ``value``.
+        iterations: The number of products with the Hessian.
+        converged: Whether the residual fell below the tolerance.
     """
 
     value: float
     residual: float
     iterations: int
     converged: bool
+
+    def __repr__(self) -> str:
+        state = "converged" if self.converged else "not converged"
+        return f"TopEigenvalue({self.value:.6g}, residual {self.residual:.2g}, {self.iterations} products, {state})"
 
 
 def top_hessian_eigenvalue(
@@ -45,26 +50,29 @@ def top_hessian_eigenvalue(
     tolerance: float = 1e-2,
     seed: int = 0,
     mask: Mask | None = None,
-    parameters: str | Iterable[str] | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
 ) -> TopEigenvalue:
-    """The largest eigenvalue of the Hessian of a loss, by power iteration on Hessian-vector products.
+    """Find the largest eigenvalue of the Hessian of a loss, by power iteration on Hessian-vector products.
 
     The loss and its gradient are computed once; every iteration is one more backward pass through them. Power iteration
-    finds the eigenvalue of largest magnitude. If that one is negative, or as large as a negative one so that nothing
-    converges, a second iteration on the shifted spectrum finds the largest. The value is below the largest by
-    about the square of the residual if the next eigenvalue is far.
+    finds the eigenvalue of largest magnitude. If that one is negative, or if a negative one of the same magnitude keeps
+    the iteration from converging, a second iteration on the shifted spectrum finds the largest. The value lies below
+    the largest eigenvalue by about the square of the residual, if the next eigenvalue is far away.
 
     Args:
-        model: The network, left as it is; put it in eval mode. Frozen parameters do not count.
-        loss: The loss of a network as a tensor without dimensions, such as the mean over one large batch.
-        iterations: Products with the Hessian at most, in each of the two iterations.
-        tolerance: Stop when the residual is at most this fraction of the eigenvalue's magnitude.
-        seed: Of the first vector; the same seed gives the same value.
-        mask: Count only the weights that it keeps, of the parameters that it covers.
-        parameters: Count only these: names, or a regular expression. By default all.
+        model: The network; not changed. Put it in eval mode first. Frozen parameters do not count.
+        loss: Returns the loss of a network as a tensor without dimensions, such as the mean over one large batch.
+        iterations: The most products with the Hessian, in each of the two iterations.
+        tolerance: The iteration stops when the residual is at most this fraction of the eigenvalue's magnitude.
+        seed: Seed of the first vector; the same seed gives the same value.
+        mask: Of the parameters that the mask covers, only the weights that it keeps count.
+        include: Names or regular expressions of the parameters that count; by default all trainable ones.
+        exclude: Names or regular expressions of the parameters to leave out again.
 
     Raises:
-        ValueError: No parameter is meant, or the loss is not one number that depends on them.
+        ValueError: A pattern matches no trainable parameter, none is left, or the loss is not one number that depends
+            on the parameters.
         MaskMismatchError: The mask is for another model.
 
     Example:
@@ -75,10 +83,10 @@ def top_hessian_eigenvalue(
         (6.0, True)
 
     Reference:
-        Yao et al., 2020, arXiv:1912.07145. Theirs returns the eigenvalue of largest magnitude, and stops when it no
+        Yao et al., 2020, arXiv:1912.07145. Their code returns the eigenvalue of largest magnitude, and stops when it no
         longer changes, which says little about its error.
     """
-    chosen = _chosen(model, parameters)
+    chosen = _chosen(model, include, exclude)
     if mask is not None:
         mask.check_fits(model)
     keeps = [mask[n].to(p.device) if mask is not None and n in mask else None for n, p in chosen.items()]
@@ -95,7 +103,7 @@ def top_hessian_eigenvalue(
 def _iterate(
     multiply: Callable[[Vector], Vector], v: Vector, shift: float, iterations: int, tolerance: float
 ) -> tuple[TopEigenvalue, float]:
-    """Power iteration on ``H - shift``: what it finds about H, and the length of the last product."""
+    """Run power iteration on ``H - shift``; return what it finds about H, and the length of the last product."""
     value, residual, size = 0.0, float("inf"), 0.0
     for done in range(1, iterations + 1):
         product = [p - shift * x for p, x in zip(multiply(v), v, strict=True)]
@@ -111,7 +119,7 @@ def _iterate(
 def _products(
     model: nn.Module, loss: Callable[[nn.Module], Tensor], chosen: Vector, keeps: list[Tensor | None]
 ) -> Callable[[Vector], Vector]:
-    """Hessian times vector, over the chosen parameters and under the mask."""
+    """A function that multiplies a vector by the Hessian, over the chosen parameters and under the mask."""
     options: Any = {"allow_unused": True, "materialize_grads": True}
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention cannot be differentiated twice
         value = loss(model)
@@ -131,20 +139,17 @@ def _products(
     return multiply
 
 
-def _chosen(model: nn.Module, parameters: str | Iterable[str] | None) -> dict[str, Tensor]:
-    """The parameters that count, a tied one once."""
-    own: dict[str, Tensor] = {plain_name(name): p for name, p in unwrap(model).named_parameters() if p.requires_grad}
-    if isinstance(parameters, str):
-        own = {name: p for name, p in own.items() if re.search(parameters, name)}
-    elif parameters is not None:
-        every = {name: p for name, p in named_weights(model).items() if p.requires_grad}
-        wanted = list(parameters)
-        if unknown := [name for name in wanted if name not in every]:
-            raise ValueError(f"`parameters` must name trainable parameters; received {unknown[0]!r}.")
-        own = {name: every[name] for name in wanted}
-    if not own:
-        raise ValueError(f"`parameters` must name trainable parameters; received {parameters!r}, which matches none.")
-    return own
+def _chosen(model: nn.Module, include: Patterns | None, exclude: Patterns | None) -> dict[str, Tensor]:
+    """The parameters that count; a tied one is there once, under the first of its chosen names."""
+    every = {name: p for name, p in named_weights(model).items() if p.requires_grad}
+    chosen, seen = {}, set()
+    for name in select_names(every, include, exclude, what="a trainable parameter"):
+        if id(every[name]) not in seen:
+            seen.add(id(every[name]))
+            chosen[name] = every[name]
+    if not chosen:
+        raise ValueError("there must be a trainable parameter; received a model or a selection without any.")
+    return chosen
 
 
 def _start(chosen: Vector, keeps: list[Tensor | None], seed: int) -> Vector:

@@ -2,22 +2,47 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from ..masks.mask import Mask, MaskMismatchError, Overlap
+from ..networks.display import TableDict
+from ..networks.selection import Patterns, select_names
 from ..symmetry.errors import SymmetryError
 from ..symmetry.spec import PermutationSpec
 
 
-def overlap_by_parameter(a: Mask, b: Mask) -> dict[str, Overlap]:
-    """The overlap of two masks in each parameter.
+class Overlaps(TableDict[Overlap]):
+    """Parameter name -> :class:`Overlap`; a dict that prints as a table."""
+
+    header = ("parameter", "overlap", "chance")
+
+    def row(self, name: str, value: Overlap) -> Sequence[str]:
+        return name, f"{value.iou:.4f}", f"{value.chance:.4f}"
+
+
+class PartOverlaps(TableDict[tuple[Overlap, ...]]):
+    """Name of a parameter or group -> one :class:`Overlap` for each part; a dict that prints as a table."""
+
+    header = ("name", "parts", "mean overlap", "lowest", "highest", "mean chance")
+
+    def row(self, name: str, value: tuple[Overlap, ...]) -> Sequence[str]:
+        ious, chances = zip(*value, strict=True)
+        numbers = (np.mean(ious), min(ious), max(ious), np.mean(chances))
+        return name, str(len(value)), *(f"{number:.4f}" for number in numbers)
+
+
+def overlap_by_parameter(
+    a: Mask, b: Mask, *, include: Patterns | None = None, exclude: Patterns | None = None
+) -> Overlaps:
+    """Measure the overlap of two masks in each parameter.
 
     Args:
         a: One mask.
-        b: The other, of the same names and shapes.
+        b: The other mask, with the same names and shapes.
+        include: Names or regular expressions of the parameters to compare; by default all.
+        exclude: Names or regular expressions of the parameters to leave out again.
 
     Returns:
         Parameter name -> ``iou``, intersection over union of the kept weights, and ``chance``, what independent masks
@@ -25,44 +50,48 @@ def overlap_by_parameter(a: Mask, b: Mask) -> dict[str, Overlap]:
 
     Raises:
         MaskMismatchError: The masks differ in names or shapes.
+        ValueError: A pattern matches no parameter.
 
     Example:
         >>> import torch
         >>> a = Mask({"fc.weight": torch.tensor([[True, True], [False, False]])})
         >>> b = Mask({"fc.weight": torch.tensor([[True, False], [True, False]])})
-        >>> overlap_by_parameter(a, b)["fc.weight"].iou == overlap_by_parameter(a, b)["fc.weight"].chance == 1 / 3
-        True
+        >>> overlap_by_parameter(a, b)
+        parameter  overlap  chance
+        fc.weight   0.3333  0.3333
     """
     _check(a, b)
-    return {name: _overlap([(entry.numpy(), b[name].numpy())]) for name, entry in a.items()}
+    chosen = select_names(a, include, exclude)
+    return Overlaps({name: _overlap([(a[name].numpy(), b[name].numpy())]) for name in chosen})
 
 
 def overlap_by_head(
-    a: Mask, b: Mask, heads: int, names: str | Iterable[str], *, axis: int = 0
-) -> dict[str, tuple[Overlap, ...]]:
-    """The overlap of two masks in each attention head of some parameters.
+    a: Mask, b: Mask, heads: int, *, include: Patterns, exclude: Patterns | None = None, axis: int = 0
+) -> PartOverlaps:
+    """Measure the overlap of two masks in each attention head of some parameters.
 
     Args:
         a: One mask.
-        b: The other, of the same names and shapes.
-        heads: Number of heads, each of which is as many successive indices.
-        names: The parameters: names, or a regular expression such as ``r"(query|key|value)\\.weight"``.
-        axis: Where the heads lie: 0 for the weights that make queries, keys and values, 1 for the one that reads the
-            heads (for the ``Conv1D`` of GPT-2 the other way round). A fused ``q|k|v`` counts as 3 times the heads.
+        b: The other mask, with the same names and shapes.
+        heads: The number of heads. Each head is an equal share of successive indices.
+        include: Names or regular expressions of the parameters, such as ``r"(query|key|value)\\.weight"``.
+        exclude: Names or regular expressions of the parameters to leave out again.
+        axis: The axis that the heads share: 0 for the weights that make queries, keys and values, 1 for the weight that
+            reads the heads. (For the ``Conv1D`` of GPT-2 it is the other way round.) A fused ``q|k|v`` weight has 3
+            times the heads.
 
     Returns:
-        Parameter name -> one :class:`Overlap` a head; chance is by the densities in the head.
+        Parameter name -> one :class:`Overlap` for each head. Chance follows from the densities in the head.
 
     Raises:
-        ValueError: No parameter is meant, or the axis is not a multiple of the heads.
+        ValueError: No parameter is chosen, or the axis is not a multiple of the heads.
         MaskMismatchError: The masks differ in names or shapes.
     """
     _check(a, b)
-    chosen = [n for n in a if re.search(names, n)] if isinstance(names, str) else list(names)
-    if not chosen or not all(name in a for name in chosen):
-        wrong = next((name for name in chosen if name not in a), names)
-        raise ValueError(f"`names` must name parameters of the masks; received {wrong!r}. Print the masks' keys.")
-    found = {}
+    chosen = select_names(a, include, exclude)
+    if not chosen:
+        raise ValueError("include and exclude must leave a parameter of the masks; received ones that leave none.")
+    found = PartOverlaps()
     for name in chosen:
         shape = list(a[name].shape)
         if not -len(shape) <= axis < len(shape) or heads < 1 or shape[axis] % heads:
@@ -76,30 +105,32 @@ def overlap_by_head(
 
 
 def overlap_by_group(
-    a: Mask, b: Mask, spec: PermutationSpec, groups: str | Iterable[str]
-) -> dict[str, tuple[Overlap, ...]]:
-    """The overlap of two masks in each index of groups of a spec: each head of an attention, each unit of a layer.
+    a: Mask, b: Mask, spec: PermutationSpec, *, include: Patterns, exclude: Patterns | None = None
+) -> PartOverlaps:
+    """Measure the overlap of two masks in each index of groups of a spec: each attention head, each unit of a layer.
 
-    All parameters that an index has a part in count together: query, key, value and output weights of a head.
+    All parameters that an index has a part in count together, such as the query, key, value and output weights of a
+    head.
 
     Args:
         a: One mask.
-        b: The other, of the same names and shapes.
+        b: The other mask, with the same names and shapes.
         spec: The symmetries of the network, as :func:`discover` finds them.
-        groups: Groups without parents: names, or a regular expression.
+        include: Names or regular expressions of groups without parents.
+        exclude: Names or regular expressions of the groups to leave out again.
 
     Returns:
-        Group name -> one :class:`Overlap` an index; chance is by the densities in each of its parts.
+        Group name -> one :class:`Overlap` for each index. Chance follows from the densities in each part of the index.
 
     Raises:
-        SymmetryError: A group is unknown or has parents, or lies on no parameter of the masks.
-        SpecMismatchError: The masks are not of the spec.
+        SymmetryError: A pattern matches no group, a group has parents, or it lies on no parameter of the masks.
+        SpecMismatchError: The masks do not fit the spec.
         MaskMismatchError: The masks differ in names or shapes.
     """
     _check(a, b)
     spec.check_fits(a)
-    found = {}
-    for group in spec.select(groups):
+    found = PartOverlaps()
+    for group in select_names(spec.groups, include, exclude, what="a group", error=SymmetryError):
         if parents := spec.groups[group].parents:
             raise SymmetryError(f"group {group!r} must have no parents; received {parents}. Take {parents[0]!r}.")
         parts = list(_parts(a, b, spec, group))
@@ -110,7 +141,7 @@ def overlap_by_group(
 
 
 def _parts(a: Mask, b: Mask, spec: PermutationSpec, group: str) -> Iterator[list[tuple[np.ndarray, np.ndarray]]]:
-    """For each place where a group lies on a parameter, the entries of both masks of each of its indices."""
+    """For each place where a group lies on a parameter: for each index, its entries in both masks."""
     for name in a:
         mine, theirs = a[name].numpy(), b[name].numpy()
         for block in spec.tensors[name]:

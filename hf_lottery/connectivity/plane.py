@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..networks.names import named_state, plain_name, unwrap
-from ..report import plot_plane
 from .barrier import Evaluate
 from .interpolation import check_alike, holding
 
@@ -26,15 +24,15 @@ Place = tuple[float, float]
 
 @dataclass(frozen=True)
 class Plane:
-    """Errors on a grid in the plane through three networks; what :func:`loss_plane` returns.
+    """Errors on a grid in the plane through three networks, as :func:`loss_plane` returns them.
 
-    Distances are Euclidean, over all parameters.
+    Distances are Euclidean, over all parameters. ``hf_lottery.report.plot_plane`` draws the plane.
 
     Attributes:
-        places: Where the three networks lie: the first at (0, 0), the second at (x, 0), the third at y > 0.
+        places: Coordinates of the three networks: the first at (0, 0), the second at (x, 0), the third at y > 0.
         xs: Horizontal coordinates of the grid, ascending.
-        ys: Vertical coordinates, ascending.
-        errors: One row for each of ``ys``, of one error for each of ``xs``.
+        ys: Vertical coordinates of the grid, ascending.
+        errors: One row for each of ``ys``, with one error for each of ``xs``.
     """
 
     places: tuple[Place, Place, Place]
@@ -42,45 +40,29 @@ class Plane:
     ys: tuple[float, ...]
     errors: tuple[tuple[float, ...], ...]
 
-    def plot(
-        self,
-        path: str | Path,
-        *,
-        labels: Sequence[str] = ("a", "b", "c"),
-        ylabel: str = "error",
-        title: str = "",
-    ) -> None:
-        """Draw the plane and the three networks on it as a PNG, with the numbers beside it as CSV.
-
-        Args:
-            path: The file to write.
-            labels: Names of the three networks.
-            ylabel: Name of the error.
-            title: Title of the picture.
-
-        Raises:
-            ImportError: matplotlib is not installed.
-        """
-        networks = dict(zip(labels, self.places, strict=True))
-        plot_plane(path, self.xs, self.ys, self.errors, networks=networks, measure=ylabel, title=title)
+    def __repr__(self) -> str:
+        low, high = np.nanmin(self.errors), np.nanmax(self.errors)
+        places = ", ".join(f"({x:.4g}, {y:.4g})" for x, y in self.places)
+        return f"Plane({len(self.xs)} x {len(self.ys)} points, errors {low:.4g} to {high:.4g}, networks at {places})"
 
 
 def loss_plane(
     a: nn.Module, b: nn.Module, c: nn.Module, evaluate: Evaluate, *, points: int = 21, margin: float = 0.2
 ) -> Plane:
-    """The error on a grid in the plane through three networks.
+    """Measure the error on a grid in the plane through three networks.
 
     The plane is spanned by ``b - a`` and the part of ``c - a`` that is orthogonal to it. Every parameter and every
-    floating-point buffer is interpolated, in ``a`` itself, which is as before at the end; no point allocates memory.
+    floating-point buffer is interpolated. This happens in ``a`` itself; its values are put back at the end. No point
+    allocates memory.
 
     Args:
         a: The first network.
-        b: The second, of the same names and shapes; not changed.
-        c: The third; not changed.
-        evaluate: The error of a network, called ``points ** 2`` times. With batch norms let it begin with
+        b: The second network, with the same names and shapes; not changed.
+        c: The third network, likewise; not changed.
+        evaluate: Returns the error of a network; called ``points ** 2`` times. With batch norms it should begin with
             :func:`recalibrate_batch_norm_`: outside the triangle an interpolated variance may be negative.
-        points: How many points along each side.
-        margin: How far the grid reaches beyond the three, as a fraction of their extent on each axis.
+        points: The number of points along each side.
+        margin: How far the grid reaches beyond the three networks, as a fraction of their extent on each axis.
 
     Raises:
         ValueError: Fewer than 2 points, a negative margin, or three networks on one line.
@@ -90,9 +72,7 @@ def loss_plane(
         Garipov et al., 2018, arXiv:1802.10026, appendix A.
     """
     if points < 2 or margin < 0:
-        raise ValueError(
-            f"points must be at least 2 and margin 0 or more; received {points} and {margin}. Leave out the margin."
-        )
+        raise ValueError(f"points must be at least 2 and margin 0 or more; received {points} and {margin}.")
     x_b, x_c, y_c = _triangle(a, b, c)
     xs, ys = _ticks((0.0, x_b, x_c), points, margin), _ticks((0.0, y_c), points, margin)
     errors = []
@@ -107,7 +87,7 @@ def loss_plane(
 
 
 def _triangle(a: nn.Module, b: nn.Module, c: nn.Module) -> tuple[float, float, float]:
-    """Where the second network lies on the first axis, and the third on both."""
+    """The place of the second network on the first axis, and the two coordinates of the third."""
     first, second, third = (named_state(model) for model in (a, b, c))
     check_alike(first, second)
     check_alike(first, third)
@@ -119,7 +99,7 @@ def _triangle(a: nn.Module, b: nn.Module, c: nn.Module) -> tuple[float, float, f
     height = vv - uv * uv / uu if uu else 0.0
     if height <= 1e-10 * vv:
         raise ValueError(
-            "three networks must not lie on one line; received such. Take three different ones, or error_barrier."
+            "three networks must not lie on one line; these do. Take others, or measure two of them with error_barrier."
         )
     return math.sqrt(uu), uv / math.sqrt(uu), math.sqrt(height)
 

@@ -1,10 +1,10 @@
 """Repair: give an interpolated network the channel statistics that interpolation took from it.
 
 Between two networks the variance of every channel shrinks, layer after layer, because their units agree only in part.
-This is a diagnosis of how well two networks are aligned; carrying a mask over does not need it.
+Repair helps to judge how well two networks are aligned. It is not needed to carry a mask over.
 
-Under ``torch.distributed`` every process calls these functions with its share of the batches, which may be none. The
-statistics are those of all batches, on every process.
+Under ``torch.distributed`` every process calls these functions with its share of the batches, which may be empty. Every
+process obtains the statistics of all batches.
 
 References:
     Jordan, Sedghi, Saukh, Entezari and Neyshabur, 2023, "REPAIR: REnormalizing Permuted Activations for Interpolation
@@ -13,7 +13,6 @@ References:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -27,21 +26,22 @@ from ..networks.forward import Forward, run
 from ..networks.modes import evaluating
 from ..networks.names import unwrap
 from ..networks.processes import gathered, reducing_device, several, sum_over_processes
+from ..networks.selection import Patterns, select_names
 
 Repair = Callable[[nn.Module, float], None]
 _EPS = 1e-5
 
 
-def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[Any], forward: Forward | None = None) -> None:
+def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward: Forward | None = None) -> None:
     """Recompute the running statistics of every batch norm, in place, as the plain mean over the batches.
 
-    All other modules are in eval mode, so dropout is off and nothing else changes; modes and momenta are put back.
+    All other modules are in eval mode, so dropout is off and nothing else changes. Modes and momenta are put back.
 
     Args:
         model: A network with batch norms, such as an interpolated or a freshly masked one.
         batches: Inputs: dicts for ``model(**batch)``, tuples for ``model(*batch)``, or tensors. Under
             ``torch.distributed``, this process's share of them.
-        forward: ``forward(model, batch)`` instead, with the batch as it came.
+        forward: ``forward(model, batch)`` runs the model instead; it gets the batch unchanged.
 
     Raises:
         ValueError: There are no batch norms with running statistics, or no batches on any process; nothing was
@@ -50,7 +50,8 @@ def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[Any], forward: F
     model = unwrap(model)
     if not batch_norms(model):
         raise ValueError(
-            "the model must have batch norms with running statistics; received none. It needs no recalibration."
+            "the model must have batch norms with running statistics; received a model without any, which needs no "
+            "recalibration."
         )
     with evaluating(model), _recalibrating(model):
         _run_all(model, batches, forward)
@@ -63,45 +64,48 @@ def repair_(
     target: nn.Module,
     batches: Iterable[Any],
     alpha: float = 0.5,
-    layers: str | Iterable[str] | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
     forward: Forward | None = None,
 ) -> None:
     """Rescale the channels of an interpolated network to the interpolated statistics of its two ends, in place.
 
-    Each channel's output gets mean ``(1 - alpha) * mean_source + alpha * mean_target``, and the standard deviation
-    likewise; scale and shift are folded into weight and bias. Batch norms are recalibrated in the same pass.
+    Each channel's output gets the mean ``(1 - alpha) * mean_source + alpha * mean_target``, and a standard deviation
+    interpolated likewise. Scale and shift are folded into weight and bias. Batch norms are recalibrated in the same
+    pass.
 
     Args:
         model: The network at ``(1 - alpha) * source + alpha * target``.
         source: One end, already permuted; not changed.
         target: The other end; not changed.
-        batches: As for :func:`recalibrate_batch_norm_`; run over twice.
-        alpha: Where the model lies between the ends, in [0, 1].
-        layers: Names of linear or convolution modules with a bias, or a regular expression; by default all of them
-            but the one that runs last, which makes the output.
-        forward: ``forward(model, batch)`` instead.
+        batches: As for :func:`recalibrate_batch_norm_`; they are run over twice.
+        alpha: The model's place between the ends, in [0, 1].
+        include: Names or regular expressions of the linear or convolution layers with a bias to repair. By default
+            all of them are repaired except the one that runs last, which makes the output.
+        exclude: Names or regular expressions of the layers to leave out again.
+        forward: ``forward(model, batch)`` runs the model instead.
 
     Raises:
         ValueError: There are no batches, or no layer to repair; nothing was changed.
 
     Reference:
-        Jordan et al., 2023, arXiv:2211.08403, section 3. Theirs adds batch norms and fuses them; ours folds the same
-        numbers in directly, with the variance pooled over the batches instead of averaged.
+        Jordan et al., 2023, arXiv:2211.08403, section 3. Their code adds batch norms and fuses them. This function
+        folds the same numbers in directly, with the variance pooled over the batches instead of averaged.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1]; received {alpha}.")
-    repaired(source, target, batches, layers=layers, forward=forward)(model, alpha)
+    repaired(source, target, batches, include=include, exclude=exclude, forward=forward)(model, alpha)
 
 
-def recalibrated(batches: Iterable[Any], forward: Forward | None = None) -> Repair:
-    """``repair`` of :func:`error_barrier`: recompute the statistics of the batch norms at every point.
+def recalibrated(batches: Iterable[Any], *, forward: Forward | None = None) -> Repair:
+    """Make a ``repair`` for :func:`error_barrier` that recomputes the statistics of the batch norms at every point.
 
     Args:
-        batches: As for :func:`recalibrate_batch_norm_`; a thousand or two samples of the training set do.
-        forward: ``forward(model, batch)`` instead.
+        batches: As for :func:`recalibrate_batch_norm_`. One or two thousand samples of the training set are enough.
+        forward: ``forward(model, batch)`` runs the model instead.
     """
     batches = _reusable(batches)
-    return lambda model, alpha: recalibrate_batch_norm_(model, batches, forward)
+    return lambda model, alpha: recalibrate_batch_norm_(model, batches, forward=forward)
 
 
 def repaired(
@@ -109,20 +113,22 @@ def repaired(
     target: nn.Module,
     batches: Iterable[Any],
     *,
-    layers: str | Iterable[str] | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
     forward: Forward | None = None,
 ) -> Repair:
-    """``repair`` of :func:`error_barrier`: REPAIR at every point.
+    """Make a ``repair`` for :func:`error_barrier` that applies REPAIR at every point.
 
-    The statistics of the two ends are measured once, now, so that each point costs one pass over the batches, and the
-    ends may change afterwards.
+    The statistics of the two ends are measured once, now. Each point then costs one pass over the batches, and the ends
+    may change afterwards.
 
     Args:
         source: The network at ``alpha = 0``, already permuted; not changed.
         target: The network at ``alpha = 1``; not changed.
         batches: As for :func:`recalibrate_batch_norm_`.
-        layers: As for :func:`repair_`.
-        forward: ``forward(model, batch)`` instead.
+        include: As for :func:`repair_`.
+        exclude: As for :func:`repair_`.
+        forward: ``forward(model, batch)`` runs the model instead.
 
     Returns:
         A function that repairs the network at ``(1 - alpha) * source + alpha * target``, in place.
@@ -134,18 +140,24 @@ def repaired(
         Jordan et al., 2023, arXiv:2211.08403; see :func:`repair_`.
     """
     source, target, batches = unwrap(source), unwrap(target), _reusable(batches)
-    names = _layers(source, layers)
+    able = _layers_with_bias(source)
+    names = select_names(able, include, exclude, what="a linear or convolution layer with a bias")
+    if not names and not (include is exclude is None):
+        raise ValueError("include and exclude must leave a layer to repair; received ones that leave none.")
     ends = []
     for end in (source, target):
-        measured, handles = _measure(end, names)
+        measured, handles = _measure(end, able if include is None else names)
         with evaluating(end), handles:
             _run_all(end, batches, forward)
         ends.append({name: found.mean_std() for name, found in _of_all(end, measured).items()})
-    if layers is None and ends[0]:
-        names = list(ends[0])[:-1]  # in the order they ran
+    if include is None:  # all that ran, in this order, except the last
+        names = [name for name in list(ends[0])[:-1] if name in names]
     names = [name for name in names if name in ends[0] and name in ends[1]]
     if not names and not batch_norms(source):
-        raise ValueError("the model must have a layer with a bias to repair; received none. Name it in `layers`.")
+        raise ValueError(
+            "the model must have a layer with a bias to repair, besides the one that runs last; received a model "
+            "without. Name the layer in `include` if it is to be repaired."
+        )
 
     def repair(model: nn.Module, alpha: float) -> None:
         model = unwrap(model)
@@ -175,7 +187,7 @@ class _Statistics:
         self.count += len(rows)
 
     def of_all(self, channels: int) -> _Statistics:
-        """Those of all processes."""
+        """The statistics over all processes."""
         pooled = _Statistics()
         sums = self.sums or [torch.zeros(channels, dtype=torch.float64, device=reducing_device())] * 2
         pooled.sums = [sum_over_processes(part.clone()) for part in sums]
@@ -188,7 +200,7 @@ class _Statistics:
 
 
 def _measure(model: nn.Module, names: Iterable[str], goals: dict[str, list[Tensor]] | None = None):
-    """Hooks that measure layers; with ``goals`` they also put each batch at its goal, so that later layers see it."""
+    """Hang hooks on layers that measure them; with ``goals``, each batch is also moved to its goal for later layers."""
     measured: dict[str, _Statistics] = {}
     handles = ExitStack()
 
@@ -216,7 +228,7 @@ def _measure(model: nn.Module, names: Iterable[str], goals: dict[str, list[Tenso
 
 
 def _of_all(model: nn.Module, measured: dict[str, _Statistics]) -> dict[str, _Statistics]:
-    """The statistics of all processes, in the order in which the layers ran; one without batches saw none."""
+    """The statistics of all processes, in the order in which the layers ran on any process that had batches."""
     found = {}
     for name in dict.fromkeys(chain.from_iterable(gathered(list(measured)))):
         layer = model.get_submodule(name)
@@ -238,32 +250,27 @@ def _fold_(layer: nn.Module, goal: list[Tensor], found: _Statistics) -> None:
     bias.copy_(goal[0].to(std.device) + scale * (bias.double() - mean))
 
 
-def _layers(model: nn.Module, layers: str | Iterable[str] | None) -> list[str]:
-    able = [
+def _layers_with_bias(model: nn.Module) -> list[str]:
+    """Names of the linear and convolution modules with a bias."""
+    return [
         name
         for name, module in model.named_modules()
         if written_channels(module) is not None and isinstance(getattr(module, "bias", None), Tensor)
     ]
-    if layers is None:
-        return able
-    chosen = [name for name in able if re.search(layers, name)] if isinstance(layers, str) else list(layers)
-    if not chosen or set(chosen) - set(able):
-        wrong = sorted(set(chosen) - set(able))[:1] or [layers]
-        raise ValueError(f"`layers` must name linear or convolution modules with a bias; received {wrong[0]!r}.")
-    return chosen
 
 
 def batch_norms(model: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
+    """The batch norms of a model that have running statistics."""
     kind = nn.modules.batchnorm._BatchNorm
     return [m for m in model.modules() if isinstance(m, kind) and m.running_mean is not None]
 
 
 @contextmanager
 def _recalibrating(model: nn.Module):
-    """Batch norms collect anew, cumulatively, while the block runs; if it fails they are as before."""
+    """Let batch norms collect statistics anew while a block runs; if it fails, their old ones are put back."""
     for norm in batch_norms(model):
         norm.train()
-    norms = [norm for norm in batch_norms(model) if norm.training]  # a frozen one stays in eval mode, as it is
+    norms = [norm for norm in batch_norms(model) if norm.training]  # a frozen one stays in eval mode
     before = [({name: b.clone() for name, b in norm.named_buffers()}, norm.momentum) for norm in norms]
     try:
         for norm in norms:
@@ -292,7 +299,7 @@ def _average_(norm: nn.modules.batchnorm._BatchNorm) -> None:
     for name in ("running_mean", "running_var"):
         buffer = norm.get_buffer(name)
         mean = sum_over_processes(buffer.double() * own) / count
-        if count:  # a norm that never ran is as after a reset
+        if count:  # a norm that never ran keeps the values of a reset
             buffer.copy_(mean)
     own.copy_(count)
 
@@ -307,4 +314,4 @@ def _run_all(model: nn.Module, batches: Iterable[Any], forward: Forward | None) 
         run(model, batch, forward)
         seen += 1
     if not sum_over_processes(seen):
-        raise ValueError("repair must see at least one batch; received none. An iterator may be used up.")
+        raise ValueError("repair must see at least one batch; received none. Pass a list: an iterator may be used up.")

@@ -6,8 +6,9 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
+Value = TypeVar("Value")
 _NUMBER = re.compile(r"[-+]?([\d,]*\.?\d+(e[-+]?\d+)?|inf|nan)?\s?%?", re.IGNORECASE)
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -62,6 +63,42 @@ def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, limit: i
     body = [f"<tr>{''.join(f'<td>{escaped(cell)}</td>' for cell in row)}</tr>" for row in shown]
     lines = ["<table>", f"<thead><tr>{head}</tr></thead>", "<tbody>", *body, "</tbody>", "</table>"]
     return "\n".join([*lines, f"<p>... and {more:,} more</p>"] if more else lines)
+
+
+class TableDict(dict[str, Value]):
+    """A dict that prints as a table with one row for each entry. Subclasses define the header and the rows.
+
+    Attributes:
+        header: Names of the columns.
+    """
+
+    header: ClassVar[tuple[str, ...]] = ("name", "value")
+
+    def row(self, name: str, value: Value) -> Sequence[str]:
+        """Return the cells of one entry."""
+        return name, str(value)
+
+    @property
+    def rows(self) -> list[Sequence[str]]:
+        """The rows of the table."""
+        return [self.row(name, value) for name, value in self.items()]
+
+    def __repr__(self) -> str:
+        return text_table(self.header, self.rows, limit=20)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.header, self.rows, limit=50)
+
+
+def first_names(names: Sequence[str], *, limit: int = 5) -> str:
+    """Return the first names of a list, separated by commas, and how many more there are; "none" for an empty list.
+
+    Example:
+        >>> first_names(["a", "b", "c"], limit=2)
+        'a, b and 1 more'
+    """
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more if names else "none"
 
 
 def escaped(text: object) -> str:

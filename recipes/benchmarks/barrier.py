@@ -21,9 +21,11 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from hf_lottery import error_barrier, markdown_table, recalibrate_batch_norm_, recalibrated
+from hf_lottery import error_barrier, recalibrated
 from hf_lottery.connectivity.interpolation import holding
+from hf_lottery.connectivity.repair import recalibrate_batch_norm_
 from hf_lottery.hf.tasks.models import ResNetCifarConfig, ResNetCifarForImageClassification
+from hf_lottery.report import markdown_table
 
 POINTS, BATCH = 11, 100
 

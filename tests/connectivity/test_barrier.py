@@ -5,30 +5,26 @@ import math
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from small_task import vit
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import profile
 
 from hf_lottery import (
-    Barrier,
     MaskMismatchError,
     SignedMask,
+    Snapshot,
     discover,
     error_barrier,
     magnitude,
     permute_,
     prune,
-    recalibrate_batch_norm_,
     recalibrated,
-    repair_,
-    repaired,
     score_weights,
-    sgd_noise_stability,
     weight_matching,
 )
-from hf_lottery.training.snapshot import Snapshot
+from hf_lottery.connectivity.barrier import Barrier, sgd_noise_stability
+from hf_lottery.connectivity.repair import recalibrate_batch_norm_, repair_, repaired
 
 
 def net(seed):
@@ -268,17 +264,11 @@ def test_an_error_that_is_no_number_is_not_overlooked():
     assert math.isnan(lost.barrier) and math.isnan(lost.linear_barrier)
 
 
-def test_curve_and_picture(tmp_path, monkeypatch):
-    drawn, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+def test_curve_and_print():
     found = Barrier((0.0, 0.5, 1.0), (1.0, 4.0, 2.0))
     assert found.curve == ((0.0, 1.0), (0.5, 4.0), (1.0, 2.0))
-    found.plot(tmp_path / "b.png", ylabel="loss")
-    assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-    (axes,) = drawn[0].axes
-    assert axes.lines[0].get_xydata().tolist() == [[0, 1], [0.5, 4], [1, 2]]
-    assert (tmp_path / "b.csv").exists()
-    assert (axes.get_ylabel(), axes.get_title()) == ("loss", "barrier 2.5")
+    assert repr(found) == "Barrier(2.5: errors 1 and 2 at the ends, 4 at most, 3 points)"
+    assert "<td>0.5</td><td>4</td>" in found._repr_html_()
 
 
 def test_stability_from_one_state():

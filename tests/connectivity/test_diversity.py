@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hf_lottery import ensemble_diversity
+from hf_lottery.connectivity.diversity import ensemble_diversity
 
 
 def test_against_torch():
@@ -42,6 +42,8 @@ def test_equal_networks_do_not_differ_at_all():
     found = ensemble_diversity(torch.stack([one, one + 7]), one.argmax(-1))
     assert found.disagreement == 0 and found.mean_accuracy == found.ensemble_accuracy == 1
     assert found.kl == pytest.approx(0, abs=1e-6) and found.js == pytest.approx(0, abs=1e-6)
+    assert repr(found).startswith("Diversity(mean_accuracy=1, ensemble_accuracy=1, disagreement=0, kl=")
+    assert "<td>disagreement</td><td>0</td>" in found._repr_html_()
 
 
 def test_certain_and_excluded_classes():

@@ -6,7 +6,9 @@ from small_task import vit
 from torch import nn
 from torch.nn import functional as F
 
-from hf_lottery import Mask, MaskMismatchError, Snapshot, top_hessian_eigenvalue
+from hf_lottery.connectivity.hessian import top_hessian_eigenvalue
+from hf_lottery.masks.mask import Mask, MaskMismatchError
+from hf_lottery.training.snapshot import Snapshot
 
 
 def quadratic(*eigenvalues):
@@ -64,11 +66,22 @@ def test_under_a_mask_and_over_chosen_parameters():
     kept = torch.cat([mask["0.weight"].flatten(), mask["3.weight"].flatten(), torch.ones(3, dtype=torch.bool)])
     exact = torch.linalg.eigvalsh(hessian[kept][:, kept])[-1].item()
     tight = {"iterations": 3000, "tolerance": 1e-6}
-    masked = top_hessian_eigenvalue(model, loss, mask=mask, parameters=names, **tight)
+    masked = top_hessian_eigenvalue(model, loss, mask=mask, include=names, **tight)
     assert masked.value == pytest.approx(exact, rel=1e-6)
-    chosen = top_hessian_eigenvalue(model, loss, parameters=r"^0\.weight|^3\.", **tight)
+    chosen = top_hessian_eigenvalue(model, loss, include=r"^[03]\.", exclude="0.bias", **tight)
     assert chosen.value == pytest.approx(torch.linalg.eigvalsh(hessian)[-1].item(), rel=1e-6)
     assert masked.value < chosen.value
+
+
+def test_a_tied_parameter_counts_once_under_any_of_its_names():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Tanh(), nn.Linear(3, 3, bias=False)).double()
+    model[2].weight = model[0].weight
+    x = torch.randn(20, 3, dtype=torch.float64)
+    values = [
+        top_hessian_eigenvalue(model, lambda m: m(x).square().mean(), include=include)
+        for include in (None, ["0.weight", "2.weight"], "2.weight")
+    ]
+    assert values[0] == values[1] == values[2]
 
 
 def test_what_is_frozen_does_not_count():
@@ -92,7 +105,8 @@ def test_a_transformer_with_fused_attention():
 
 def test_a_straight_loss_and_one_that_does_not_converge():
     model = nn.Linear(3, 1)
-    assert top_hessian_eigenvalue(model, lambda m: m.weight.sum()) == (0.0, 0.0, 1, True)
+    flat = top_hessian_eigenvalue(model, lambda m: m.weight.sum())
+    assert flat == (0.0, 0.0, 1, True) and repr(flat) == "TopEigenvalue(0, residual 0, 1 products, converged)"
     model, _, loss = quadratic(0.99, 1.0)
     short = top_hessian_eigenvalue(model, loss, iterations=2, tolerance=1e-9)
     assert not short.converged and short.iterations == 4 and short.residual > 1e-9
@@ -101,8 +115,11 @@ def test_a_straight_loss_and_one_that_does_not_converge():
 def test_what_has_no_hessian():
     model = nn.Linear(3, 2)
     for names in ("nonsense", ["nonsense"]):
-        with pytest.raises(ValueError, match=r"`parameters` must name trainable parameters; received .nonsense."):
-            top_hessian_eigenvalue(model, lambda m: m.weight.sum(), parameters=names)
+        with pytest.raises(ValueError, match="include must match the name of a trainable parameter; received 'nonsen"):
+            top_hessian_eigenvalue(model, lambda m: m.weight.sum(), include=names)
+    with pytest.raises(ValueError, match="there must be a trainable parameter"):
+        top_hessian_eigenvalue(model.requires_grad_(False), lambda m: m.weight.sum())
+    model.requires_grad_(True)
     with pytest.raises(ValueError, match=r"loss must return a tensor without dimensions.* received \[2, 3\]"):
         top_hessian_eigenvalue(model, lambda m: m.weight)
     with pytest.raises(ValueError, match="with a gradient; received one without"):
@@ -111,4 +128,4 @@ def test_what_has_no_hessian():
         top_hessian_eigenvalue(model, lambda m: m.weight.sum(), mask=Mask({"x": torch.ones(2, dtype=torch.bool)}))
     empty = Mask({"weight": torch.zeros(2, 3, dtype=torch.bool)})
     with pytest.raises(ValueError, match="mask must keep a weight of the parameters; received one that keeps none"):
-        top_hessian_eigenvalue(model, lambda m: m.weight.square().sum(), mask=empty, parameters=["weight"])
+        top_hessian_eigenvalue(model, lambda m: m.weight.square().sum(), mask=empty, include="weight")

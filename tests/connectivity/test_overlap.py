@@ -4,15 +4,9 @@ import pytest
 import torch
 from hand_made import network
 
-from hf_lottery import (
-    Mask,
-    MaskMismatchError,
-    Overlap,
-    SymmetryError,
-    overlap_by_group,
-    overlap_by_head,
-    overlap_by_parameter,
-)
+from hf_lottery.connectivity.overlap import overlap_by_group, overlap_by_head, overlap_by_parameter
+from hf_lottery.masks.mask import Mask, MaskMismatchError, Overlap
+from hf_lottery.symmetry.errors import SymmetryError
 
 
 def masks(shapes, seed=0):
@@ -31,6 +25,7 @@ def test_by_parameter():
     found = overlap_by_parameter(a, b)
     assert found == {name: part(a[name], b[name]) for name in a}
     assert found["none"].iou == 0.0
+    assert overlap_by_parameter(a, b, include="x|y", exclude="y") == {"x": found["x"]}
     empty = ~Mask.dense({"x": torch.ones(3)})
     assert overlap_by_parameter(empty, empty) == {"x": Overlap(1.0, 1.0)}
 
@@ -38,19 +33,21 @@ def test_by_parameter():
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_by_head(axis):
     a, b = masks({"layer.0.query": (6, 9), "layer.0.key": (6, 9), "ffn": (5, 5)})
-    found = overlap_by_head(a, b, 3, r"query|key", axis=axis)
+    found = overlap_by_head(a, b, 3, include=r"query|key", axis=axis)
     assert list(found) == ["layer.0.query", "layer.0.key"]
     for name, heads in found.items():
         wide = 2 if axis == 0 else 3
         cut = [(slice(wide * h, wide * h + wide), slice(None))[:: 1 if axis == 0 else -1] for h in range(3)]
         assert heads == tuple(part(a[name][where], b[name][where]) for where in cut)
-    assert overlap_by_head(a, b, 3, ["layer.0.key"], axis=axis) == {"layer.0.key": found["layer.0.key"]}
+    assert overlap_by_head(a, b, 3, include="query|key", exclude="query", axis=axis) == {
+        "layer.0.key": found["layer.0.key"]
+    }
 
 
 def test_by_group_counts_all_weights_of_a_head_together():
     model, spec, _ = network("gqa")  # 3 key-value heads of 2 query heads each; queries and keys of 4, values of 5
     a, b = masks({name: model.get_parameter(name).shape for name in ("qkv.weight", "o.weight", "norm.weight")})
-    (heads,) = overlap_by_group(a, b, spec, ["kv"]).values()
+    (heads,) = overlap_by_group(a, b, spec, include="^kv$").values()
     assert len(heads) == 3
     for h, found in enumerate(heads):
         places = [
@@ -64,16 +61,33 @@ def test_by_group_counts_all_weights_of_a_head_together():
 def test_parts_that_cannot_be():
     a, b = masks({"qkv.weight": (51, 12)})
     _, spec, _ = network("gqa")
-    for function, rest in ((overlap_by_parameter, ()), (overlap_by_head, (3, "qkv")), (overlap_by_group, (spec, "kv"))):
+    for function, rest in ((overlap_by_parameter, ()), (overlap_by_head, (3,)), (overlap_by_group, (spec,))):
         with pytest.raises(MaskMismatchError, match="received 'other' in one only"):
-            function(a, Mask({**b, "other": b["qkv.weight"]}), *rest)
-    for names in ("value", ["value"]):
-        with pytest.raises(ValueError, match=r"`names` must name parameters of the masks; received 'value'"):
-            overlap_by_head(a, b, 3, names)
+            function(a, Mask({**b, "other": b["qkv.weight"]}), *rest, include="kv")
+    for include in ("value", ["value"]):
+        with pytest.raises(ValueError, match="include must match the name of a parameter; received 'value'"):
+            overlap_by_head(a, b, 3, include=include)
+    for include, exclude in (([], None), ("qkv", "qkv")):
+        with pytest.raises(ValueError, match="include and exclude must leave a parameter of the masks"):
+            overlap_by_head(a, b, 3, include=include, exclude=exclude)
     for heads, axis in ((2, 0), (0, 0), (3, 2)):
         with pytest.raises(ValueError, match=f"axis {axis} of 'qkv.weight' must be a multiple of the heads; received"):
-            overlap_by_head(a, b, heads, "qkv", axis=axis)
+            overlap_by_head(a, b, heads, include="qkv", axis=axis)
     with pytest.raises(SymmetryError, match=r"group 'rep' must have no parents; received \('kv',\)"):
-        overlap_by_group(a, b, spec, ["rep"])
+        overlap_by_group(a, b, spec, include="rep")
     with pytest.raises(SymmetryError, match="group 'vocab' must lie on a parameter of the masks"):
-        overlap_by_group(a, b, spec, ["vocab"])
+        overlap_by_group(a, b, spec, include="vocab")
+    with pytest.raises(SymmetryError, match="include must match the name of a group; received 'none'"):
+        overlap_by_group(a, b, spec, include="none")
+
+
+def test_print_in_a_few_lines():
+    a, b = masks({f"layer.{n}": (4, 6) for n in range(100)})
+    found = overlap_by_parameter(a, b)
+    lines = repr(found).splitlines()
+    assert lines[0].split() == ["parameter", "overlap", "chance"] and lines[-1] == "... and 80 more"
+    assert lines[1].split() == ["layer.0", *(f"{number:.4f}" for number in found["layer.0"])]
+    heads = overlap_by_head(a, b, 2, include="layer.0")
+    low, high = sorted(head.iou for head in heads["layer.0"])
+    assert repr(heads).splitlines()[1].split()[:2] == ["layer.0", "2"]
+    assert f"<td>{low:.4f}</td><td>{high:.4f}</td>" in heads._repr_html_()

@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from matplotlib.figure import Figure
 from torch import nn
 
-from hf_lottery import MaskMismatchError, Plane, Snapshot, loss_plane
+from hf_lottery.connectivity.plane import Plane, loss_plane
+from hf_lottery.masks.mask import MaskMismatchError
+from hf_lottery.training.snapshot import Snapshot
 
 
 def points(*values):
@@ -82,16 +83,7 @@ def test_a_grid_that_cannot_be():
         loss_plane(a, b, nn.Linear(3, 1), lambda _: 0.0)
 
 
-def test_picture(tmp_path, monkeypatch):
-    drawn, save = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *a, **k: (drawn.append(figure), save(figure, *a, **k)))
+def test_print_in_one_line():
     errors = ((1.0, 2.0, 3.0), (4.0, float("nan"), 6.0))
-    plane = Plane(((0.0, 0.0), (2.0, 0.0), (1.0, 1.0)), (0.0, 1.0, 2.0), (0.0, 1.0), errors)
-    plane.plot(tmp_path / "p.png", labels=("one", "two", "three"), ylabel="loss", title="t")
-    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
-    axes, bar = drawn[0].axes
-    rows = [line.split(",") for line in (tmp_path / "p.csv").read_text().split()[1:7]]
-    assert [float(row[2]) for row in rows] == pytest.approx([1, 2, 3, 4, float("nan"), 6], nan_ok=True)
-    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0, 0]], [[2, 0]], [[1, 1]]]
-    assert [text.get_text() for text in axes.texts] == ["one", "two", "three"]
-    assert (axes.get_title(), bar.get_ylabel()) == ("t", "loss")
+    plane = Plane(((0.0, 0.0), (2.0, 0.0), (1.0, 1.5)), (0.0, 1.0, 2.0), (0.0, 1.0), errors)
+    assert repr(plane) == "Plane(3 x 2 points, errors 1 to 6, networks at (0, 0), (2, 0), (1, 1.5))"

@@ -58,7 +58,7 @@ def test_a_failure_leaves_the_statistics():
         recalibrate_batch_norm_(model, [])
     with pytest.raises(RuntimeError):
         recalibrate_batch_norm_(model, [x, x[:, :2]])
-    with pytest.raises(ValueError, match="must have batch norms with running statistics; received none"):
+    with pytest.raises(ValueError, match="must have batch norms with running statistics; received a model without any"):
         recalibrate_batch_norm_(network("mlp")[0], [x])
     assert all(torch.equal(model.state_dict()[name], w) for name, w in before.items())
     assert model.bn0.momentum == 0.1 and not model.bn0.training
@@ -80,6 +80,20 @@ def test_repair_reaches_the_interpolated_statistics(alpha):
         assert all(torch.equal(end.state_dict()[name], w) for name, w in state.items()) and not end[0]._forward_hooks
 
 
+def test_layers_are_chosen_by_name_and_the_last_is_left_alone_by_default():
+    (a, _, x), (b, _, _) = network("mlp", 0), network("mlp", 1)
+
+    def changed(**options):
+        model, plain = middle(a, b), middle(a, b)
+        repair_(model, source=a, target=b, batches=[x], **options)
+        state = plain.state_dict()
+        return {name.split(".")[0] for name, w in model.state_dict().items() if not torch.equal(w, state[name])}
+
+    assert changed() == {"0", "2"}
+    assert changed(include="[04]") == {"0", "4"} and changed(include="[024]", exclude="2") == {"0", "4"}
+    assert changed(exclude="4") == {"0", "2"} and changed(exclude="2") == {"0"}
+
+
 def test_repair_of_equal_ends_changes_nothing():
     a, _, x = network("mlp")
     model = copy.deepcopy(a)
@@ -92,7 +106,7 @@ def test_repair_recalibrates_batch_norms_too():
     for end in (a, b):
         recalibrate_batch_norm_(end, [x])
     model, plain = middle(a, b), middle(a, b)
-    repair_(model, source=a, target=b, batches=[x], layers=["depthwise"])
+    repair_(model, source=a, target=b, batches=[x], include="depthwise")
     recalibrate_batch_norm_(plain, [x])
     assert torch.equal(model.bn1.running_var, plain.bn1.running_var)  # above the repaired layer
     assert not torch.equal(model.bn2.running_var, plain.bn2.running_var)
@@ -120,14 +134,17 @@ def test_bad_input():
     model = middle(a, b)
     with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]; received 2"):
         repair_(model, batches=[x], alpha=2, **ends)
-    with pytest.raises(ValueError, match="must name linear or convolution modules with a bias; received '1'"):
-        repair_(model, batches=[x], layers=["0", "1"], **ends)
-    with pytest.raises(ValueError, match="must name linear or convolution modules with a bias; received 'nothing'"):
-        repair_(model, batches=[x], layers="nothing", **ends)
+    message = "must match the name of a linear or convolution layer with a bias; received"
+    for options in ({"include": ["0", "1"]}, {"include": "nothing"}, {"exclude": "1"}):
+        with pytest.raises(ValueError, match=message):
+            repair_(model, batches=[x], **options, **ends)
+    for options in ({"include": []}, {"include": "0", "exclude": "0"}, {"exclude": ".*"}):
+        with pytest.raises(ValueError, match="include and exclude must leave a layer to repair"):
+            repair_(model, batches=[x], **options, **ends)
     with pytest.raises(ValueError, match="must see at least one batch; received none"):
         repair_(model, batches=[], **ends)
     single = nn.Sequential(nn.Linear(6, 3)).double()
-    with pytest.raises(ValueError, match="must have a layer with a bias to repair; received none"):
+    with pytest.raises(ValueError, match="must have a layer with a bias to repair, besides the one that runs last"):
         repair_(single, source=single, target=single, batches=[x])
 
 

@@ -74,7 +74,9 @@ class WinningSignTrainer(LotteryTrainer):
                 "rewind_by_reference must be off here; received True. A signed ticket starts from trained weights."
             )
         self.interpolation = self.lottery.norm_interpolation or "step"
-        self.norms = norm_parameters(self._network, self.lottery.norm_include, self.lottery.norm_exclude)
+        self.norms = norm_parameters(
+            self._network, include=self.lottery.norm_include, exclude=self.lottery.norm_exclude
+        )
         if not self.norms and self.interpolation != "none":
             logger.warning(
                 "%s has no norm parameters: AWS is learning-rate rewinding here.", type(self._network).__name__
@@ -192,7 +194,7 @@ class WinningSignTrainer(LotteryTrainer):
         set_seed(level_seed(self.args.seed, 0, 3))  # the same batches for every level and point
         share = math.ceil(self.lottery.recalibration_batches / self.args.world_size)
         batches = islice(self.get_train_dataloader(), share)
-        recalibrate_batch_norm_(self._network, map(self._prepare_inputs, batches), self._loss)
+        recalibrate_batch_norm_(self._network, map(self._prepare_inputs, batches), forward=self._loss)
 
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         if self.lottery.final_run:

@@ -386,10 +386,10 @@ def test_batches_of_the_recalibration_and_a_loss_of_ones_own(tmp_path, monkeypat
     seen = []
     real = winning_sign_trainer.recalibrate_batch_norm_
 
-    def count(model, batches, forward):
+    def count(model, batches, *, forward):
         batches = list(batches)
         seen.append(len(batches))
-        real(model, batches, forward)
+        real(model, batches, forward=forward)
 
     monkeypatch.setattr(winning_sign_trainer, "recalibrate_batch_norm_", count)
 
