@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..networks.display import TableDict, first_names
 from ..networks.names import plain_name, unwrap
+from ..networks.selection import Patterns, near_names, select_names
 
 _LAYERS = {nn.Linear: "Linear", nn.Conv1d: "Conv1d", nn.Conv2d: "Conv2d", nn.Conv3d: "Conv3d", Conv1D: "Conv1D"}
 _ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
-class Prunable(dict[str, nn.Parameter]):
-    """Parameter name -> parameter, in the model's order; what :func:`prunable` returns. Printing it shows a table.
+class Prunable(TableDict[nn.Parameter]):
+    """Parameter name -> parameter, in the model's order; what :func:`prunable` returns. Prints as a table.
 
     Attributes:
         kinds: Parameter name -> ``"Linear"``, ``"Conv2d"``, ``"Conv1D"``, ``"MultiheadAttention"``, ``"experts"`` ...
         head: Names of the modules that are the model's task head; empty when the model does not say.
     """
 
-    def __init__(self, parameters: dict[str, nn.Parameter], kinds: dict[str, str], head: Sequence[str] = ()):
+    header = ("name", "shape", "weights", "kind")
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], kinds: Mapping[str, str], *, head: Sequence[str] = ()):
         super().__init__(parameters)
-        self.kinds = kinds
+        self.kinds = dict(kinds)
         self.head = tuple(head)
 
     @property
@@ -34,21 +37,18 @@ class Prunable(dict[str, nn.Parameter]):
         """Number of weights covered."""
         return sum(parameter.numel() for parameter in self.values())
 
+    def row(self, name: str, value: nn.Parameter) -> Sequence[str]:
+        return name, str(list(value.shape)), f"{value.numel():,}", self.kinds[name]
+
     def __repr__(self) -> str:
-        rows = [(name, str(list(p.shape)), f"{p.numel():,}", self.kinds[name]) for name, p in self.items()]
-        rows = [("name", "shape", "weights", "kind"), *rows, (f"total of {len(self)}", "", f"{self.weights:,}", "")]
-        name, shape, weights, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
-        lines = [f"{a:<{name}}  {b:<{shape}}  {c:>{weights}}  {d}".rstrip() for a, b, c, d in rows]
         left_out = [part for part in self.head if not any(name.startswith(f"{part}.") for name in self)]
-        return "\n".join(
-            [*lines, f"task head left out: {', '.join(left_out) or ('none' if self.head else 'none known')}"]
-        )
+        head = first_names(left_out) if self.head else "none known"
+        total = f"parameters: {len(self)}, weights: {self.weights:,}"
+        return f"{super().__repr__()}\n{total}\ntask head left out: {head}"
 
 
-def prunable(
-    model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None
-) -> Prunable:
-    """The weights of a model that a mask may cover.
+def prunable(model: nn.Module, *, include: Patterns | None = None, exclude: Patterns | None = None) -> Prunable:
+    """Find the weights of a model that a mask may cover.
 
     These are the weight matrices of linear layers, convolutions (not transposed), GPT-2's ``Conv1D``,
     ``nn.MultiheadAttention`` and stacked experts. Never covered: norms, biases, embeddings and what is tied to one,
@@ -58,9 +58,9 @@ def prunable(
     Args:
         model: Any module, also a compiled or data-parallel one. Its task head is known if it has the API of
             ``PreTrainedModel``: all that is outside ``base_model``, and ``get_output_embeddings()``.
-        include: Regular expression, or several of which one must match, searched for in the names of all of these
-            weights *and the task head's*: ``".*"`` is everything with the head. Default: everything without it.
-        exclude: Regular expression, or several, of the names to take away.
+        include: Names or regular expressions, searched for in the names of all of these weights *and the task
+            head's*. ``".*"`` selects everything with the head. By default everything but the head is selected.
+        exclude: Names or regular expressions of the weights to leave out again.
 
     Returns:
         Parameter name -> parameter, as ``named_parameters()`` names and orders them (a tied weight once), without
@@ -72,9 +72,9 @@ def prunable(
 
     Example:
         >>> print(prunable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2)), exclude="2"))
-        name        shape         weights  kind
-        0.weight    [8, 3, 3, 3]      216  Conv2d
-        total of 1                    216
+        name      shape         weights  kind
+        0.weight  [8, 3, 3, 3]      216  Conv2d
+        parameters: 1, weights: 216
         task head left out: none known
 
     Reference:
@@ -94,18 +94,18 @@ def prunable(
         )
     head = _head(model)
     head_ids = {id(parameter) for module in head.values() for parameter in module.parameters()}
-    selected = {name for name, parameter in found.items() if id(parameter) not in head_ids}
-    if include is not None:
-        selected = _matching("include", include, found, named)
-    if exclude is not None:
-        selected -= _matching("exclude", exclude, found, named)
+    selected = select_names(
+        found, include=include, exclude=exclude, what="a prunable weight", hint=lambda part: _hint(part, found, named),
+        default=[name for name, parameter in found.items() if id(parameter) not in head_ids],
+    )  # fmt: skip
     if not selected:
         raise ValueError(
             f"the selection must leave at least one weight; received include={include!r}, exclude={exclude!r}, which "
             f"leave none of {len(found)} parameters. Loosen them, or pass include='.*' to cover the task head too."
         )
-    covered = {name: parameter for name, parameter in found.items() if name in selected}
-    return Prunable(covered, {name: kinds[id(parameter)] for name, parameter in covered.items()}, tuple(head))
+    return Prunable(
+        {name: found[name] for name in selected}, {name: kinds[id(found[name])] for name in selected}, head=[*head]
+    )
 
 
 def _kinds(model: nn.Module) -> dict[int, str]:
@@ -175,26 +175,8 @@ def _outside(module: nn.Module, base: nn.Module, prefix: str = "") -> Iterator[t
             yield f"{prefix}{name}", child
 
 
-def _matching(option: str, patterns: str | Sequence[str], found: dict, named: dict) -> set[str]:
-    """Names in ``found`` that one of the patterns matches; each pattern must match some."""
-    matching: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        if not pattern:
-            raise ValueError(f"{option} must be a regular expression; received an empty one. Use '.*' to match all.")
-        try:
-            search = re.compile(pattern).search
-        except re.error as error:
-            received = f"received {pattern!r} ({error}). Escape special characters with re.escape."
-            raise ValueError(f"{option} must be a valid regular expression; {received}") from None
-        if not (hits := {name for name in found if search(name)}):
-            received = f"received {pattern!r}, which matches none. {_hint(pattern, search, found, named)}"
-            raise ValueError(f"{option} must match the name of a prunable weight; {received}")
-        matching |= hits
-    return matching
-
-
-def _hint(pattern: str, search, found: dict, named: dict) -> str:
-    if other := next(filter(search, named), None):
+def _hint(pattern: str, found: Iterable[str], named: Iterable[str]) -> str:
+    """What to do about a pattern that matches no prunable weight."""
+    if other := next(filter(re.compile(pattern).search, named), None):
         return f"It matches {other!r}, but norms, biases, embeddings and routers are never prunable."
-    near = difflib.get_close_matches(pattern, {*found, *".".join(found).split(".")}, n=3)
-    return f"Near names: {', '.join(near)}." if near else f"The names are like {next(iter(found))!r}."
+    return near_names(pattern, found)

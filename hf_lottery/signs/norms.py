@@ -10,7 +10,6 @@ References:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -19,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from ..networks.display import TableDict, first_names
 from ..networks.names import named_weights, plain_name, unwrap
+from ..networks.selection import Patterns, select_names
 from ..networks.shards import class_name, is_sharded, local, part_of, reshard
 
 Metric = TypeVar("Metric")
@@ -27,45 +28,50 @@ _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _OTHERS = (nn.Linear, nn.Embedding, _ConvNd)  # whatever their class is called
 
 
-class NormParameters(dict[str, nn.Parameter]):
+class NormParameters(TableDict[nn.Parameter]):
     """Parameter name -> parameter, in the model's order; what :func:`norm_parameters` returns. Prints as a table.
 
     Attributes:
         kinds: Parameter name -> class of the module that owns it, such as ``"LayerNorm"``.
-        left_out: Scale-like parameters that belong to no norm (layer scales, logit scales, state-space decays ...):
-            they keep training as they are, and a signed mask gives them their sign.
+        left_out: Scale-like parameters that belong to no norm (layer scales, logit scales, state-space decays ...).
+            They train as usual, and a signed mask gives them their sign.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], kinds: Mapping[str, str], left_out: Sequence[str] = ()):
+    header = ("name", "shape", "kind")
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], kinds: Mapping[str, str], *, left_out: Sequence[str] = ()
+    ):
         super().__init__(parameters)
         self.kinds = dict(kinds)
         self.left_out = tuple(left_out)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copies of the present values, by name, where the parameters are."""
+        """Copy the present values, by name, to where the parameters are."""
         return {name: parameter.detach().clone() for name, parameter in self.items()}
 
+    def row(self, name: str, value: nn.Parameter) -> Sequence[str]:
+        return name, str(list(value.shape)), self.kinds[name]
+
     def __repr__(self) -> str:
-        rows = [(name, str(list(p.shape)), self.kinds[name]) for name, p in self.items()]
-        rows = [("name", "shape", "kind"), *rows, (f"total of {len(self)}", "", "")]
-        name, shape, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
-        lines = [f"{a:<{name}}  {b:<{shape}}  {c}".rstrip() for a, b, c in rows]
-        return "\n".join([*lines, f"scale-like, left out: {', '.join(self.left_out) or 'none'}"])
+        left_out = f"scale-like, left out: {first_names(self.left_out)}"
+        return f"{super().__repr__()}\nparameters: {len(self)}\n{left_out}"
 
 
 def norm_parameters(
-    model: nn.Module, include: str | Sequence[str] | None = None, exclude: str | Sequence[str] | None = None
+    model: nn.Module, *, include: Patterns | None = None, exclude: Patterns | None = None
 ) -> NormParameters:
-    """The parameters of the normalization layers of a model, found by module and never by their own name.
+    """Find the parameters of the normalization layers of a model, by the class of the module and never by name.
 
     A norm is a batch, instance, group, layer or RMS norm of torch, or a module without children whose class has "Norm"
-    in its name, as every norm of transformers does; all its own parameters are taken, one of several names once.
+    in its name, as every norm of transformers does. All its own parameters are taken; one with several names is taken
+    once.
 
     Args:
         model: Any module, also a compiled or data-parallel one.
-        include: Regular expression, or several of which one must match, searched for in the names of all parameters:
-            what matches is taken *instead of* the norms. ``r"norm|layer_scale"`` takes layer scales too.
-        exclude: Regular expression, or several, of the names to take away.
+        include: Names or regular expressions, searched for in the names of all parameters. What matches is taken
+            *instead of* the norms: ``r"norm|layer_scale"`` takes layer scales too.
+        exclude: Names or regular expressions of the parameters to leave out again.
 
     Returns:
         Parameter name -> parameter; empty for a model without norms.
@@ -76,10 +82,10 @@ def norm_parameters(
 
     Example:
         >>> print(norm_parameters(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))))
-        name        shape  kind
-        1.weight    [8]    BatchNorm2d
-        1.bias      [8]    BatchNorm2d
-        total of 2
+        name      shape  kind
+        1.weight  [8]    BatchNorm2d
+        1.bias    [8]    BatchNorm2d
+        parameters: 2
         scale-like, left out: none
 
     Reference:
@@ -92,14 +98,11 @@ def norm_parameters(
     for module in sorted(model.modules(), key=_is_norm):
         owners.update((id(parameter), module) for parameter in module._parameters.values() if parameter is not None)
     named = {plain_name(name): p for name, p in model.named_parameters() if p.is_floating_point()}
-    taken = {name for name, parameter in named.items() if _is_norm(owners[id(parameter)])}
-    if include is not None:
-        taken = _matching("include", include, named)
-    if exclude is not None:
-        taken -= _matching("exclude", exclude, named)
-    left_out = [name for name, p in named.items() if name not in taken and _is_scale(name, p, owners[id(p)])]
+    norms = [name for name, parameter in named.items() if _is_norm(owners[id(parameter)])]
+    taken = select_names(named, include=include, exclude=exclude, default=norms)
     kinds = {name: class_name(owners[id(named[name])]) for name in taken}
-    return NormParameters({name: p for name, p in named.items() if name in taken}, kinds, left_out)
+    left_out = [name for name, p in named.items() if name not in kinds and _is_scale(name, p, owners[id(p)])]
+    return NormParameters({name: named[name] for name in taken}, kinds, left_out=left_out)
 
 
 @contextmanager
@@ -225,25 +228,6 @@ def _is_scale(name: str, parameter: Tensor, owner: nn.Module) -> bool:
     if parameter.ndim > 1:  # ConvNeXt V2 keeps [1, 1, 1, channels]
         return alone and parameter.numel() == max(parameter.shape) and not any(owner.children())
     return alone and not name.endswith("bias")
-
-
-def _matching(option: str, patterns: str | Sequence[str], named: Mapping[str, Tensor]) -> set[str]:
-    matching: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        try:
-            hits = {name for name in named if pattern and re.search(pattern, name)}
-        except re.error as error:
-            raise ValueError(
-                f"{option} must be a valid regular expression; received {pattern!r} ({error}). "
-                "Escape special characters with re.escape."
-            ) from None
-        if not hits:
-            raise ValueError(
-                f"{option} must match the name of a parameter; received {pattern!r}, which matches none. "
-                f"The names are like {next(iter(named), 'none')!r}."
-            )
-        matching |= hits
-    return matching
 
 
 def _check_initial(named: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -> None:

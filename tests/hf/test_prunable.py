@@ -155,7 +155,7 @@ ROUTER_PARTS = {"router", "shared_expert_gate", "gate"}  # `gate_proj` is anothe
 @pytest.mark.parametrize("architecture", SURVEY)
 def test_no_norm_bias_embedding_router_or_head_and_every_other_layer(architecture):
     model = build(architecture, SURVEY[architecture])
-    found, everything = prunable(model), prunable(model, ".*")
+    found, everything = prunable(model), prunable(model, include=".*")
     assert set(found) <= set(everything) <= set(dict(model.named_parameters()))
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     for name, parameter in everything.items():
@@ -326,13 +326,13 @@ def test_a_head_beside_a_nested_body_and_inside_a_compiled_part():
 
 def test_include_and_exclude():
     model = build("BertForSequenceClassification", BERT)
-    default, everything = list(prunable(model)), list(prunable(model, ".*"))
+    default, everything = list(prunable(model)), list(prunable(model, include=".*"))
     assert set(everything) - set(default) == {"classifier.weight"}
     assert list(prunable(model, include=["value", "query"])) == [n for n in default if "query" in n or "value" in n]
     assert list(prunable(model, include=r"^classifier\.")) == ["classifier.weight"]
     assert list(prunable(model, exclude="pooler")) == default[:-1]
     assert list(prunable(model, exclude="classifier")) == default  # left out anyway
-    assert list(prunable(model, "attention", exclude=["query", "key|value"])) == [default[3]]
+    assert list(prunable(model, include="attention", exclude=["query", "key|value"])) == [default[3]]
 
 
 def test_a_table_is_printed():
@@ -344,13 +344,13 @@ def test_a_table_is_printed():
         ["name", "shape", "weights", "kind"],
         ["bert.encoder.layer.0.intermediate.dense.weight", "[12,", "8]", "96", "Linear"],
         ["bert.pooler.dense.weight", "[8,", "8]", "64", "Linear"],
-        ["total", "of", "2", "160"],
+        ["parameters:", "2,", "weights:", "160"],
     ]
     assert lines[-1] == "task head left out: classifier"
-    assert repr(prunable(model, ".*")).endswith("task head left out: none")
+    assert repr(prunable(model, include=".*")).endswith("task head left out: none")
     assert repr(prunable(model.bert)).endswith("task head left out: none known")
     # the head is the embedding here, which is never prunable
-    assert repr(prunable(build("GPT2LMHeadModel", GPT2), ".*")).endswith("task head left out: lm_head")
+    assert repr(prunable(build("GPT2LMHeadModel", GPT2), include=".*")).endswith("task head left out: lm_head")
 
 
 @pytest.mark.parametrize(

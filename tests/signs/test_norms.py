@@ -216,7 +216,7 @@ def test_patterns_override():
     ("patterns", "message"),
     [
         ({"include": "norm"}, "include must match the name of a parameter; received 'norm', which matches none"),
-        ({"exclude": ""}, "exclude must match"),
+        ({"exclude": ""}, "exclude must be a regular expression; received an empty one"),
         ({"exclude": "("}, r"exclude must be a valid regular expression; received '\('"),
     ],
 )

@@ -122,7 +122,7 @@ def main() -> None:
     signed = agreement = None
     if ticket_args.signs != "none":
         source = signs_source(ticket_args, ticket, model_args, data, args.seed)
-        norms = norm_parameters(source, args.norm_include, args.norm_exclude)
+        norms = norm_parameters(source, include=args.norm_include, exclude=args.norm_exclude)
         signed = SignedMask.from_model(source, ticket.mask, norms=norms)
         signed = choose_signs(ticket_args.signs, signed, args.seed)
         give_signs(ticket_args, signed, model, norms, model_args)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,10 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ...masks.file import CONFIG_NAME
 from ...masks.mask import Mask
 from ...networks.names import plain_name
+from ...networks.selection import Patterns, select_names
 from ...storage.hub_mixin import Where, find_folder, is_repository
 from ..adapter import PEFT_PREFIX, trained_positions
-from ..prunable_weights import _matching, prunable
+from ..prunable_weights import prunable
 from .transfer import fetch_model
 
 if TYPE_CHECKING:
@@ -33,14 +34,12 @@ _COMPRESSED = (".bitmask", ".compressed", ".qweight", ".weight_packed", ".weight
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _UNCOVERED = 2.0  # stands for a weight that no torch.nn.utils.prune mask covers; 0 is pruned, 1 kept
 
-Patterns = str | Sequence[str] | None
-
 
 def mask_from_checkpoint(
     source: str | Path,
     *,
-    include: Patterns = None,
-    exclude: Patterns = None,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
     model: nn.Module | Mapping[str, Tensor] | None = None,
     **where: Unpack[Where],
 ) -> Mask:
@@ -206,7 +205,11 @@ def _transformers_class(config: Mapping[str, Any]) -> type[PreTrainedModel] | No
 
 
 def _entries_of(
-    model_class: type[PreTrainedModel], config: Any, stored: Mapping[str, Any], include: Patterns, exclude: Patterns
+    model_class: type[PreTrainedModel],
+    config: Any,
+    stored: Mapping[str, Any],
+    include: Patterns | None,
+    exclude: Patterns | None,
 ) -> dict[str, Tensor]:
     # Zeros and ones go through transformers' own loading, which renames, splits and stacks. bfloat16 holds them
     # exactly, and a tiny weight of any precision stays different from zero.
@@ -229,7 +232,9 @@ def _entries_of(
         named = {plain_name(name): weight.detach() for name, weight in model.named_parameters()}
         entries = _select({k: w != 0 for k, w in named.items() if bool((w != _UNCOVERED).any())}, include, exclude)
     else:
-        entries = {name: weight.detach() != 0 for name, weight in prunable(model, include, exclude).items()}
+        entries = {
+            name: weight.detach() != 0 for name, weight in prunable(model, include=include, exclude=exclude).items()
+        }
     if lost := sorted(entries.keys() & set(report["missing_keys"])):
         raise ValueError(
             f"the checkpoint must hold every weight; received none for {lost[:3]}. It is of another model."
@@ -237,11 +242,9 @@ def _entries_of(
     return entries
 
 
-def _select(entries: dict[str, Tensor], include: Patterns, exclude: Patterns) -> dict[str, Tensor]:
-    selected = set(entries) if include is None else _matching("include", include, entries, entries)
-    if exclude is not None:
-        selected -= _matching("exclude", exclude, entries, entries)
-    return {name: entry for name, entry in entries.items() if name in selected}
+def _select(entries: dict[str, Tensor], include: Patterns | None, exclude: Patterns | None) -> dict[str, Tensor]:
+    chosen = select_names(entries, include=include, exclude=exclude, what="a prunable weight")
+    return {name: entries[name] for name in chosen}
 
 
 def _has_pruned(entry: Tensor) -> bool:

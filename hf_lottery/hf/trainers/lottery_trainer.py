@@ -84,7 +84,7 @@ class LotteryTrainer(SparseTrainer):
         self.score = score or SCORES[self.lottery.score]
         self.sparsities = self.lottery.get_sparsities()
         self.rewind = parse_rewind(self.lottery.rewind or self._default_rewind)
-        self.weights = prunable(self._network, self.lottery.include, self.lottery.exclude)
+        self.weights = prunable(self._network, include=self.lottery.include, exclude=self.lottery.exclude)
         self.scope = self.lottery.get_scope(self.weights.kinds)
         self._check_levels()
         self.history: list[dict[str, Any]] = []
