@@ -18,6 +18,7 @@ def select_names(
     default: Iterable[str] | None = None,
     error: type[ValueError] = ValueError,
     hint: Callable[[str], str] | None = None,
+    optional: bool = False,
 ) -> list[str]:
     """Choose names by regular expression.
 
@@ -32,12 +33,13 @@ def select_names(
         default: What ``include=None`` selects; all names unless given.
         error: Class of the error to raise.
         hint: Given a pattern that matches nothing, returns the end of the message, which says what to do.
+        optional: Whether a pattern may match nothing.
 
     Returns:
         The chosen names in the order of ``names``. The list may be empty if ``exclude`` takes all of them away.
 
     Raises:
-        ValueError: A pattern is empty, is not a regular expression, or matches nothing.
+        ValueError: A pattern is empty, is not a regular expression, or matches nothing although it must.
 
     Example:
         >>> select_names(["conv.weight", "fc.weight", "fc.bias"], include=r"weight$", exclude="conv")
@@ -46,14 +48,16 @@ def select_names(
     names = list(names)
     chosen = set(names if default is None else default)
     if include is not None:
-        chosen = _matching("include", include, names, what, error, hint)
+        chosen = _matching("include", include, names, what, error, hint, optional)
     if exclude is not None:
-        chosen -= _matching("exclude", exclude, names, what, error, hint)
+        chosen -= _matching("exclude", exclude, names, what, error, hint, optional)
     return [name for name in names if name in chosen]
 
 
-def _matching(option: str, patterns: Patterns, names: list[str], what: str, error, hint) -> set[str]:
-    """The names that one of the patterns matches; every pattern must match one."""
+def _matching(
+    option: str, patterns: Patterns, names: list[str], what: str, error, hint, optional: bool
+) -> set[str]:
+    """The names that one of the patterns matches; every pattern must match one, unless that is optional."""
     known, matching = set(names), set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not pattern:
@@ -66,7 +70,7 @@ def _matching(option: str, patterns: Patterns, names: list[str], what: str, erro
                 "Escape special characters with re.escape."
             ) from None
         hits = {pattern} if pattern in known else {name for name in names if search(name)}
-        if not hits:
+        if not hits and not optional:
             way_out = hint(pattern) if hint else near_names(pattern, names)
             raise error(f"{option} must match the name of {what}; received {pattern!r}, which matches none. {way_out}")
         matching |= hits
