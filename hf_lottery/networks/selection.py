@@ -54,9 +54,7 @@ def select_names(
     return [name for name in names if name in chosen]
 
 
-def _matching(
-    option: str, patterns: Patterns, names: list[str], what: str, error, hint, optional: bool
-) -> set[str]:
+def _matching(option: str, patterns: Patterns, names: list[str], what: str, error, hint, optional: bool) -> set[str]:
     """The names that one of the patterns matches; every pattern must match one, unless that is optional."""
     known, matching = set(names), set()
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
