@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ..masks.mask import Mask, MaskMismatchError, Overlap
+from ..masks.mask import Mask, Overlap, overlap_of
 from ..networks.display import TableDict
 from ..networks.selection import Patterns, select_names
 from ..symmetry.errors import SymmetryError
@@ -60,9 +60,9 @@ def overlap_by_parameter(
         parameter  overlap  chance
         fc.weight   0.3333  0.3333
     """
-    _check(a, b)
+    a.check_same_structure(b)
     chosen = select_names(a, include, exclude)
-    return Overlaps({name: _overlap([(a[name].numpy(), b[name].numpy())]) for name in chosen})
+    return Overlaps({name: overlap_of([(a[name].numpy(), b[name].numpy())]) for name in chosen})
 
 
 def overlap_by_head(
@@ -87,7 +87,7 @@ def overlap_by_head(
         ValueError: No parameter is chosen, or the axis is not a multiple of the heads.
         MaskMismatchError: The masks differ in names or shapes.
     """
-    _check(a, b)
+    a.check_same_structure(b)
     chosen = select_names(a, include, exclude)
     if not chosen:
         raise ValueError("include and exclude must leave a parameter of the masks; received ones that leave none.")
@@ -100,7 +100,7 @@ def overlap_by_head(
                 "Choose the axis, or leave the parameter out."
             )
         parts = (np.split(mask[name].numpy(), heads, axis) for mask in (a, b))
-        found[name] = tuple(_overlap([part]) for part in zip(*parts, strict=True))
+        found[name] = tuple(overlap_of([part]) for part in zip(*parts, strict=True))
     return found
 
 
@@ -127,7 +127,7 @@ def overlap_by_group(
         SpecMismatchError: The masks do not fit the spec.
         MaskMismatchError: The masks differ in names or shapes.
     """
-    _check(a, b)
+    a.check_same_structure(b)
     spec.check_fits(a)
     found = PartOverlaps()
     for group in select_names(spec.groups, include, exclude, what="a group", error=SymmetryError):
@@ -136,7 +136,7 @@ def overlap_by_group(
         parts = list(_parts(a, b, spec, group))
         if not parts:
             raise SymmetryError(f"group {group!r} must lie on a parameter of the masks; received masks without it.")
-        found[group] = tuple(_overlap(pairs) for pairs in zip(*parts, strict=True))
+        found[group] = tuple(overlap_of(pairs) for pairs in zip(*parts, strict=True))
     return found
 
 
@@ -151,19 +151,3 @@ def _parts(a: Mask, b: Mask, spec: PermutationSpec, group: str) -> Iterator[list
                     own = np.moveaxis(axis.positions, axis.leaves.index(group), 0)
                     grids = [np.ix_(*lines[:k], one.reshape(-1), *lines[k + 1 :]) for one in own]
                     yield [(mine[grid], theirs[grid]) for grid in grids]
-
-
-def _overlap(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Overlap:
-    """As :meth:`Mask.overlap`, each pair a parameter of its own."""
-    both = kept = chance = 0.0
-    for mine, theirs in pairs:
-        left, right = int(mine.sum()), int(theirs.sum())
-        both, kept = both + int((mine & theirs).sum()), kept + left + right
-        chance += left * right / max(mine.size, 1)
-    return Overlap(both / (kept - both), chance / (kept - chance)) if kept else Overlap(1.0, 1.0)
-
-
-def _check(a: Mask, b: Mask) -> None:
-    if only := a.keys() ^ b.keys():
-        raise MaskMismatchError(f"two masks must cover the same parameters; received {min(only)!r} in one only.")
-    a.check_fits(b)

@@ -1,17 +1,22 @@
-"""Report: numbers -> Markdown, PNG with the numbers as CSV beside it, and one HTML page that needs nothing else."""
+"""Report: tables in Markdown, pictures with their numbers as CSV beside them, and one HTML page that holds them all.
+
+What another function returns, these functions take: a barrier, a plane, an overlap, a match, a mask, a history.
+"""
 
 from .bars import plot_layers, plot_match
 from .curves import plot_against_density, plot_barriers, plot_norm_path, plot_sign_flips
 from .dead import DeadUnits, dead_units
 from .maps import plot_overlap, plot_plane
-from .page import Picture, Section, write_report
-from .tables import Table, level_rows, level_table, markdown_table
+from .page import Section, write_report
+from .style import Picture
+from .tables import Table, barrier_rows, level_rows, level_table, markdown_table
 
 __all__ = [
     "DeadUnits",
     "Picture",
     "Section",
     "Table",
+    "barrier_rows",
     "dead_units",
     "level_rows",
     "level_table",

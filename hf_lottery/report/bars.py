@@ -6,56 +6,77 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..alignment.match import Match
+from ..alignment.match_report import MatchReport
+from ..masks.mask import Mask
 from .dead import DeadUnits
-from .style import COLORS, HATCHES, check_filled, label, picture, write_csv
+from .style import COLORS, HATCHES, Picture, check_filled, described, label, picture, write_csv
 
-_MOST_LABELS = 300  # beyond them only every second is written, and so on
+_MOST_LABELS = 300  # with more places only every second one is named, then every third, and so on
 
 
 def plot_layers(
-    path: str | Path, sparsities: Mapping[str, float], *, dead: Mapping[str, DeadUnits] | None = None, title: str
-) -> None:
-    """Draw the sparsity of every layer, with its dead neurons and heads marked.
+    path: str | Path,
+    masks: Mask | Mapping[str, Mask] | Mapping[str, float],
+    *,
+    dead: Mapping[str, DeadUnits] | None = None,
+    title: str = "",
+) -> Picture:
+    """Draw the sparsity of every layer of one mask or several, with the dead neurons and heads of one marked.
 
     Args:
         path: The PNG to write; the numbers go beside it as CSV.
-        sparsities: Parameter name -> fraction removed, as of ``mask.layer_sparsities()``.
-        dead: Parameter name -> what is dead in it, as of :func:`dead_units`.
+        masks: A mask, or label -> mask, or parameter name -> fraction removed.
+        dead: Parameter name -> what is dead in it, as :func:`dead_units` finds it; for one mask only.
         title: Title of the picture.
+
+    Returns:
+        The picture, for a :class:`Section`.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: There is nothing to draw.
+        ValueError: There is nothing to draw, or dead units are to be marked on several masks.
     """
-    check_filled("sparsities", sparsities)
-    found = dead or {}
-    none = DeadUnits(0, ())
-    units = [found.get(name, none) for name in sparsities]
-    with picture(path, 8, _height(len(sparsities), 0.26)) as axes:
-        axes.barh(range(len(units)), [100 * value for value in sparsities.values()], 0.7, color=COLORS[5])
-        _mark_dead(axes, units)
-        _name_places(axes, list(sparsities))
-        axes.set(xlabel="pruned (%)", title=title, xlim=(0, 100))
-    rows = (
-        (name, value, len(unit.neurons), unit.rows, len(unit.dead_heads), unit.heads)
-        for (name, value), unit in zip(sparsities.items(), units, strict=True)
-    )
-    write_csv(path, ["parameter", "sparsity", "dead_neurons", "neurons", "dead_heads", "heads"], rows)
+    check_filled("masks", masks)
+    series = _sparsities(masks)
+    if len(series) == 1:
+        (sparsities,) = series.values()
+        _plot_mask(path, sparsities, dead or {}, title)
+    elif dead:
+        raise ValueError(f"dead units can be marked on one mask; received {len(series)} masks. Draw each by itself.")
+    else:
+        _plot_masks(path, series, title)
+    return described(path, "sparsity of every layer", title)
 
 
-def plot_match(path: str | Path, groups: Mapping[str, tuple[float, float]], *, score: str, title: str) -> None:
+def plot_match(
+    path: str | Path,
+    match: Match | MatchReport | Mapping[str, tuple[float, float]],
+    *,
+    score: str = "score",
+    title: str = "",
+) -> Picture:
     """Draw how well the units of two networks go together, group by group, before and after matching.
 
     Args:
         path: The PNG to write; the numbers go beside it as CSV.
-        groups: Group name -> score in the order they had, and as matched.
-        score: Name of the score.
+        match: What a matching returned, or its report, or group name -> (score in the order they had, score as
+            matched).
+        score: Name of the score, such as "mean correlation of units".
         title: Title of the picture.
+
+    Returns:
+        The picture, for a :class:`Section`.
 
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: There is nothing to draw.
     """
+    report = match.report if isinstance(match, Match) else match
+    if isinstance(report, MatchReport):
+        groups = {name: (group.identity, group.matched) for name, group in report.groups.items()}
+    else:
+        groups = dict(report)
     check_filled("groups", groups)
     with picture(path, 8, _height(len(groups), 0.4)) as axes:
         names = ("as they were", "matched")
@@ -69,10 +90,52 @@ def plot_match(path: str | Path, groups: Mapping[str, tuple[float, float]], *, s
         axes.set(xlabel=score, title=title)
         axes.figure.legend(loc="outside lower right", ncols=2)
     write_csv(path, ["group", "as_they_were", "matched"], ((name, *scores) for name, scores in groups.items()))
+    return described(path, f"{score} of every group, as they were and matched", title)
+
+
+def _sparsities(masks: Mask | Mapping[str, Mask] | Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Label -> {parameter name: fraction removed}."""
+    if isinstance(masks, Mask):
+        return {"mask": masks.layer_sparsities()}
+    found = {name: mask.layer_sparsities() for name, mask in masks.items() if isinstance(mask, Mask)}
+    return found or {"mask": {name: value for name, value in masks.items() if not isinstance(value, Mask)}}
+
+
+def _plot_mask(path: str | Path, sparsities: Mapping[str, float], dead: Mapping[str, DeadUnits], title: str) -> None:
+    units = [dead.get(name, DeadUnits(0, ())) for name in sparsities]
+    with picture(path, 8, _height(len(sparsities), 0.26)) as axes:
+        axes.barh(range(len(units)), [100 * value for value in sparsities.values()], 0.7, color=COLORS[5])
+        _mark_dead(axes, units)
+        _name_places(axes, list(sparsities))
+        axes.set(xlabel="pruned (%)", title=title, xlim=(0, 100))
+    rows = (
+        (name, value, len(unit.neurons), unit.rows, len(unit.dead_heads), unit.heads)
+        for (name, value), unit in zip(sparsities.items(), units, strict=True)
+    )
+    write_csv(path, ["parameter", "sparsity", "dead_neurons", "neurons", "dead_heads", "heads"], rows)
+
+
+def _plot_masks(path: str | Path, series: Mapping[str, Mapping[str, float]], title: str) -> None:
+    """Bars of several masks beside each other; a layer that a mask does not cover has no bar."""
+    layers = list(dict.fromkeys(name for sparsities in series.values() for name in sparsities))
+    wide = 0.8 / len(series)
+    with picture(path, 8, _height(len(layers), 0.16 + 0.12 * len(series))) as axes:
+        for number, (name, sparsities) in enumerate(series.items()):
+            places = [i - 0.4 + (number + 0.5) * wide for i, layer in enumerate(layers) if layer in sparsities]
+            values = [100 * sparsities[layer] for layer in layers if layer in sparsities]
+            axes.barh(
+                places, values, wide, label=label(name), color=COLORS[number % len(COLORS)], edgecolor="white",
+                linewidth=0.5, hatch=HATCHES[number % len(HATCHES)],
+            )  # fmt: skip
+        _name_places(axes, layers)
+        axes.set(xlabel="pruned (%)", title=title, xlim=(0, 100))
+        axes.figure.legend(loc="outside lower right", ncols=min(len(series), 4))
+    rows = ((name, layer, value) for name, sparsities in series.items() for layer, value in sparsities.items())
+    write_csv(path, ["mask", "parameter", "sparsity"], rows)
 
 
 def _mark_dead(axes: Any, units: Sequence[DeadUnits]) -> None:
-    """A marker at the share that is dead, and the count at the right edge."""
+    """Put a marker at the share of the units that is dead, and the count at the right edge."""
     notes: list[list[str]] = [[] for _ in units]
     for kind, offset, marker, color, counts in (
         ("neurons", -0.17, "X", COLORS[1], [(len(unit.neurons), unit.rows) for unit in units]),

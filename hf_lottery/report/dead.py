@@ -1,23 +1,25 @@
-"""Dead units: neurons and heads that a mask removes altogether."""
+"""Dead units: neurons and heads that a mask removes completely."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..networks.display import TableDict
+from ..networks.selection import Patterns, select_names
+
 
 @dataclass(frozen=True)
 class DeadUnits:
-    """What a mask leaves nothing of, in one parameter.
+    """The neurons and heads of one parameter that a mask removes completely.
 
     Attributes:
-        rows: Neurons that there are: the length of the first axis.
-        neurons: Which of them have no weight left.
-        heads: Heads that there are; 0 if the parameter has none.
-        dead_heads: Which of them have no weight left.
+        rows: The number of neurons, which is the length of the first axis.
+        neurons: Indices of the neurons without any weight left.
+        heads: The number of heads; 0 if the parameter has no heads.
+        dead_heads: Indices of the heads without any weight left.
     """
 
     rows: int
@@ -25,32 +27,55 @@ class DeadUnits:
     heads: int = 0
     dead_heads: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        heads = f", {len(self.dead_heads)} of {self.heads} heads" if self.heads else ""
+        return f"DeadUnits({len(self.neurons)} of {self.rows} neurons{heads})"
 
-def dead_units(mask: Mapping[str, Tensor], heads: Mapping[str, int] | None = None) -> dict[str, DeadUnits]:
-    """Find the neurons and heads that a mask removes altogether.
+
+class DeadTable(TableDict[DeadUnits]):
+    """Parameter name -> :class:`DeadUnits`; a dict that prints as a table."""
+
+    header = ("parameter", "dead neurons", "neurons", "dead heads", "heads")
+
+    def row(self, name: str, value: DeadUnits) -> Sequence[str]:
+        return name, *map(str, (len(value.neurons), value.rows, len(value.dead_heads), value.heads))
+
+
+def dead_units(
+    mask: Mapping[str, Tensor],
+    *,
+    heads: Mapping[str, int] | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
+) -> DeadTable:
+    """Find the neurons and heads that a mask removes completely.
 
     A neuron is a row, an index of the first axis: an output of ``nn.Linear``, a channel of a convolution.
 
     Args:
-        mask: Parameter name -> bool tensor, True keeps. Those with fewer than two axes are left out.
-        heads: Regular expression of parameters -> how many heads, equal shares of the rows, they are made of. The first
-            that is found in a name counts.
+        mask: Parameter name -> bool tensor, True keeps. Parameters with fewer than two axes are left out.
+        heads: Name or regular expression of parameters -> the number of heads that share their rows equally. If several
+            match a parameter, the first counts. One that matches no parameter is ignored.
+        include: Names or regular expressions of the parameters to look at; by default all.
+        exclude: Names or regular expressions of the parameters to leave out again.
 
     Raises:
-        ValueError: The rows of a parameter are not divisible among its heads.
+        ValueError: The rows of a parameter are not divisible among its heads, or a pattern to include or exclude
+            matches no parameter.
 
     Example:
         >>> import torch
         >>> entry = torch.tensor([[True, False], [False, False], [False, False], [False, False]])
         >>> dead_units({"query.weight": entry}, heads={"query": 2})
-        {'query.weight': DeadUnits(rows=4, neurons=(1, 2, 3), heads=2, dead_heads=(1,))}
+        parameter     dead neurons  neurons  dead heads  heads
+        query.weight             3        4           1      2
     """
-    found = {}
-    for name, entry in mask.items():
-        if entry.ndim > 1:
-            counts = (count for pattern, count in (heads or {}).items() if re.search(pattern, name))
-            found[name] = _dead(name, entry, next(counts, 0))
-    return found
+    names = select_names([name for name, entry in mask.items() if entry.ndim > 1], include, exclude)
+    counts: dict[str, int] = {}
+    for pattern, count in (heads or {}).items():
+        for name in select_names(names, pattern, optional=True):
+            counts.setdefault(name, count)
+    return DeadTable({name: _dead(name, mask[name], counts.get(name, 0)) for name in names})
 
 
 def _dead(name: str, entry: Tensor, heads: int) -> DeadUnits:

@@ -4,38 +4,51 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from .style import check_filled, picture, write_csv
+import numpy as np
 
-_MOST_NUMBERS = 12  # columns, beyond which cells have no room for a number
+from ..connectivity.plane import Plane
+from ..masks.mask import Overlap
+from .style import Picture, check_filled, described, picture, write_csv
+
+_MOST_NUMBERS = 12  # with more columns, cells have no room for a number
+_MOST_LABELS = 60  # with more columns only every second one is named, then every third, and so on
 
 
 def plot_overlap(
-    path: str | Path, values: Mapping[str, Mapping[str, float]], *, measure: str = "overlap", title: str
-) -> None:
-    """Draw a heat map of fractions, such as the overlap of masks, layer by layer.
+    path: str | Path,
+    overlap: Mapping[str, Overlap] | Mapping[str, tuple[Overlap, ...]] | Mapping[str, Mapping[str, float]],
+    *,
+    measure: str = "overlap",
+    title: str = "",
+) -> Picture:
+    """Draw the overlap of two masks as a heat map, with a row for each layer.
 
     Args:
         path: The PNG to write; the numbers go beside it as CSV.
-        values: Row (a layer) -> {column (a pair of masks, or a head): fraction in [0, 1]}. A column that a row lacks is
-            left grey.
+        overlap: What ``overlap_by_parameter``, ``overlap_by_head`` or ``overlap_by_group`` returned; or other fractions
+            in [0, 1] as row -> {column: fraction}. A column that a row lacks is left grey.
         measure: Name of the fraction.
         title: Title of the picture.
+
+    Returns:
+        The picture, for a :class:`Section`.
 
     Raises:
         ImportError: matplotlib is not installed.
         ValueError: There is nothing to draw.
     """
-    import numpy as np
-
-    check_filled("values", values)
+    values = {name: _fractions(row) for name, row in overlap.items()}
+    check_filled("overlap", values)
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
     grid = np.array([[row.get(column, np.nan) for column in columns] for row in values.values()], dtype=float)
     longest = max(map(len, columns))
     with picture(path, min(4 + 0.8 * len(columns), 16), min(0.3 * len(values), 100) + 1.4 + 0.06 * longest) as axes:
         axes.set_facecolor("0.8")
         image = axes.imshow(np.ma.masked_invalid(grid), cmap="viridis", vmin=0, vmax=1, aspect="auto")
-        axes.set_xticks(range(len(columns)), columns, fontsize=8, rotation=30, ha="right")
+        step = -(-len(columns) // _MOST_LABELS)
+        axes.set_xticks(range(0, len(columns), step), columns[::step], fontsize=8, rotation=30, ha="right")
         axes.set_yticks(range(len(values)), list(values), fontsize=7)
         axes.set_title(title)
         axes.figure.colorbar(image, ax=axes, label=measure)
@@ -45,43 +58,42 @@ def plot_overlap(
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
     rows = ((name, column, value) for name, row in values.items() for column, value in row.items())
     write_csv(path, ["row", "column", measure], rows)
+    return described(path, f"{measure}, layer by layer", title)
 
 
 def plot_plane(
     path: str | Path,
-    x: Sequence[float],
-    y: Sequence[float],
-    values: Sequence[Sequence[float]],
+    plane: Plane,
     *,
-    networks: Mapping[str, tuple[float, float]],
-    measure: str = "loss",
-    title: str,
-) -> None:
-    """Draw the loss on a plane through networks.
+    labels: Sequence[str] = ("a", "b", "c"),
+    measure: str = "error",
+    title: str = "",
+) -> Picture:
+    """Draw the error on the plane through three networks.
 
     Args:
         path: The PNG to write; the numbers go beside it as CSV, with a row for each network.
-        x: Coordinates along the first direction, at least two.
-        y: Coordinates along the second.
-        values: One row for each ``y`` of one number for each ``x``; what is not finite is left grey.
-        networks: Label -> where it lies, ``(x, y)``.
-        measure: Name of the numbers.
+        plane: What ``loss_plane`` returned. Places where the error is not finite are left grey.
+        labels: Names of the three networks.
+        measure: Name of the error.
         title: Title of the picture.
+
+    Returns:
+        The picture, for a :class:`Section`.
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: The numbers are not of that shape, or none is finite.
+        ValueError: There are not three labels, the errors do not have the shape of the grid, or none is finite.
     """
-    import numpy as np
-
-    grid = np.asarray(values, dtype=float)
+    x, y, networks = plane.xs, plane.ys, dict(zip(labels, plane.places, strict=True))
+    grid = np.asarray(plane.errors, dtype=float)
     if grid.shape != (len(y), len(x)) or min(grid.shape) < 2:
         raise ValueError(
-            f"values must have a row for each y and a column for each x, 2 at least; received shape {grid.shape} for "
-            f"{len(y)} and {len(x)}."
+            f"a plane must have a row of errors for each y and a column for each x, at least 2 of each; received shape "
+            f"{grid.shape} for {len(y)} and {len(x)}."
         )
     if not np.isfinite(grid).any():
-        raise ValueError("values must be finite somewhere; received none that is. Evaluate nearer to the networks.")
+        raise ValueError("a plane must have finite errors; received none. Evaluate nearer to the networks.")
     with picture(path, 7, 5.4) as axes:
         axes.set_facecolor("0.8")
         low, high = grid[np.isfinite(grid)].min(), grid[np.isfinite(grid)].max()
@@ -97,3 +109,13 @@ def plot_plane(
         axes.margins(0.05)
     rows = [(u, v, grid[j, i], "") for j, v in enumerate(y) for i, u in enumerate(x)]
     write_csv(path, ["x", "y", measure, "network"], [*rows, *((*place, "", name) for name, place in networks.items())])
+    return described(path, f"{measure} on the plane through {', '.join(networks)}", title)
+
+
+def _fractions(row: Any) -> dict[str, float]:
+    """Column -> fraction of one row."""
+    if isinstance(row, Overlap):
+        return {"overlap": row.iou, "chance": row.chance}
+    if isinstance(row, Mapping):
+        return dict(row)
+    return {str(part): overlap.iou for part, overlap in enumerate(row)}

@@ -1,17 +1,18 @@
-"""Page: one HTML file with everything in it, that opens offline and asks nobody for anything."""
+"""Page: one HTML file that contains everything it shows. It opens offline and loads nothing from elsewhere."""
 
 from __future__ import annotations
 
 import base64
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 from urllib.parse import quote
 
+from ..networks.display import TableDict, escaped, html_table
 from ..storage.atomic import write_atomically
+from .style import Picture
 from .tables import Table
 
 _STYLE = """
@@ -55,48 +56,51 @@ _PAGE = """<!DOCTYPE html>
 """
 
 
-class Picture(NamedTuple):
-    """A PNG, and what it shows for those who cannot see it."""
-
-    path: str | Path
-    alt: str
-
-
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. All text is shown as it is, whatever markup it may hold.
+    """A part of the page. All text is shown literally, even if it contains markup.
 
     Attributes:
         title: The heading, also in the table of contents.
         text: Paragraphs, with empty lines between them.
-        table: A table, or None.
-        picture: A picture, or None; if a CSV of the same stem lies beside it, the page links to it.
+        table: A table, such as :func:`level_rows` or :func:`barrier_rows` makes; or what the functions
+            ``overlap_by_...`` and :func:`dead_units` return; or None.
+        picture: A picture, as the functions ``plot_...`` return it; or None. If a CSV of the same stem lies beside it,
+            the page links to it.
     """
 
     title: str
     text: str = ""
-    table: Table | None = None
+    table: Table | TableDict[Any] | None = None
     picture: Picture | None = None
+
+    def __repr__(self) -> str:
+        parts = [f"text of {len(self.text.split())} words"] if self.text else []
+        if self.table is not None:
+            parts.append(f"table of {len(self.table.rows)} rows")
+        if self.picture is not None:
+            parts.append(f"picture {Path(self.picture.path).name}")
+        return f"Section({', '.join([repr(self.title), *parts])})"
 
 
 def write_report(path: str | Path, sections: Sequence[Section], *, title: str = "Report") -> None:
-    """Write one self-contained HTML page: pictures and style lie in it, and it has no script.
+    """Write one self-contained HTML page, with its pictures and style inside and without scripts.
 
     Args:
         path: The file to write. The pictures must lie in its folder, or below.
-        sections: What it shows, in order.
+        sections: The parts of the page, in order.
         title: Title of the page.
 
     Raises:
-        ValueError: There are no sections, a row has not as many cells as the header, or a picture lies elsewhere.
+        ValueError: There are no sections, a row has more or fewer cells than the header, or a picture lies elsewhere.
         FileNotFoundError: A picture is missing.
     """
     if not sections:
         raise ValueError("a report must have at least one section; received none.")
     folder = Path(path).resolve().parent
-    contents = (f'<li><a href="#section-{i}">{_text(part.title)}</a></li>' for i, part in enumerate(sections, 1))
+    contents = (f'<li><a href="#section-{i}">{escaped(part.title)}</a></li>' for i, part in enumerate(sections, 1))
     page = _PAGE.format(
-        title=_text(title),
+        title=escaped(title),
         style=_STYLE,
         contents="\n".join(contents),
         sections="\n".join(_section(i, part, folder) for i, part in enumerate(sections, 1)),
@@ -106,8 +110,8 @@ def write_report(path: str | Path, sections: Sequence[Section], *, title: str = 
 
 def _section(number: int, part: Section, folder: Path) -> str:
     lines = [f'<section id="section-{number}" aria-labelledby="title-{number}">']
-    lines.append(f'<h2 id="title-{number}">{_text(part.title)}</h2>')
-    lines += [f"<p>{_text(paragraph)}</p>" for paragraph in re.split(r"\n\s*\n", part.text) if paragraph.strip()]
+    lines.append(f'<h2 id="title-{number}">{escaped(part.title)}</h2>')
+    lines += [f"<p>{escaped(paragraph)}</p>" for paragraph in re.split(r"\n\s*\n", part.text) if paragraph.strip()]
     if part.table is not None:
         lines += _table(part.table, f"title-{number}")
     if part.picture is not None:
@@ -115,14 +119,9 @@ def _section(number: int, part: Section, folder: Path) -> str:
     return "\n".join([*lines, "</section>"])
 
 
-def _table(table: Table, label: str) -> list[str]:
-    if wrong := [row for row in table.rows if len(row) != len(table.header)]:
-        raise ValueError(f"a row must have {len(table.header)} cells, as the header has; received {len(wrong[0])}.")
-    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in table.header)
-    rows = ("".join(f"<td>{_text(cell)}</td>" for cell in row) for row in table.rows)
-    body = [f"<tr>{row}</tr>" for row in rows]
-    start = f'<div class="wide" role="region" aria-labelledby="{label}" tabindex="0"><table>'
-    return [start, f"<thead><tr>{head}</tr></thead>", "<tbody>", *body, "</tbody>", "</table></div>"]
+def _table(table: Table | TableDict[Any], label: str) -> list[str]:
+    start = f'<div class="wide" role="region" aria-labelledby="{label}" tabindex="0">'
+    return [start, html_table(table.header, table.rows), "</div>"]
 
 
 def _figure(picture: Picture, folder: Path) -> list[str]:
@@ -130,13 +129,8 @@ def _figure(picture: Picture, folder: Path) -> list[str]:
     if not file.is_relative_to(folder):
         raise ValueError(f"a picture must lie in the folder of the page, {folder}, or below; received {file}.")
     data = base64.b64encode(file.read_bytes()).decode()
-    lines = ["<figure>", f'<img src="data:image/png;base64,{data}" alt="{_text(picture.alt)}">']
+    lines = ["<figure>", f'<img src="data:image/png;base64,{data}" alt="{escaped(picture.alt)}">']
     if (numbers := file.with_suffix(".csv")).exists():
         link = quote(numbers.relative_to(folder).as_posix())
         lines.append(f'<figcaption><a href="{link}">Numbers (CSV)</a></figcaption>')
     return [*lines, "</figure>"]
-
-
-def _text(text: str) -> str:
-    """Text that is safe between tags and in quoted attributes; characters that HTML forbids are replaced."""
-    return html.escape(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "\ufffd", str(text)))

@@ -1,7 +1,7 @@
 """Style: how every picture looks, and the numbers beside it.
 
-The colours are those of Okabe and Ito without yellow, which cannot be seen on white; curves differ in marker and line
-style too, bars in hatching. The background is white, so that a picture reads the same on a light and on a dark page.
+The colours are those of Okabe and Ito without yellow, which cannot be seen on white. Curves also differ in marker and
+line style, and bars in hatching. The background is white, so that a picture reads the same on a light and a dark page.
 
 References:
     Okabe and Ito, 2008, "Color Universal Design", https://jfly.uni-koeln.de/color/.
@@ -14,7 +14,7 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..storage.atomic import write_atomically
 
@@ -33,8 +33,20 @@ _SETTINGS = {
 }
 
 
+class Picture(NamedTuple):
+    """A PNG, and a description for those who cannot see it."""
+
+    path: str | Path
+    alt: str
+
+
+def described(path: str | Path, what: str, title: str) -> Picture:
+    """A picture that was written, described by what it shows and by its title."""
+    return Picture(path, f"{what}: {title}" if title else what)
+
+
 def curve_style(number: int) -> dict[str, Any]:
-    """Colour, marker and line style of a curve, different for the first 28."""
+    """Return colour, marker and line style of a curve; the first 28 curves differ."""
     return {
         "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
@@ -44,15 +56,20 @@ def curve_style(number: int) -> dict[str, Any]:
 
 
 def label(name: str) -> str:
-    """A name as a legend shows it; matplotlib hides those that begin with an underscore."""
+    """Return a name that a legend shows; matplotlib hides names that begin with an underscore."""
     return f" {name}" if name.startswith("_") else name
 
 
 @contextmanager
 def picture(path: str | Path, width: float, height: float) -> Iterator[Any]:
-    """The axes of a picture in inches, written to ``path`` at the end of the block.
+    """Give the axes of a picture, which is written to ``path`` at the end of the block.
 
-    The settings of matplotlib are the default ones, whatever the user's are, and its backend is left alone.
+    The settings of matplotlib are its default ones, whatever the user has set. Its backend is left alone.
+
+    Args:
+        path: The PNG to write.
+        width: Width in inches.
+        height: Height in inches.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -78,5 +95,7 @@ def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[A
 
 def check_filled(what: str, things: Mapping[Any, Any]) -> None:
     """Raise ValueError if there is nothing to draw."""
-    if not things or any(value == {} for value in things.values()):
-        raise ValueError(f"{what} must not be empty; received {things!r}. Leave the picture out.")
+    if not things:
+        raise ValueError(f"{what} must not be empty; received nothing to draw. Leave the picture out.")
+    if empty := [name for name, value in things.items() if isinstance(value, Mapping) and not value]:
+        raise ValueError(f"{what} must not be empty; received nothing to draw for {empty[0]!r}. Leave it out.")

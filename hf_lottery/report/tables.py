@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from ..connectivity.barrier import Barrier
+from ..networks.display import html_table, text_table
+from ..training.search import Level
+from .records import History, Record, read_history
+
+# Columns for the records of a Trainer, and the metrics that fill them: the first that a record has.
+_TRAINER_COLUMNS = {
+    "accuracy": ("eval_accuracy",),
+    "loss": ("eval_loss", "train_loss"),
+    "sign flips": ("sign_flips",),
+}
 
 
 class Table(NamedTuple):
@@ -12,9 +24,17 @@ class Table(NamedTuple):
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    def __repr__(self) -> str:
+        if any(len(row) != len(self.header) for row in self.rows):
+            return f"Table({list(self.header)}, {len(self.rows)} rows, some of other lengths than the header)"
+        return text_table(self.header, self.rows, limit=20)
+
+    def _repr_html_(self) -> str:
+        return html_table(self.header, self.rows, limit=50)
+
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns; an empty string without rows."""
+    """Return a Markdown table with aligned columns; without rows, an empty string."""
     rows = [list(row) for row in rows]
     if not rows:
         return ""
@@ -24,32 +44,53 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in padded)
 
 
-def level_rows(history: Sequence[Mapping[str, Any]]) -> Table:
-    """The levels of a search as a table.
+def level_rows(history: History) -> Table:
+    """Make a table of the levels of a search.
 
     Args:
-        history: One mapping a level with ``level``, ``sparsity`` and ``metrics`` (accuracy and loss under their
-            Trainer names and ``sign_flips``, as far as there are any).
+        history: The levels of ``find_ticket``, with a column for every metric that is a number; or the records of
+            ``trainer.history``, with columns for accuracy, loss and sign flips.
     """
+    levels = list(history)
+    records = read_history(levels)
+    columns = _TRAINER_COLUMNS
+    if levels and isinstance(levels[0], Level):
+        columns = {name: (name,) for record in records for name in record.metrics}
     rows = []
-    for record in history:
-        metrics = record["metrics"]
-        measures = [
-            metrics.get("eval_accuracy"),
-            metrics.get("eval_loss", metrics.get("train_loss")),
-            metrics.get("sign_flips"),
-        ]
-        numbers = ["-" if value is None else f"{value:.4f}" for value in measures]
-        level = f"{record['level']} (final run)" if record.get("final_run") else str(record["level"])
-        rows.append([level, f"{record['sparsity']:.4f}", *numbers])
-    return Table(["level", "sparsity", "accuracy", "loss", "sign flips"], rows)
+    for record in records:
+        level = f"{record.level} (final run)" if record.final_run else str(record.level)
+        rows.append([level, f"{record.sparsity:.4f}", *(_cell(record, names) for names in columns.values())])
+    return Table(["level", "sparsity", *columns], rows)
 
 
-def level_table(history: Sequence[Mapping[str, Any]]) -> str:
-    """The levels of a search as a Markdown table.
+def level_table(history: History) -> str:
+    """Make a Markdown table of the levels of a search.
 
     Args:
-        history: One mapping a level with ``level``, ``sparsity`` and ``metrics`` (accuracy and loss under their
-            Trainer names and ``sign_flips``, as far as there are any).
+        history: As for :func:`level_rows`.
+
+    Example:
+        >>> print(level_table([{"level": 0, "sparsity": 0.0, "metrics": {"eval_accuracy": 0.5}}]))
+        | level | sparsity | accuracy | loss | sign flips |
+        | ----- | -------- | -------- | ---- | ---------- |
+        | 0     | 0.0000   | 0.5000   | -    | -          |
     """
     return markdown_table(*level_rows(history))
+
+
+def barrier_rows(barriers: Mapping[str, Barrier]) -> Table:
+    """Make a table of barriers: the errors at the two ends, the largest error, and the barrier.
+
+    Args:
+        barriers: Label -> what ``error_barrier`` returned.
+    """
+    rows = []
+    for label, found in barriers.items():
+        numbers = (found.errors[0], found.errors[-1], max(found.errors), found.barrier)
+        rows.append([label, *(f"{number:.4f}" for number in numbers)])
+    return Table(["networks", "first", "second", "largest", "barrier"], rows)
+
+
+def _cell(record: Record, names: Iterable[str]) -> str:
+    """The first of some metrics that a record has."""
+    return next((f"{record.metrics[name]:.4f}" for name in names if name in record.metrics), "-")

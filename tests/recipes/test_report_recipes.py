@@ -8,8 +8,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
-from hf_lottery import Mask, dead_units, discover, permute_
+from hf_lottery import Mask, discover, permute_
 from hf_lottery.hf.commands import connectivity, find_ticket, report_sections, train_ticket
+from hf_lottery.report import dead_units
 
 ROOT = Path(__file__).parent.parent.parent
 DIGITS = ["--config", ROOT / "recipes/digits/imp.yaml", "--config_name", ROOT / "recipes/digits/config.json"]
@@ -96,7 +97,8 @@ def test_heads_are_found():
     )
     model = ViTForImageClassification(config)
     mask = Mask.dense(model)
-    with_heads = {name for name, dead in dead_units(mask, report_sections.heads_of(model)).items() if dead.heads == 4}
+    found = dead_units(mask, heads=report_sections.heads_of(model))
+    with_heads = {name for name, dead in found.items() if dead.heads == 4}
     assert sorted(name.rsplit(".", 2)[1] for name in with_heads) == ["k_proj", "q_proj", "v_proj"]
     assert report_sections.heads_of(torch.nn.Linear(2, 2)) == {}
 

@@ -9,8 +9,12 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from hf_lottery import (
+from hf_lottery.connectivity.plane import Plane
+from hf_lottery.report import (
     DeadUnits,
+    Picture,
+    Section,
+    Table,
     dead_units,
     level_table,
     markdown_table,
@@ -43,6 +47,14 @@ def test_level_table_shows_what_there_is():
     assert rows[2].split() == ["|", "0", "|", "0.0000", "|", "0.5000", "|", "1.2500", "|", "-", "|"]
     assert rows[3].split() == ["|", "1", "|", "0.2000", "|", "-", "|", "2.0000", "|", "-", "|"]
     assert rows[4].split() == ["|", "2", "|", "0.3000", "|", "0.0000", "|", "-", "|", "-", "|"]
+
+
+def test_tables_and_sections_print_in_a_few_lines():
+    table = Table(["layer", "n"], [[f"layer {n}", str(n)] for n in range(100)])
+    assert len(repr(table).splitlines()) == 22 and '<th scope="col">layer</th>' in table._repr_html_()
+    assert repr(Table(["a"], [["1", "2"]])) == "Table(['a'], 1 rows, some of other lengths than the header)"
+    section = Section("Layers", "one two", table, Picture("folder/p.png", "layers"))
+    assert repr(section) == "Section('Layers', text of 2 words, table of 100 rows, picture p.png)"
 
 
 @pytest.fixture
@@ -94,11 +106,15 @@ def test_dead_units():
     entry[1:4] = False
     entry[5, 0] = False
     mask = {"q.weight": entry, "fc.weight": entry, "fc.bias": torch.zeros(6, dtype=torch.bool)}
-    assert dead_units(mask, {"^q": 3}) == {
-        "q.weight": DeadUnits(6, (1, 2, 3), 3, (1,)), "fc.weight": DeadUnits(6, (1, 2, 3))
-    }  # fmt: skip
+    found = dead_units(mask, heads={"^q": 3, "q": 2, "value": 5})
+    assert found == {"q.weight": DeadUnits(6, (1, 2, 3), 3, (1,)), "fc.weight": DeadUnits(6, (1, 2, 3))}
+    assert dead_units(mask, exclude="^q") == {"fc.weight": found["fc.weight"]} == dead_units(mask, include="fc.weight")
+    assert repr(found["q.weight"]) == "DeadUnits(3 of 6 neurons, 1 of 3 heads)"
+    assert repr(found).splitlines()[1].split() == ["q.weight", "3", "6", "1", "3"]
     with pytest.raises(ValueError, match=r"the rows of 'q.weight' must be divisible among its heads; received 6 rows"):
-        dead_units(mask, {"^q": 4})
+        dead_units(mask, heads={"^q": 4})
+    with pytest.raises(ValueError, match="include must match the name of a parameter; received 'none'"):
+        dead_units(mask, include="none")
 
 
 def test_picture_of_the_layers(tmp_path, drawn):
@@ -148,17 +164,30 @@ def test_picture_of_the_overlap(tmp_path, drawn):
 
 
 def test_picture_of_a_plane(tmp_path, drawn):
-    values = [[0.0, 1.0, 2.0], [1.0, math.inf, 3.0]]
-    plot_plane(tmp_path / "p.png", [0, 1, 2], [0, 1], values, networks={"a": (0, 0), "$b": (2, 1)}, title="t")
-    axes = drawn[0].axes[0]
-    assert [text.get_text() for text in axes.texts] == ["a", "$b"] and axes.collections[0].get_cmap().name == "viridis"
+    places = ((0.0, 0.0), (2.0, 0.0), (1.0, 1.0))
+    errors = ((0.0, 1.0, 2.0), (1.0, math.inf, 3.0))
+    plane = Plane(places, (0.0, 1.0, 2.0), (0.0, 1.0), errors)
+    plot_plane(tmp_path / "p.png", plane, labels=("a", "$b", "c"), measure="loss", title="t")
+    axes, bar = drawn[0].axes
+    assert [text.get_text() for text in axes.texts] == ["a", "$b", "c"]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[0, 0]], [[2, 0]], [[1, 1]]]
+    assert (axes.get_title(), bar.get_ylabel(), axes.collections[0].get_cmap().name) == ("t", "loss", "viridis")
     rows = rows_of(tmp_path / "p.csv")
-    assert rows[6] == ["2", "1", "3.0", ""] and rows[-1] == ["2", "1", "", "$b"] and len(rows) == 1 + 6 + 2
-    plot_plane(tmp_path / "p.png", [0, 1], [0, 1], [[1e6, 1e6], [1e6, 1e6]], networks={}, title="flat")
-    with pytest.raises(ValueError, match=r"values must have a row for each y .* received shape \(1, 2\) for 2 and 2"):
-        plot_plane(tmp_path / "p.png", [0, 1], [0, 1], [[1.0, 2.0]], networks={}, title="t")
-    with pytest.raises(ValueError, match="values must be finite somewhere"):
-        plot_plane(tmp_path / "p.png", [0, 1], [0, 1], [[math.nan] * 2] * 2, networks={}, title="t")
+    assert rows[6] == ["2.0", "1.0", "3.0", ""] and rows[-2] == ["2.0", "0.0", "", "$b"] and len(rows) == 1 + 6 + 3
+    plot_plane(tmp_path / "p.png", Plane(places, (0.0, 1.0), (0.0, 1.0), ((1e6, 1e6), (1e6, 1e6))))  # flat
+
+
+def test_a_plane_that_cannot_be_drawn(tmp_path):
+    places = ((0.0, 0.0), (2.0, 0.0), (1.0, 1.0))
+    for errors, message in (
+        (((1.0, 2.0),), r"a row of errors for each y .* received shape \(1, 2\) for 2 and 2"),
+        (((math.nan,) * 2,) * 2, "a plane must have finite errors"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plot_plane(tmp_path / "p.png", Plane(places, (0.0, 1.0), (0.0, 1.0), errors))
+    with pytest.raises(ValueError, match="zip"):
+        plot_plane(tmp_path / "p.png", Plane(places, (0.0, 1.0), (0.0, 1.0), ((1.0, 2.0),) * 2), labels=("a", "b"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("empty", [{}, {"a": {}}])

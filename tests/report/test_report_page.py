@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from hf_lottery import Picture, Section, Table, write_report
+from hf_lottery.report import Picture, Section, Table, write_report
 
 HOSTILE = "</title><script>alert(1)</script>\"' onerror=x & <b>\x00\ud800"
 SHOWN = HOSTILE.replace("\x00", "\ufffd").replace("\ud800", "\ufffd")
