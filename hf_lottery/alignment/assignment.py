@@ -3,7 +3,7 @@
 For a flat group this is one linear assignment problem. For heads with inner dimensions it is one inner problem per
 pair of heads, whose values feed one outer problem; deeper nesting recurses. Two groups inside the same parent that
 meet in one tensor (the queries and the value dimensions of a kv head, in the output projection) are coupled: the small
-one is enumerated, or, where both are large, each is solved in turn with the other fixed.
+one is enumerated. Where both are large, each is solved in turn with the other fixed, which is not exact.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from scipy.optimize import linear_sum_assignment
 
 from ..symmetry.spec import PermutationSpec
 
-# Scores of a family: the groups that meet -> array [*destination sizes, *source sizes], to be summed where they match.
+# Scores of a family: groups that meet -> array [*destination sizes, *source sizes], summed at the pairs that match.
 Terms = Mapping[tuple[str, ...], np.ndarray]
 _ENUMERATED = 4  # a coupled group of at most this size is enumerated: 24 permutations
 _ROUNDS = 20
 
 
 def assign(score: np.ndarray) -> np.ndarray:
-    """The permutation ``p`` that maximises ``score[i, p[i]]`` summed over i.
+    """Find the permutation ``p`` that maximises ``score[i, p[i]]`` summed over i.
 
-    Row and then column minima are subtracted first: the optimum is the same, and the solver has less left to do.
+    Row and then column minima of the cost are subtracted first: the optimum stays the same, and the solver is faster.
     """
     cost = -np.asarray(score, dtype=np.float64)
     if len(cost) >= 64:
@@ -41,10 +41,10 @@ class Tally:
     """Scores of one group, summed over the indices of its parents.
 
     Attributes:
-        matched: Of the permutation found.
-        identity: Of the identity, with everything else as found.
-        random: The mean over all permutations.
-        dead: Units whose score with every unit of the other network is zero, in the network that has more.
+        matched: Score of the permutation found.
+        identity: Score of the identity, with all other groups as found.
+        random: Mean score over all permutations.
+        dead: Units that score zero with every unit of the other network, counted in the network that has more of them.
     """
 
     matched: float = 0.0
@@ -71,13 +71,13 @@ class Solution:
 
 @dataclass(frozen=True)
 class Family:
-    """A group and everything nested strictly inside it, solved as one.
+    """A group and all groups nested strictly inside it, solved together.
 
     Attributes:
         head: The outermost group.
         members: All groups, outer before inner, the head first.
         inside: Member -> the members directly inside it.
-        outer: Parents of the head; they keep their order, and the head is solved for every index of them.
+        outer: Parents of the head. They keep their order, and the head is solved for every index of them.
         sizes: Size of every member and outer group.
     """
 
@@ -91,7 +91,7 @@ class Family:
         """Maximise the sum of the terms over all permutations of the members.
 
         Args:
-            terms: Groups, in the order of ``members`` -> scores ``[*outer, *destination, *source]``.
+            terms: Groups in the order of ``members`` -> scores ``[*outer, *destination, *source]``.
         """
         outer = tuple(self.sizes[name] for name in self.outer)
         parts = [self._best(self.head, {key: array[at] for key, array in terms.items()}) for at in np.ndindex(*outer)]
@@ -102,14 +102,14 @@ class Family:
         return Solution(sum(part.value for part in parts), entries, _summed(part.tallies for part in parts))
 
     def value(self, terms: Terms, entries: Mapping[str, np.ndarray]) -> float:
-        """The sum of the terms at given entries; a member without one keeps its order."""
+        """Return the sum of the terms at given entries; a member without an entry keeps its order."""
         outer = tuple(self.sizes[name] for name in self.outer)
-        total = 0.0
+        found = 0.0
         for at in np.ndindex(*outer):
             here = {name: entries[name][at] for name in self.members if name in entries}
             for key, array in terms.items():
-                total += float(self._fix(key, array[at], set(key), here)[1])
-        return total
+                found += float(self._fix(key, array[at], set(key), here)[1])
+        return found
 
     @cached_property
     def _branches(self) -> dict[str, tuple[str, ...]]:
@@ -120,7 +120,7 @@ class Family:
         return found
 
     def _best(self, group: str, terms: Terms, final: bool = True) -> Solution:
-        """Solve one group and what is inside it; ``final`` asks for entries, else only the value is filled."""
+        """Solve one group and the groups inside it; without ``final`` only the value is returned."""
         size = self.sizes[group]
         score = np.array(terms.get((group,), np.zeros((size, size))), dtype=np.float64)
         deeper = {key: array for key, array in terms.items() if len(key) > 1}
@@ -140,7 +140,7 @@ class Family:
         return solution
 
     def _best_inside(self, children: Collection[str], terms: Terms, final: bool = True) -> Solution:
-        """Solve groups of one parent, at one pair of its indices; those that no term couples are independent."""
+        """Solve the groups of one parent at one pair of its indices; groups that no term couples are independent."""
         parts = []
         for coupled in self._coupled(children, terms):
             mine = set().union(*(self._branches[name] for name in coupled))
@@ -150,7 +150,7 @@ class Family:
         return Solution(sum(part.value for part in parts), _entries(parts), _summed(part.tallies for part in parts))
 
     def _coupled(self, children: Collection[str], terms: Terms) -> list[list[str]]:
-        """The children in sets that no term connects."""
+        """Divide the children into sets that no term connects."""
         sets = [{child} for child in children]
         for key in terms:
             met = [s for s in sets if any(set(self._branches[child]) & set(key) for child in s)]
@@ -197,7 +197,7 @@ class Family:
         return Solution(value, _entries(parts.values()), _summed(part.tallies for part in parts.values()))
 
     def _averaged(self, terms: Terms, groups: Collection[str]) -> Terms:
-        """The terms with some groups taken at the mean over all their permutations."""
+        """Return the terms with some groups at the mean over all their permutations."""
         found: dict[tuple[str, ...], np.ndarray] = {}
         for key, array in terms.items():
             gone = [k for k, name in enumerate(key) if name in groups]
@@ -208,7 +208,7 @@ class Family:
         return found
 
     def _fixed(self, terms: Terms, groups: Collection[str], entries: Mapping[str, np.ndarray]) -> tuple[float, Terms]:
-        """The terms with some groups at given entries: the part that is settled, and the terms of the others."""
+        """Put some groups at given entries; return the value that is settled, and the terms of the other groups."""
         value, found = 0.0, {}
         for key, array in terms.items():
             rest, array = self._fix(key, array, groups, entries)
@@ -234,7 +234,7 @@ class Family:
         return tuple(key[k] for k in kept), array
 
     def _line(self, name: str, at: Mapping[str, np.ndarray], entries: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """The grid indices of those ancestors that the entry has dimensions for."""
+        """Return the grid indices of those ancestors that the entry has dimensions for."""
         above = [other for other in self.members if other != name and name in self._branches[other]]
         return [at[other] for other in above[len(above) - (entries[name].ndim - 1) :]]
 
@@ -243,8 +243,8 @@ def families(spec: PermutationSpec, groups: Collection[str]) -> list[Family]:
     """Gather the given groups into families: a group joins its innermost parent if that is given too.
 
     Args:
-        spec: Where the groups are defined.
-        groups: The groups to solve for; all others keep the order they have.
+        spec: The spec that defines the groups.
+        groups: The groups to solve for; all others keep their order.
     """
     chosen = [spec.groups[name] for name in spec.groups if name in groups]
     inside: dict[str, list[str]] = {group.name: [] for group in chosen}
@@ -267,7 +267,7 @@ def families(spec: PermutationSpec, groups: Collection[str]) -> list[Family]:
 
 
 def _at(terms: Terms, i: int, j: int) -> Terms:
-    """The terms inside one pair of indices of their first group."""
+    """Return the terms inside one pair of indices of their first group."""
     return {key[1:]: array[i].take(j, axis=len(key) - 1) for key, array in terms.items()}
 
 
@@ -276,10 +276,10 @@ def _entries(parts: Iterable[Solution]) -> dict[str, np.ndarray]:
 
 
 def _summed(tallies: Iterable[Mapping[str, Tally]]) -> dict[str, Tally]:
-    total: dict[str, Tally] = {}
+    found: dict[str, Tally] = {}
     for part in tallies:
         for name, tally in part.items():
-            mine = total.setdefault(name, Tally())
+            mine = found.setdefault(name, Tally())
             mine.matched, mine.identity = mine.matched + tally.matched, mine.identity + tally.identity
             mine.random, mine.dead = mine.random + tally.random, mine.dead + tally.dead
-    return total
+    return found

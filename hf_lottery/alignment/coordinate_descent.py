@@ -1,63 +1,18 @@
-"""Coordinate descent over families of groups, and the report of how well each group was matched."""
+"""Coordinate descent: give each family of groups in turn its best permutation while the others are held."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..symmetry.permutation import Permutation
 from ..symmetry.spec import PermutationSpec
 from .assignment import Family, Tally
+from .match import Match
+from .match_report import GroupMatch, MatchReport
 from .objective import Entries, Terms, Tie
-
-
-@dataclass(frozen=True)
-class GroupMatch:
-    """How well one group was matched.
-
-    Attributes:
-        size: Units, summed over the indices of its parents.
-        matched: Score of the permutation found: cosine similarity of the weights that the group lies on, or mean
-            correlation of its units; in [-1, 1].
-        identity: Score if this group kept its order, all others as found.
-        random: Mean score over all orders of this group.
-        moved: Share of the units that change place, in [0, 1].
-        dead: Units that score zero with every unit of the other network, in the network that has more of them.
-    """
-
-    size: int
-    matched: float
-    identity: float
-    random: float
-    moved: float
-    dead: int
-
-
-@dataclass(frozen=True)
-class MatchReport:
-    """What a matching did: ``permutation.report``.
-
-    Attributes:
-        groups: Group name -> how well it was matched.
-        objective: The sum that was maximised, at the start and after every sweep; never falls.
-        converged: Whether the last sweep changed nothing; if not, raise ``iterations``.
-    """
-
-    groups: Mapping[str, GroupMatch]
-    objective: tuple[float, ...]
-    converged: bool
-
-    def __repr__(self) -> str:
-        """A table: one line per group."""
-        width = max([len("group"), *map(len, self.groups)])
-        lines = [f"{'group'.ljust(width)}   size  matched  identity  random  moved  dead"]
-        for name, g in self.groups.items():
-            scores = f"{g.matched:8.3f}  {g.identity:8.3f}  {g.random:6.3f}  {g.moved:5.0%}  {g.dead:4d}"
-            lines.append(f"{name.ljust(width)}  {g.size:5d} {scores}")
-        return "\n".join(lines)
 
 
 def descend(
@@ -68,16 +23,22 @@ def descend(
     seed: int,
     iterations: int,
     start: Permutation | None = None,
-) -> Permutation:
-    """Coordinate descent over families: each in turn gets its best entries while the others are held.
+) -> Match:
+    """Descend over families: each in turn gets its best entries while the others are held.
 
     Args:
         spec: The symmetries.
         ties: Where groups meet; their values add up to the objective.
         among: The families to solve for.
-        seed: Of the order, another one every sweep.
-        iterations: Sweeps at most. A family is solved again only after one that it meets has changed.
+        seed: Seed of the order of the families, which is another one in every sweep.
+        iterations: The most sweeps. A family is solved again only after one that it meets has changed.
         start: Where to start from; the identity by default.
+
+    Returns:
+        The permutation, and the report of the groups that were solved for.
+
+    Raises:
+        ValueError: ``iterations`` is below 1.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be 1 or more; received {iterations}.")
@@ -102,10 +63,8 @@ def descend(
         if not dirty:
             break
     permutation = Permutation(spec, entries)
-    groups = dict(start.report.groups) if start and start.report else {}
-    groups |= {name: _match(permutation, name, *tallies[name]) for name in spec.groups if name in tallies}
-    permutation.report = MatchReport(groups, tuple(objective), not dirty)
-    return permutation
+    groups = {name: _match(permutation, name, *tallies[name]) for name in spec.groups if name in tallies}
+    return Match(permutation, MatchReport(groups, tuple(objective), not dirty))
 
 
 def _step(family: Family, ties: Sequence[Tie], entries: dict[str, np.ndarray], tallies: dict) -> float:
@@ -134,7 +93,7 @@ def _match(permutation: Permutation, name: str, tally: Tally, norm: float) -> Gr
 
 
 def inward(spec: PermutationSpec, ties: Sequence[Tie], among: Sequence[Family]) -> Permutation:
-    """A start for :func:`descend`: families are solved one after the other, each from what is already settled.
+    """Make a start for :func:`descend`: solve the families one after the other, each from what is already settled.
 
     At first only the groups that are not solved for are settled, such as inputs and outputs. The next family is the
     one whose units can be compared in most dimensions.
@@ -159,7 +118,7 @@ def inward(spec: PermutationSpec, ties: Sequence[Tie], among: Sequence[Family]) 
 
 
 def _dimensions(tie: Tie, family: Family) -> float:
-    """In how many dimensions two units of a family are compared."""
+    """Return in how many dimensions two units of a family are compared."""
     return tie.elements / math.prod(family.sizes[name] for name in tie.groups.intersection(family.members))
 
 

@@ -1,4 +1,4 @@
-"""Correlations between the units of two networks on the same data, from one forward pass of each per batch."""
+"""Correlations between the units of two networks on the same data, from one forward pass per network and batch."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Site(NamedTuple):
 class Moments:
     """Streaming first and second moments of paired observations.
 
-    The products of a batch are taken around its own means, and batches are merged in float64. So it does not matter in
-    which order they come, nor on which process.
+    The products of a batch are taken around its own means, and batches are merged in float64. The result does not
+    depend on the order of the batches, nor on which process has which.
     """
 
     def __init__(self, size: int):
@@ -42,7 +42,7 @@ class Moments:
         self._products: list[Tensor] = []  # of their deviations: target squared, source squared, target by source
 
     def add(self, target: Tensor, source: Tensor) -> None:
-        """Count observations ``[rows, units]`` of both networks; they are overwritten."""
+        """Add observations ``[rows, units]`` of both networks; the two tensors are overwritten."""
         if target.shape != source.shape:
             return self.spoil()
         if not len(target):
@@ -70,13 +70,13 @@ class Moments:
             own.add_(step, alpha=count / self.count)
 
     def spoil(self) -> None:
-        """Forget all: the two networks did not make the same number of observations here (tokens that are routed)."""
+        """Discard everything: the networks made different numbers of observations here, as for routed tokens."""
         self.count = float("nan")
 
     def correlation(self) -> np.ndarray | None:
-        """Pearson correlations ``[target, source]``, over all processes, once all is added.
+        """Return the Pearson correlations ``[target, source]`` over all processes; None without paired observations.
 
-        None if there were no paired observations.
+        Call it once, after the last observation.
         """
         device = self._means[0].device if self._means else reducing_device()
         n, zero = self._size, {"dtype": torch.float64, "device": device}
@@ -88,7 +88,7 @@ class Moments:
         overall = [sum_over_processes(self.count * mean) / count for mean in means]
         _add_outer_(products, [mean - o for mean, o in zip(means, overall, strict=True)], self.count)
         left, right, cross = map(sum_over_processes, products)
-        # A unit that never varies is left with rounding errors, relative to the values it was computed from.
+        # The variance of a unit that never varies is a rounding error, small against the squares of its values.
         alive = [v > 1e-10 * (m * m * count + 1e-30) for v, m in zip((left, right), overall, strict=True)]
         scale = [torch.where(ok, v, torch.inf).rsqrt() for ok, v in zip(alive, (left, right), strict=True)]
         return (cross * torch.outer(*scale)).cpu().numpy()
@@ -103,19 +103,19 @@ def correlations(
     batches: Iterable[Any],
     forward: Forward | None = None,
 ) -> list[tuple[Axis, np.ndarray]]:
-    """Pearson correlations of every axis on which one of ``groups`` can be observed.
+    """Correlate the units of every axis on which one of ``groups`` can be observed.
 
     Args:
         spec: The symmetries of both networks.
-        groups: The groups wanted.
-        source: One network.
-        target: The other.
-        batches: Inputs of both.
-        forward: How to run a network on a batch; see :func:`run`.
+        groups: Names of the groups to observe.
+        source: The network to move.
+        target: The network to move it towards.
+        batches: Inputs of both networks.
+        forward: How to run a network on a batch; see :func:`hf_lottery.networks.forward.run`.
 
     Returns:
-        Pairs of an axis and float64 ``[target unit, source unit]`` in [-1, 1], the mean over the places where the axis
-        is observed. A unit that never varies correlates 0.
+        Pairs of an axis and Pearson correlations, float64 ``[target unit, source unit]`` in [-1, 1], the mean over the
+        places where the axis is observed. A unit that never varies has correlation 0.
 
     Raises:
         ValueError: There are no batches, or an activation is not finite.
@@ -147,7 +147,7 @@ def correlations(
 def _record(
     model: nn.Module, chosen: Sequence[Site], batch: Any, forward: Forward | None, keep: bool
 ) -> tuple[dict[Site, list[Tensor]], list[tuple[Site, Tensor, int]]]:
-    """Observations of every site in one forward pass; with ``keep`` also the very tensors, and their versions."""
+    """Record every site in one forward pass; with ``keep`` also return the very tensors, and their versions."""
     held: dict[Site, list[Tensor]] = {site: [] for site in chosen}
     raw: list[tuple[Site, Tensor, int]] = []
 
@@ -162,7 +162,7 @@ def _record(
 
 
 def sites(spec: PermutationSpec, model: nn.Module, groups: Collection[str]) -> list[Site]:
-    """Where to observe the groups: where they are read, else where they are produced, else at a norm."""
+    """Find where to observe the groups: where they are read, else where they are produced, else at a norm."""
     found: list[Site] = []
     missing = set(groups)
     for at_input, places in ((True, read_channels), (False, written_channels), (False, norm_channels)):
@@ -207,7 +207,7 @@ def _watching(model: nn.Module, chosen: Sequence[Site], see: Callable[[Site, Ten
 
 
 def _rows(site: Site, x: Tensor) -> Tensor:
-    """An own copy ``[observations, units]`` of the channels that a site observes, in float32 or float64."""
+    """Return an own copy ``[observations, units]`` of the channels that a site observes, in float32 or float64."""
     positions = site.axis.positions.reshape(-1)
     rows = x.movedim(site.dimension, -1)
     rows = rows.reshape(-1, rows.shape[-1])
@@ -218,7 +218,10 @@ def _rows(site: Site, x: Tensor) -> Tensor:
 
 
 def _distinct(chosen: Sequence[Site], raw: Sequence[tuple[Site, Tensor, int]]) -> list[Site]:
-    """One site for each observed tensor: query, key and value read the same input. ``raw`` keeps the tensors alive."""
+    """Keep one site for each observed tensor, since query, key and value read the same input.
+
+    ``raw`` keeps the tensors alive, so that no two of them share an address.
+    """
     calls: dict[Site, list[tuple]] = {site: [] for site in chosen}
     for site, x, version in raw:
         calls[site].append((x.data_ptr(), x.shape, x.stride(), version, site.dimension, site.axis))
@@ -229,7 +232,7 @@ def _distinct(chosen: Sequence[Site], raw: Sequence[tuple[Site, Tensor, int]]) -
 
 
 def _of_all(every: Sequence[Site], chosen: Sequence[Site] | None) -> list[Site]:
-    """The sites of all processes; one without batches cannot tell, and gives None."""
+    """Return the sites of all processes; a process without batches cannot tell its own, and passes None."""
     numbers = {site: number for number, site in enumerate(every)}
     shares = gathered(None if chosen is None else [numbers[site] for site in chosen])
     seen = [share for share in shares if share is not None]
@@ -248,13 +251,13 @@ def _mean_per_axis(found: Iterable[tuple[Site, np.ndarray | None]]) -> list[tupl
                 f"activations at {site.module!r} must be finite; received NaN or infinity. "
                 "Check both networks on this data, or run them in float32."
             )
-        total, count = sums.get(site.axis, (np.zeros_like(matrix), 0))
-        sums[site.axis] = total + matrix, count + 1
-    return [(axis, total / count) for axis, (total, count) in sums.items()]
+        before, count = sums.get(site.axis, (np.zeros_like(matrix), 0))
+        sums[site.axis] = before + matrix, count + 1
+    return [(axis, summed / count) for axis, (summed, count) in sums.items()]
 
 
 def _add_outer_(products: Sequence[Tensor], means: Sequence[Tensor], weight: float) -> None:
-    """Add ``weight`` times the products of the means of target and source."""
+    """Add ``weight`` times the products of the means of target and source, in place."""
     products[0].add_(means[0].square(), alpha=weight)
     products[1].add_(means[1].square(), alpha=weight)
     products[2].addr_(means[0], means[1], alpha=weight)

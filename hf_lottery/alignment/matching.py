@@ -1,32 +1,34 @@
 """Matching: the permutation that brings one network as close as possible to another.
 
 References:
-    Ainsworth, Hayase and Srinivasa, 2023, "Git Re-Basin", arXiv:2209.04836 (weight and activation matching). Ours
-    solves nested groups (heads and the dimensions inside them) exactly in one step, visits a group again only when a
-    neighbour has changed, and subtracts column and row minima before each assignment.
+    Ainsworth, Hayase and Srinivasa, 2023, "Git Re-Basin", arXiv:2209.04836 (weight and activation matching). This
+    module solves nested groups (heads and the dimensions inside them) exactly in one step, visits a group again only
+    when a neighbour has changed, and subtracts column and row minima before each assignment.
     Adnan et al., 2025, "Sparse Training from Random Initialization: Aligning Lottery Ticket Masks using Weight
-    Symmetry", arXiv:2505.05143 (Pearson correlations after the non-linearity). Ours takes all groups from one pass over
-    the unpermuted networks.
+    Symmetry", arXiv:2505.05143 (Pearson correlations after the non-linearity). This module takes all groups from one
+    pass over the unpermuted networks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..networks.forward import Forward
 from ..networks.names import named_tensors, plain_name, unwrap
+from ..networks.selection import Patterns
 from ..symmetry.errors import SpecMismatchError
-from ..symmetry.permutation import Permutation
+from ..symmetry.permutation import random_permutation
 from ..symmetry.spec import PermutationSpec
 from .assignment import families
-from .coordinate_descent import GroupMatch, MatchReport, descend, inward
+from .coordinate_descent import descend, inward
 from .correlation import correlations
+from .match import Match
 from .objective import CorrelationTie, WeightTie
-
-__all__ = ["GroupMatch", "MatchReport", "activation_matching", "weight_matching"]
 
 _STATISTICS = ("running_mean", "running_var")  # scaled by the data, not by the weights
 
@@ -39,44 +41,49 @@ def weight_matching(
     seed: int = 0,
     iterations: int = 100,
     restarts: int = 1,
-    groups: str | Iterable[str] | None = None,
-    exclude: str | Iterable[str] | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
     residual: bool | None = None,
-) -> Permutation:
-    """The permutation of ``source`` with the largest inner product with ``target``, over all parameters.
+) -> Match:
+    """Find the permutation of ``source`` with the largest inner product with ``target``, over all parameters.
 
-    Coordinate descent: every group in turn, in random order, is given its best permutation while the others are held,
-    until nothing improves. It is fast and needs no data, and finds a local optimum. Norm statistics do not count.
+    The method is coordinate descent: every group in turn, in random order, is given its best permutation while the
+    others are held, until nothing improves. It is fast, needs no data, and finds a local optimum. Norm statistics are
+    not compared.
 
     Args:
         spec: The symmetries of both networks.
         source: The network to move; a module or state dict, not changed.
         target: The network to move it towards; not changed.
-        seed: Of the order of the groups; the same seed gives the same permutation.
-        iterations: Sweeps at most.
-        restarts: Further starts; the best result counts. The first is found group by group from the frozen axes
-            inward and often escapes a poor optimum (stacked experts need it), the others are random. With 0 it is the
-            algorithm of the paper, in half the time.
-        groups: Match only these free groups (names, or a regular expression); all by default.
-        exclude: Leave these groups as they are.
-        residual: Whether to match residual streams too. Default: not those of a network with attention, where the
-            literature finds the identity best; see :func:`residual_streams`.
+        seed: Seed of the order of the groups. The same seed gives the same permutation.
+        iterations: The most sweeps over all groups.
+        restarts: How many further starts to try; the best result is returned. The first is found group by group from
+            the frozen axes inward and often escapes a poor optimum (stacked experts need it), the others are random.
+            With 0 this is the algorithm of the paper, in half the time.
+        include: Match only the groups whose names match: a regular expression that may match anywhere in a name, or
+            several. A full name selects that group alone. By default all free groups are matched.
+        exclude: Patterns of the groups to leave as they are.
+        residual: Whether to match residual streams too. By default those of a network with attention are left as they
+            are, since the literature finds the identity best there, unless ``include`` names them; see
+            :func:`residual_streams`.
 
     Returns:
-        The permutation, with a :class:`MatchReport` in its ``report``.
+        The permutation and a report of how well each group was matched.
 
     Raises:
         SpecMismatchError: A network is not of the spec, or the two tie different weights.
+        SymmetryError: A pattern matches no group.
+        ValueError: ``iterations`` is below 1.
 
     Reference:
         Ainsworth et al., 2023, "Git Re-Basin", arXiv:2209.04836, Algorithm 1.
     """
-    chosen = _chosen(spec, groups, exclude, residual)
-    ties = _weight_ties(spec, source, target, chosen)
+    chosen = _chosen(spec, include, exclude, residual)
+    ties = weight_ties(spec, source, target, chosen)
     among = families(spec, chosen)
     best = descend(spec, ties, among, seed=seed, iterations=iterations)
     for restart in range(1, restarts + 1):
-        start = inward(spec, ties, among) if restart == 1 else spec.random(seed + restart, chosen)
+        start = inward(spec, ties, among) if restart == 1 else random_permutation(spec, seed + restart, chosen)
         other = descend(spec, ties, among, seed=seed + restart, iterations=iterations, start=start)
         best = max(best, other, key=lambda found: found.report.objective[-1])
     return best
@@ -88,19 +95,19 @@ def activation_matching(
     source: nn.Module,
     target: nn.Module,
     batches: Iterable[Any],
-    forward: Callable[[nn.Module, Any], Any] | None = None,
+    forward: Forward | None = None,
     seed: int = 0,
     iterations: int = 100,
-    groups: str | Iterable[str] | None = None,
-    exclude: str | Iterable[str] | None = None,
+    include: Patterns | None = None,
+    exclude: Patterns | None = None,
     residual: bool | None = None,
-) -> Permutation:
-    """The permutation of ``source`` whose units correlate best with those of ``target`` on the same data.
+) -> Match:
+    """Find the permutation of ``source`` whose units correlate best with those of ``target`` on the same data.
 
     Each network sees each batch once, in eval mode. A unit is observed after its non-linearity, as the input of the
     linear or convolution layers that read it, else as the output of those that produce it. A group that no such layer
     touches (stacked experts) is matched by weights, given the others. Under ``torch.distributed`` every process calls
-    it with its share of the batches, which may be none: the sums are added up.
+    this function with its share of the batches, which may be none: the sums are added up over the processes.
 
     Args:
         spec: The symmetries of both networks.
@@ -108,42 +115,45 @@ def activation_matching(
         target: The network to move it towards; not changed.
         batches: Inputs: dicts for ``model(**batch)``, tuples for ``model(*batch)``, or tensors.
         forward: ``forward(model, batch)`` instead, with the batch as it came.
-        seed: Of the order of the groups.
-        iterations: Sweeps at most.
-        groups: As in :func:`weight_matching`.
+        seed: Seed of the order of the groups.
+        iterations: The most sweeps over all groups.
+        include: As in :func:`weight_matching`.
         exclude: As in :func:`weight_matching`.
         residual: As in :func:`weight_matching`.
 
     Returns:
-        The permutation, with a :class:`MatchReport` in its ``report``.
+        The permutation and a report of how well each group was matched.
 
     Raises:
         SpecMismatchError: A network is not of the spec, or the two tie different weights.
-        ValueError: There are no batches, on any process.
+        SymmetryError: A pattern matches no group.
+        ValueError: There are no batches on any process, an activation is not finite, or ``iterations`` is below 1.
 
     Reference:
         Adnan et al., 2025, arXiv:2505.05143, section 3. They match layer after layer on permuted prefixes, one pass
         over the data each; permutation equivariance gives the same correlations from the unpermuted networks at once.
     """
-    chosen = _chosen(spec, groups, exclude, residual)
-    weights = _weight_ties(spec, source, target, chosen)
-    found = correlations(spec, chosen, source=source, target=target, batches=batches, forward=forward)
-    # Last digits, which depend on the order of the sums, are not to choose among units that match equally well.
-    ties = [CorrelationTie(spec, axis, matrix.round(7)) for axis, matrix in found]
+    chosen = _chosen(spec, include, exclude, residual)
+    weights = weight_ties(spec, source, target, chosen)
+    observed = correlations(spec, chosen, source=source, target=target, batches=batches, forward=forward)
+    # The last digits depend on the order of the sums; they must not choose among units that match equally well.
+    ties = [CorrelationTie(spec, axis, matrix.round(7)) for axis, matrix in observed]
     seen = {name for name in chosen if any(name in tie.groups for tie in ties)}
-    permutation = descend(spec, ties, families(spec, seen), seed=seed, iterations=iterations)
-    if unseen := [name for name in chosen if name not in seen]:
-        rest = [tie for tie in weights if not tie.groups.isdisjoint(unseen)]
-        start = permutation
-        permutation = descend(spec, rest, families(spec, unseen), seed=seed, iterations=iterations, start=start)
-    return permutation
+    found = descend(spec, ties, families(spec, seen), seed=seed, iterations=iterations)
+    unseen = [name for name in chosen if name not in seen]
+    if not unseen:
+        return found
+    rest = [tie for tie in weights if not tie.groups.isdisjoint(unseen)]
+    among = families(spec, unseen)
+    whole = descend(spec, rest, among, seed=seed, iterations=iterations, start=found.permutation)
+    return replace(whole, report=replace(whole.report, groups={**found.report.groups, **whole.report.groups}))
 
 
 def residual_streams(spec: PermutationSpec) -> list[str]:
-    """The groups that run through a whole network with attention: tied to five matrices or more, and to no head.
+    """Find the groups that run through a whole network with attention: tied to five matrices or more, and to no head.
 
-    A feed-forward layer ties at most three matrices (gate, up, down), the heads of an attention have inner groups.
-    There are none in a network without nested groups, such as a convolutional one.
+    A feed-forward layer ties at most three matrices (gate, up, down), and the heads of an attention have inner groups.
+    A network without nested groups, such as a convolutional one, has no residual streams in this sense.
 
     Reference:
         Verma and Elbayad, 2024, "Merging Text Transformer Models from Different Initializations", arXiv:2403.00986
@@ -162,16 +172,21 @@ def residual_streams(spec: PermutationSpec) -> list[str]:
     ]
 
 
-def _chosen(spec: PermutationSpec, groups: Any, exclude: Any, residual: bool | None) -> list[str]:
-    chosen = list(spec.free) if groups is None else [name for name in spec.select(groups) if name in spec.free]
-    left_out = set() if exclude is None else set(spec.select(exclude))
-    if not residual and (residual is not None or groups is None):
-        left_out |= set(residual_streams(spec))
-    return [name for name in chosen if name not in left_out and spec.groups[name].size > 1]
+def _chosen(
+    spec: PermutationSpec, include: Patterns | None, exclude: Patterns | None, residual: bool | None
+) -> list[str]:
+    chosen = spec.select(include, exclude=exclude)
+    leaves_streams = not residual and (residual is not None or include is None)
+    streams = residual_streams(spec) if leaves_streams else ()
+    return [
+        name
+        for name in chosen
+        if name not in streams and spec.groups[name].frozen is None and spec.groups[name].size > 1
+    ]
 
 
-def _weight_ties(spec: PermutationSpec, source: Any, target: Any, chosen: Sequence[str]) -> list[WeightTie]:
-    """The blocks of the weights that some chosen group lies on, a tied weight once."""
+def weight_ties(spec: PermutationSpec, source: Any, target: Any, chosen: Sequence[str]) -> list[WeightTie]:
+    """Return the blocks of the weights that some chosen group lies on, those of a tied weight once."""
     parameters = {
         plain_name(name)
         for network in (source, target)
@@ -196,7 +211,10 @@ def _weight_ties(spec: PermutationSpec, source: Any, target: Any, chosen: Sequen
 
 
 def _weights(spec: PermutationSpec, network: Any, parameters: Collection[str]) -> dict[str, Tensor]:
-    """The tensors to match, by the first of their names; without known ``parameters``, all but norm statistics."""
+    """Return the tensors to match, by the first of their names.
+
+    They are the ``parameters``, or, if these are not known, all tensors except norm statistics.
+    """
     spec.check_fits(network)
     found: dict[Any, tuple[str, Tensor]] = {}
     for name, tensor in named_tensors(network).items():

@@ -1,4 +1,4 @@
-"""Ties: where a family's groups meet, in weights or in correlations, as the scores that an assignment maximises."""
+"""Objective: the scores that assignments maximise, from the places (ties) where groups meet in two networks."""
 
 from __future__ import annotations
 
@@ -17,28 +17,35 @@ Entries = Mapping[str, np.ndarray]
 
 
 class Tie(Protocol):
-    """One place where groups meet."""
+    """One place where groups meet: a block of a weight, or an axis of activations.
+
+    Attributes:
+        slots: The occurrences of groups here.
+        groups: Their names.
+        norm: The largest value that is possible.
+        elements: Number of elements compared.
+    """
 
     slots: tuple[Slot, ...]
     groups: frozenset[str]
-    norm: float  # what the value could be at most
+    norm: float
     elements: int
 
     def terms(self, family: Family, entries: Entries) -> Terms:
-        """Scores of the family's groups, given the entries of all the others."""
+        """Return the scores of the family's groups, given the entries of all the others."""
         ...
 
     def quadratic(self, family: Family) -> bool:
-        """Whether the family meets itself here, so that the scores are only a linearisation."""
+        """Tell whether the family meets itself here, so that the scores are only a linearisation."""
         ...
 
     def value(self, entries: Entries) -> float:
-        """The inner product of the target with the permuted source."""
+        """Return the inner product of the target with the permuted source."""
         ...
 
 
 class Cluster(NamedTuple):
-    """Slots of one occurrence of a family in a block: its members in order, the parents of its head, the others."""
+    """Slots of one occurrence of a family in a block: its members in order, the parents of its head, all others."""
 
     key: tuple[str, ...]
     members: tuple[int, ...]
@@ -47,7 +54,7 @@ class Cluster(NamedTuple):
 
 
 def clusters(slots: Sequence[Slot], family: Family) -> list[Cluster]:
-    """Every occurrence of a family in a block."""
+    """Return every occurrence of a family in a block."""
     found = []
     for head, slot in enumerate(slots):
         if slot.group != family.head:
@@ -61,12 +68,12 @@ def clusters(slots: Sequence[Slot], family: Family) -> list[Cluster]:
 
 
 def leaf_dimensions(spec: PermutationSpec, axes: Sequence[Axis]) -> tuple[int, ...]:
-    """Sizes of all leaves of some axes, in order."""
+    """Return the sizes of all leaves of some axes, in order."""
     return tuple(spec.groups[leaf].size for axis in axes for leaf in axis.leaves)
 
 
 class WeightTie:
-    """One block of one weight, of both networks, as tensors with one dimension per leaf."""
+    """One block of one weight in both networks, as tensors with one dimension per leaf."""
 
     def __init__(self, spec: PermutationSpec, block: Block, target: Tensor, source: Tensor):
         self.slots = block.slots(spec.groups)
@@ -91,7 +98,7 @@ class WeightTie:
         return found
 
     def _gram(self, cluster: Cluster, entries: Entries) -> np.ndarray:
-        """Inner products ``[*outer, *destination, *source]`` over all other dimensions."""
+        """Return inner products ``[*outer, *destination, *source]`` over all other dimensions."""
         outer = [self._target.shape[k] for k in cluster.outer]
         members = [self._target.shape[k] for k in cluster.members]
         order = (*cluster.outer, *cluster.members, *cluster.rest)
@@ -101,7 +108,7 @@ class WeightTie:
         target = self._arranged[order]
         moving = [self.slots[k] for k in cluster.rest if self.slots[k].group in entries]
         if any(parent in cluster.members for slot in moving for parent in slot.parents):
-            rows = []  # the other groups move differently for every destination
+            rows = []  # one product per destination, as the other groups move differently for each
             for n, at in enumerate(np.ndindex(*members)):
                 fixed = dict(zip(cluster.members, at, strict=True))
                 moved = self._moved(entries, (*cluster.outer, *cluster.rest), fixed).permute(order).reshape(shape)
@@ -113,7 +120,7 @@ class WeightTie:
         return gram.to("cpu", torch.float64).numpy().reshape(*outer, *members, *members)
 
     def _moved(self, entries: Entries, slots: Sequence[int], fixed: Mapping[int, int] | None = None) -> Tensor:
-        """The source with some slots permuted; ``fixed`` are destination indices of parents that are not among them."""
+        """Permute some slots of the source; ``fixed`` holds destination indices of parents that are not among them."""
         moved = self._source
         for k in sorted(slots, key=lambda k: len(self.slots[k].parents)):
             entry = entries.get(self.slots[k].group)
@@ -134,7 +141,7 @@ class WeightTie:
 
 
 class CorrelationTie:
-    """Correlations of one axis of activations, target against source, with one dimension per leaf and network."""
+    """Correlations of one axis of activations, target by source, with one dimension per leaf and network."""
 
     def __init__(self, spec: PermutationSpec, axis: Axis, correlation: np.ndarray):
         self.slots = Block((axis,)).slots(spec.groups)
@@ -157,7 +164,7 @@ class CorrelationTie:
         return found
 
     def _taken(self, entries: Entries, slots: tuple[int, ...], kept: tuple[int, ...]) -> np.ndarray:
-        """Dimensions ``[*slots, *kept destination, *kept source]``: each index of a slot with its own source index."""
+        """Return ``[*slots, *kept destination, *kept source]``, each index of a slot paired with its source."""
         n, sizes = len(self.slots), self._array.shape
         order = [*slots, *kept]
         grid = dict(zip(order, np.ix_(*(np.arange(sizes[k]) for k in order)), strict=True))

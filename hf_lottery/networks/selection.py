@@ -60,6 +60,9 @@ def _matching(option: str, patterns: Patterns, names: list[str], what: str, erro
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         if not pattern:
             raise error(f"{option} must be a regular expression; received an empty one. Use '.*' to match all.")
+        if pattern in known:
+            matching.add(pattern)
+            continue
         try:
             search = re.compile(pattern).search
         except re.error as wrong:
@@ -67,7 +70,7 @@ def _matching(option: str, patterns: Patterns, names: list[str], what: str, erro
                 f"{option} must be a valid regular expression; received {pattern!r} ({wrong}). "
                 "Escape special characters with re.escape."
             ) from None
-        hits = {pattern} if pattern in known else {name for name in names if search(name)}
+        hits = {name for name in names if search(name)}
         if not hits and not optional:
             way_out = hint(pattern) if hint else near_names(pattern, names)
             raise error(f"{option} must match the name of {what}; received {pattern!r}, which matches none. {way_out}")

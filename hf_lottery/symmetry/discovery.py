@@ -1,8 +1,7 @@
-"""discover(): the permutation symmetries of a model, found by tracing one forward pass."""
+"""Discovery: the permutation symmetries of a model, found by tracing one forward pass."""
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..networks.names import plain_name, unwrap
+from ..networks.names import named_tensors, plain_name, unwrap
+from ..networks.selection import Patterns, select_names
 from .errors import SymmetryError
 from .layout import freeze as freeze_axis
 from .layout import frozen
 from .outputs import chosen_outputs
-from .permutation import permute_
+from .permutation import permute_, random_permutation
 from .rules import pointwise  # noqa: F401  # importing them registers the rules
 from .solve import solve
 from .spec import PermutationSpec
@@ -28,22 +28,23 @@ def discover(
     inputs: Mapping[str, Any] | tuple[Any, ...],
     *,
     outputs: Sequence[str] | None = None,
-    freeze: Sequence[str] = (),
+    exclude: Patterns | None = None,
     strict: bool = True,
 ) -> PermutationSpec:
     """Trace one forward pass and find which axes may be permuted together, without changing what the model computes.
 
-    What the traced operations do not allow for certain is frozen, and remembers why. The result is proved on a
-    randomised float64 copy of the model; a group that fails is frozen with a warning. Nothing is changed: neither
-    weights, nor modes, nor gradients. Give inputs that use every part of the model (every expert of a mixture).
+    A group that the traced operations do not surely allow to move is frozen, with the reason. The result is proved on a
+    randomised float64 copy of the model; a group that fails is frozen with a warning. Weights, modes and gradients of
+    the model are not changed. Give inputs that use every part of the model, such as every expert of a mixture.
 
     Args:
         model: Any module with floating parameters, in any precision and on any device.
         inputs: One call's arguments, on the model's device: a dict of keywords, or a tuple.
         outputs: Output fields that must not change. Default: all but hidden states, attentions and caches.
-        freeze: Regular expressions of parameters and buffers whose axes stay as they are.
-        strict: Refuse a model with a parameter that the pass did not reach; else such parameters are frozen, and the
-            spec holds for inputs that do not reach them either.
+        exclude: Parameters and buffers whose axes are not permuted: a regular expression that may match anywhere in a
+            name, or several. A full name selects that tensor alone.
+        strict: Refuse a model with a parameter that the pass did not reach. Otherwise such parameters are frozen, and
+            the spec holds for inputs that do not reach them either.
 
     Returns:
         The spec; print it for a table of its groups.
@@ -51,7 +52,7 @@ def discover(
     Raises:
         TypeError: ``model`` or ``inputs`` is of the wrong kind.
         SymmetryError: The model is quantised, has no weights yet, fails or is random in evaluation mode, does not use
-            a parameter, or has no head and ``outputs`` does not say what counts.
+            a parameter, or has no head and ``outputs`` is not given; or a pattern matches nothing.
 
     Example:
         >>> import torch
@@ -63,25 +64,25 @@ def discover(
         Ainsworth, Hayase and Srinivasa, 2023, "Git Re-Basin", arXiv:2209.04836 (which writes the
         specification by hand).
     """
-    _check_arguments(model, inputs, outputs, freeze)
+    _check_arguments(model, inputs, outputs)
     model = unwrap(model)
-    named = _tensors(model)
+    named = named_tensors(model)
     parameters = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
     _check_tensors(named, parameters)
     trace, axes = _traced(model, inputs, outputs, named, parameters)
     lost = [n for n, tensor in named.items() if n in parameters and tensor.numel() and id(tensor) not in trace.reached]
     _freeze_unreached(lost, axes, strict)
-    _freeze_chosen(axes, freeze)
+    _freeze_excluded(axes, exclude)
     if trace.unknown:
         warnings.warn(f"operations without a rule froze what they touch: {trace.unknown}", stacklevel=2)
-    spec = solve(axes, trace.seen, trace.lookups)
-    return _proven(spec, Prover(model, inputs, outputs), lost)
+    spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups))
+    return _proven(spec, Prover(model, inputs, outputs=outputs), lost)
 
 
 def _traced(
     model: nn.Module, inputs: Any, outputs: Sequence[str] | None, named: Mapping[str, Tensor], parameters: set[str]
 ) -> tuple[Trace, dict[str, Axes]]:
-    """The labels of one forward pass, and those of the parameters and buffers."""
+    """Trace one forward pass; return the trace and the axes of the parameters and buffers."""
     trace, axes = Trace(), {}
     with plain_kernels(model):
         for name, tensor in named.items():
@@ -107,14 +108,15 @@ def _traced(
 
 
 def _proven(spec: PermutationSpec, prover: Prover, lost: Sequence[str]) -> PermutationSpec:
-    """The spec without the groups that change an output after all."""
+    """Return the spec with those groups frozen that change an output after all."""
     while spec.free:
-        error = prover.try_out(lambda m: permute_(m, spec.random(0)))  # noqa: B023  # called at once
+        permutation = random_permutation(spec, 0, spec.free)
+        error = prover.try_out(lambda m: permute_(m, permutation))  # noqa: B023  # called at once
         if error <= RTOL:
             break
         wrong = culprits(spec, prover, RTOL)
         reason = (
-            f"Parameters that the traced pass did not reach take part, such as {lost[0]!r}: give more inputs."
+            f"Parameters that the traced pass did not reach, such as {lost[0]!r}, take part: give more inputs."
             if lost
             else "The tracing rules are wrong for this architecture; please report it."
         )
@@ -126,12 +128,7 @@ def _proven(spec: PermutationSpec, prover: Prover, lost: Sequence[str]) -> Permu
     return spec
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    everything = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {plain_name(name): tensor for name, tensor in everything}
-
-
-def _check_arguments(model: Any, inputs: Any, outputs: Any, freeze: Any) -> None:
+def _check_arguments(model: Any, inputs: Any, outputs: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module; received {type(model).__name__}.")
     if not isinstance(inputs, Mapping | tuple):
@@ -139,9 +136,8 @@ def _check_arguments(model: Any, inputs: Any, outputs: Any, freeze: Any) -> None
             f"inputs must be one call's arguments, a dict or a tuple; received {type(inputs).__name__}. "
             "Write inputs=(x,) for a single tensor."
         )
-    for name, value in (("outputs", outputs), ("freeze", freeze)):
-        if isinstance(value, str):
-            raise TypeError(f"{name} must be a list of texts; received {value!r}. Write {name}=[{value!r}].")
+    if isinstance(outputs, str):
+        raise TypeError(f"outputs must be a list of texts; received {outputs!r}. Write outputs=[{outputs!r}].")
 
 
 def _check_tensors(named: Mapping[str, Tensor], parameters: set[str]) -> None:
@@ -170,14 +166,9 @@ def _freeze_unreached(lost: Sequence[str], axes: Mapping[str, Axes], strict: boo
             freeze_axis(axis, "the traced pass did not reach it")
 
 
-def _freeze_chosen(axes: Mapping[str, Axes], patterns: Sequence[str]) -> None:
-    for pattern in patterns:
-        try:
-            found = [name for name in axes if re.search(pattern, name)]
-        except re.error as error:
-            raise SymmetryError(f"freeze must hold regular expressions; received {pattern!r}: {error}.") from error
-        if not found:
-            raise SymmetryError(f"freeze must match parameters; received {pattern!r}, which matches none.")
-        for name in found:
+def _freeze_excluded(axes: Mapping[str, Axes], exclude: Patterns | None) -> None:
+    for pattern in [exclude] if isinstance(exclude, str) else exclude or ():
+        kept = set(select_names(axes, exclude=pattern, what="a parameter or buffer", error=SymmetryError))
+        for name in axes.keys() - kept:
             for axis in axes[name]:
-                freeze_axis(axis, f"frozen by {pattern!r}")
+                freeze_axis(axis, f"excluded by {pattern!r}")

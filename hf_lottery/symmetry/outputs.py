@@ -1,4 +1,4 @@
-"""Which outputs of a model are its function, as against a view of its inside."""
+"""Outputs: which fields of a model's output are its function, and which only show its inside."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from .errors import SymmetryError
 
-# Fields that show the inside of a network; its function is what the others are.
+# Fields that show the inside of a network; all other fields are its function.
 _INTERNAL = {
     "past_key_values", "hidden_states", "attentions", "cross_attentions", "decoder_hidden_states",
     "decoder_attentions", "encoder_hidden_states", "encoder_attentions", "encoder_last_hidden_state",
@@ -20,13 +20,13 @@ _INTERNAL = {
 _HEADLESS = {"last_hidden_state", "pooler_output"}
 
 
-def chosen_outputs(result: Any, outputs: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The tensors of a model's output that must not change, by field.
+def chosen_outputs(result: Any, outputs: Sequence[str] | None) -> dict[str, Tensor]:
+    """Return the tensors of a model's output that must not change, by field.
 
     Args:
         result: What the model returned: a mapping, a tuple or a tensor.
-        outputs: The fields; of a tuple, their numbers as text. Default: all but those that show the inside,
-            such as hidden states, attentions and caches.
+        outputs: Names of the fields; the fields of a tuple are named by their numbers as text. None chooses all fields
+            except those that show the inside, such as hidden states, attentions and caches.
 
     Raises:
         SymmetryError: The model has no head and ``outputs`` is not given, or names a field that is not there.

@@ -6,7 +6,8 @@ inner group is indexed by the *destination* of its parents: ``new[h, d] = old[s[
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,19 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from ..masks.mask import Mask
+from ..networks.display import html_table
+from ..networks.modes import restored_modes
 from ..networks.names import plain_name, unwrap
 from ..storage.hub_mixin import HubMixin
 from .errors import SpecMismatchError, SymmetryError
+from .groups import Block
 from .permutation_file import CONFIG_NAME, ENTRIES_NAME, SPEC_NAME, read_permutation, write_permutation
+from .structure import SHOWN, Structure
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ..storage.hub_mixin import Where
-    from .groups import Block
-    from .spec import PermutationSpec
-
-__all__ = ["Permutation", "SpecMismatchError", "SymmetryError", "permute_"]
 
 Tensors = TypeVar("Tensors", Mask, Mapping[str, Tensor])
 
@@ -42,14 +43,14 @@ class Permutation(HubMixin):
 
     Attributes:
         spec: As given.
-        entries: Group name -> read-only int64 array; only the groups that move.
-        report: The :class:`hf_lottery.alignment.matching.MatchReport` of the matching that found it; None otherwise.
+        entries: Group name -> read-only int64 array, for the groups that move.
 
     Raises:
         SymmetryError: An entry is not a permutation of its group, or moves a frozen group.
 
     Example:
-        >>> from hf_lottery.symmetry.spec import Axis, Block, Group, PermutationSpec
+        >>> from hf_lottery.symmetry.groups import Axis, Block, Group
+        >>> from hf_lottery.symmetry.spec import PermutationSpec
         >>> spec = PermutationSpec([Group("units", 3)], {"bias": [Block((Axis(("units",), np.arange(3)),))]})
         >>> p = Permutation(spec, {"units": [2, 0, 1]})
         >>> p({"bias": torch.tensor([10, 20, 30])})["bias"].tolist()
@@ -62,12 +63,11 @@ class Permutation(HubMixin):
 
     FILES = (CONFIG_NAME, ENTRIES_NAME, SPEC_NAME)
 
-    def __init__(self, spec: PermutationSpec, entries: Mapping[str, Any]):
+    def __init__(self, spec: Structure, entries: Mapping[str, Any]):
         self.spec = spec
-        self.report: Any = None
         checked = {name: _checked(spec, name, entry) for name, entry in entries.items()}
         # A group that stays is left out, so that equal permutations have equal entries.
-        self.entries = {name: checked[name] for name in spec.groups if name in checked and _moves(checked[name])}
+        self.entries = {name: checked[name] for name in spec.groups if name in checked and _moved(checked[name])}
         if frozen := [name for name in self.entries if spec.groups[name].frozen is not None]:
             raise SymmetryError(
                 f"group {frozen[0]!r} must keep its order, it is frozen: {spec.groups[frozen[0]].frozen}; "
@@ -80,20 +80,20 @@ class Permutation(HubMixin):
         return not self.entries
 
     def entry(self, group: str) -> np.ndarray:
-        """The permutation of one group, int64 ``[*sizes of its parents, size]``, also if it stays."""
+        """Return the permutation of one group, int64 ``[*sizes of its parents, size]``, also if the group stays."""
         if group in self.entries:
             return self.entries[group]
-        return np.broadcast_to(np.arange(self.spec.groups[group].size), _entry_shape(self.spec, group))
+        return np.broadcast_to(np.arange(self.spec.groups[group].size), self.spec.entry_shape(group))
 
     def __call__(self, tensors: Tensors) -> Tensors:
         """Permute a mask or a state dict.
 
         Args:
-            tensors: A mask, or a mapping from name to tensor; it may hold a part of the spec's tensors. Tensors without
+            tensors: A mask, or a mapping from name to tensor. It may hold a part of the spec's tensors. Tensors without
                 dimensions need no entry in the spec.
 
         Returns:
-            A mask for a mask, else a new dict; tensors that do not move are passed on as they are.
+            A mask for a mask, else a new dict. A tensor that does not move is the very same object.
 
         Raises:
             SpecMismatchError: A name or shape is not the spec's; nothing was changed.
@@ -104,21 +104,21 @@ class Permutation(HubMixin):
         for name, tensor in tensors.items():
             key = (tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride(), self.spec.tensors.get(name))
             if key not in moved:
-                moved[key] = self._move(name, tensor) if tensor.ndim else tensor
+                moved[key] = self.move(name, tensor) if tensor.ndim else tensor
             result[name] = moved[key]
         return type(tensors)(result) if isinstance(tensors, Mask) else result  # pyright: ignore[reportReturnType]
 
     def inverse(self) -> Permutation:
-        """The permutation that undoes this one."""
+        """Return the permutation that undoes this one."""
         entries = {}
         for name in self.entries:
             grid, source = self._sources(name)
-            entries[name] = np.empty(_entry_shape(self.spec, name), dtype=np.int64)
+            entries[name] = np.empty(self.spec.entry_shape(name), dtype=np.int64)
             entries[name][source] = grid[-1]
         return Permutation(self.spec, entries)
 
     def __matmul__(self, other: Permutation) -> Permutation:
-        """``p @ q`` applies q first, then p: ``(p @ q)(x) == p(q(x))``."""
+        """Compose two permutations: ``p @ q`` applies q first, then p, so that ``(p @ q)(x) == p(q(x))``."""
         if not isinstance(other, Permutation):
             return NotImplemented
         if self.spec is not other.spec and self.spec.fingerprint != other.spec.fingerprint:
@@ -129,7 +129,7 @@ class Permutation(HubMixin):
         entries = {}
         for name in self.entries.keys() | other.entries.keys():
             _, source = self._sources(name)
-            entries[name] = np.broadcast_to(other.entry(name)[source], _entry_shape(self.spec, name))
+            entries[name] = np.broadcast_to(other.entry(name)[source], self.spec.entry_shape(name))
         return Permutation(self.spec, entries)
 
     def __eq__(self, other: object) -> bool:
@@ -142,20 +142,24 @@ class Permutation(HubMixin):
         )
 
     def __repr__(self) -> str:
-        moved = sum(int((entry != np.arange(entry.shape[-1])).sum()) for entry in self.entries.values())
+        moved = sum(map(_moved, self.entries.values()))
         return f"Permutation({len(self.entries)} of {len(self.spec.free)} free groups move, {moved:,} indices)"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, entry.size, _moved(entry)) for name, entry in self.entries.items()]
+        return f"<p>{self!r}</p>\n{html_table(('group', 'indices', 'moved'), rows, limit=SHOWN)}"
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the entries, their description and the spec into ``folder``, in one step."""
         write_permutation(folder, self.entries, self.spec.fingerprint, self.spec.save)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, spec: PermutationSpec, **where: Unpack[Where]) -> Permutation:
+    def from_pretrained(cls, source: str | Path, spec: Structure, **where: Unpack[Where]) -> Permutation:
         """Load a permutation.
 
         Args:
-            source: A folder written by :meth:`save_pretrained`, or the id of a repository on the Hub. Beside it lies
-                its spec, ``permutation_spec.json``, which ``PermutationSpec.load`` reads.
+            source: A folder written by :meth:`save_pretrained`, or the id of a repository on the Hub. It also holds the
+                permutation's own spec, ``permutation_spec.json``, which ``PermutationSpec.load`` reads.
             spec: The spec of the model at hand.
             where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
@@ -172,8 +176,16 @@ class Permutation(HubMixin):
             )
         return cls(spec, entries)
 
-    def _move(self, name: str, tensor: Tensor) -> Tensor:
-        """The permuted tensor, or the very same one if none of its groups moves."""
+    def move(self, name: str, tensor: Tensor) -> Tensor:
+        """Permute one tensor of the spec.
+
+        Args:
+            name: The tensor's name in the spec.
+            tensor: A tensor of the spec's shape, with one dimension or more; not changed.
+
+        Returns:
+            A new tensor, or the very same object if none of its groups moves.
+        """
         blocks = self.spec.tensors[name]
         if not any(leaf in self.entries for block in blocks for axis in block.axes for leaf in axis.leaves):
             return tensor
@@ -191,7 +203,10 @@ class Permutation(HubMixin):
         return moved
 
     def _block_sources(self, block: Block) -> list[np.ndarray]:
-        """Per axis, where its new elements come from: positions of one dimension per axis, of size 1 if it is alike."""
+        """Return, for each axis, the positions that its new elements come from.
+
+        The positions have one dimension per axis of the block. A dimension has size 1 if they do not vary along it.
+        """
         slots = block.slots(self.spec.groups)
         sizes = tuple(self.spec.groups[slot.group].size for slot in slots)
         grid = np.ix_(*map(np.arange, sizes))
@@ -211,7 +226,7 @@ class Permutation(HubMixin):
         return found
 
     def _sources(self, group: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-        """The open grid over a group's parents and itself, and where each of them comes from."""
+        """Return the open grid over a group's parents and the group, and the source index of each of them."""
         line = [*self.spec.groups[group].parents, group]
         grid = np.ix_(*(np.arange(self.spec.groups[name].size) for name in line))
         at = dict(zip(line, grid, strict=True))
@@ -225,13 +240,13 @@ class Permutation(HubMixin):
 
 @torch.no_grad()
 def permute_(model: nn.Module, permutation: Permutation) -> None:
-    """Permute the parameters and buffers of ``model`` in place, bit for bit; the function stays the same.
+    """Permute the parameters and buffers of ``model`` in place, bit for bit; its function stays the same.
 
     A tied tensor is moved once. Tensors of frozen groups are not touched. Gradients and optimizer state do not move.
 
     Args:
-        model: A model of the permutation's spec, on any device and in any precision.
-        permutation: What to apply.
+        model: A model that the permutation's spec fits, on any device and in any precision.
+        permutation: The permutation to apply.
 
     Raises:
         SpecMismatchError: The model is another one, or ties tensors that the permutation moves apart; nothing was
@@ -251,21 +266,42 @@ def permute_(model: nn.Module, permutation: Permutation) -> None:
         tensors[id(tensor)] = tensor
     for key, tensor in tensors.items():
         held = tensor.detach()
-        if held.ndim and (moved := permutation._move(names[key], held)) is not held:
+        if held.ndim and (moved := permutation.move(names[key], held)) is not held:
             held.copy_(moved)
     _forget_caches(inner)
 
 
 def _forget_caches(model: nn.Module) -> None:
-    """Some modules keep what they computed from their weights until ``train()`` is called."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train()
-    for module, mode in modes:
-        module.training = mode
+    """Call ``train()`` once: some modules keep what they computed from their weights until then."""
+    with restored_modes(model):
+        model.train()
+
+
+def random_permutation(spec: Structure, seed: int, groups: Collection[str]) -> Permutation:
+    """Draw a permutation without fixed points of some groups: one n-cycle per group and parent index.
+
+    Args:
+        spec: The symmetries.
+        seed: The same seed gives the same permutation.
+        groups: Names of free groups; the others keep their order.
+    """
+    generator, entries = np.random.default_rng(seed), {}
+    for name in groups:
+        *outer, size = spec.entry_shape(name)
+        rows = [_cycle(size, generator) for _ in range(math.prod(outer))]
+        entries[name] = np.array(rows, dtype=np.int64).reshape(*outer, size)
+    return Permutation(spec, entries)
+
+
+def _cycle(size: int, generator: np.random.Generator) -> np.ndarray:
+    order = generator.permutation(size)
+    cycle = np.empty(size, dtype=np.int64)
+    cycle[order] = np.roll(order, 1)
+    return cycle
 
 
 def _axis_maps(shape: tuple[int, ...], blocks: tuple[Block, ...], sources: list) -> list[np.ndarray] | None:
-    """One source index per position of every axis, if the blocks agree and no axis depends on another; else None."""
+    """Return one source index per position of every axis; None if blocks disagree or an axis depends on another."""
     maps = [np.full(size, -1, dtype=np.int64) for size in shape]
     for block, source in zip(blocks, sources, strict=True):
         for k, (axis, index) in enumerate(zip(block.axes, source, strict=True)):
@@ -283,19 +319,19 @@ def _on(device: torch.device, indices) -> tuple[Tensor, ...]:
     return tuple(torch.tensor(index, device=device) for index in indices)
 
 
-def _entry_shape(spec: PermutationSpec, group: str) -> tuple[int, ...]:
-    return tuple(spec.groups[name].size for name in (*spec.groups[group].parents, group))
+def _moved(entry: np.ndarray) -> int:
+    """Count the indices that change place."""
+    return int((entry != np.arange(entry.shape[-1])).sum())
 
 
-def _moves(entry: np.ndarray) -> bool:
-    return bool((entry != np.arange(entry.shape[-1])).any())
-
-
-def _checked(spec: PermutationSpec, name: str, entry: Any) -> np.ndarray:
-    """An own, read-only int64 copy of an entry."""
+def _checked(spec: Structure, name: str, entry: Any) -> np.ndarray:
+    """Return an own, read-only int64 copy of an entry, once it is known to be a permutation of its group."""
     if name not in spec.groups:
-        raise SymmetryError(f"a permutation's entry must name a group of the spec; received {name!r}. Print the spec.")
-    array, shape = np.asarray(entry), _entry_shape(spec, name)
+        raise SymmetryError(
+            f"a permutation's entry must name a group of the spec; received {name!r}. "
+            "list(spec.groups) shows all names."
+        )
+    array, shape = np.asarray(entry), spec.entry_shape(name)
     if array.shape != shape or not np.issubdtype(array.dtype, np.integer):
         raise SymmetryError(
             f"the permutation of group {name!r} must be integers of shape {list(shape)}; "

@@ -1,4 +1,4 @@
-"""Solving: from the layouts of a trace to the groups, their nesting, and where they lie in every parameter."""
+"""Solve: from the layouts of a trace to the groups, their nesting, and where they lie in every parameter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from .groups import Axis, Block, Group
 from .layout import Layout, Node, factors, find, known_child, unify
-from .spec import PermutationSpec
 from .trace import Axes
 
 # One axis of one block: its nodes, and where along the tensor's axis each multi-index lies.
@@ -18,15 +17,18 @@ _Part = tuple[tuple[Node, ...], np.ndarray]
 
 
 def solve(
-    tensors: Mapping[str, Axes], seen: Iterable[Axes], lookups: Iterable[tuple[Layout, Layout]] = ()
-) -> PermutationSpec:
-    """The groups of labelled tensors.
+    tensors: Mapping[str, Axes], seen: Iterable[Axes], lookups: Iterable[tuple[Layout, Layout]]
+) -> tuple[list[Group], dict[str, tuple[Block, ...]]]:
+    """Find the groups of labelled tensors.
 
     Args:
         tensors: Name -> axes of each parameter and buffer.
         seen: The axes of everything that was traced.
-        lookups: Axes of positions -> the axis they were looked up in: what is seen with all of the first goes with the
-            second.
+        lookups: Pairs of the axes of some positions and the axis they were looked up in. A node that is seen with all
+            of the first goes with the second.
+
+    Returns:
+        The groups, and the blocks of every tensor: the arguments of a ``PermutationSpec``.
     """
     seen = [*seen]
     while _merge_children([*seen, *tensors.values()]):
@@ -47,11 +49,11 @@ def solve(
         )
         for name, parts in blocks.items()
     }
-    return PermutationSpec(groups, placed)
+    return groups, placed
 
 
 def _nodes(axes: Axes) -> list[Node]:
-    """Every atom and sum of a tensor, also inside sums."""
+    """Return every atom and sum of a tensor, also inside sums."""
     found, todo = [], [node for axis in axes for node in factors(axis)]
     while todo:
         node = find(todo.pop())
@@ -62,7 +64,7 @@ def _nodes(axes: Axes) -> list[Node]:
 
 
 def _merge_children(seen: Sequence[Axes]) -> bool:
-    """Merge children with their base where the base is seen without the sum; whether anything changed."""
+    """Merge children with their base where the base is seen without the sum; return whether anything changed."""
     together: dict[Node, list[set[Node]]] = {}
     for axes in seen:
         nodes = set(_nodes(axes))
@@ -93,7 +95,7 @@ _Entry = Node | _Fixed
 
 
 def _blocks(axes: Axes) -> Iterator[list[_Part]]:
-    """Take a tensor apart at its sums: the blocks in which every axis is a product of atoms."""
+    """Take a tensor apart at its sums; yield the blocks, in which every axis is a product of atoms."""
     yield from _expand([tuple(factors(axis)) for axis in axes])
 
 
@@ -124,7 +126,7 @@ def _first_sum(entries: Iterable[_Entry]) -> Node | None:
 
 
 def _substitute(entries: Iterable[_Entry], sum_: Node, offset: int, todo: list[_Fixed]) -> tuple[_Entry, ...]:
-    """Put the part in ``todo`` for the sum's first occurrence, and for other nodes what stands for them there."""
+    """Replace the sum's first occurrence by the part in ``todo``, and other nodes by their stand-ins there."""
     result: list[_Entry] = []
     for entry in entries:
         if isinstance(entry, _Fixed):
@@ -141,7 +143,7 @@ def _stand_in(node: Node, sum_: Node, offset: int) -> Node:
 
 
 def _place(entries: Iterable[_Entry]) -> _Part:
-    """The leaves of an axis and their positions."""
+    """Return the leaves of an axis and their positions."""
     leaves: list[Node] = []
     positions = np.zeros((), np.int64)
     for entry in entries:
@@ -159,14 +161,14 @@ _Lookups = Sequence[tuple[set[Node], set[Node]]]
 
 
 def _parents(wanted: set[Node], seen: Sequence[tuple[Axes, _Lookups]]) -> dict[Node, tuple[Node, ...]]:
-    """Which free atoms may be permuted anew for each index of which others: those that never go without them."""
+    """Find, for each free atom, the atoms it never goes without: it may be permuted anew for each index of them."""
     always: dict[Node, set[Node]] = {}
     outer: Counter[tuple[Node, Node]] = Counter()
     for axes, lookups in seen:
         for block in _blocks(axes):
             counts = [Counter(node for node in leaves if node in wanted) for leaves, _ in block]
             present = {node for leaves, _ in block for node in leaves}
-            # Where the experts of some tokens were looked up, a token stands for its expert; but not for itself.
+            # Where the experts of some tokens were looked up, a token stands for its expert, but not for itself.
             looked = [(at, of - present) for at, of in lookups if at and at <= present]
             order = [*(node for _, of in looked for node in of), *(node for leaves, _ in block for node in leaves)]
             for node in dict.fromkeys(node for node in order if node in wanted):
@@ -188,7 +190,7 @@ def _parents(wanted: set[Node], seen: Sequence[tuple[Axes, _Lookups]]) -> dict[N
 
 
 def _company(node: Node, counts: Sequence[Counter[Node]]) -> set[Node]:
-    """The nodes that go with one in a block, so that it is clear which occurrence goes with which."""
+    """Return the nodes that accompany one in a block such that it is clear which occurrence goes with which."""
     total = sum(counts, Counter())
     return {
         other
@@ -198,7 +200,7 @@ def _company(node: Node, counts: Sequence[Counter[Node]]) -> set[Node]:
 
 
 def _names(blocks: Mapping[str, Sequence[Sequence[_Part]]]) -> dict[Node, str]:
-    """A readable name for each atom: the first tensor and axis it lies in."""
+    """Give each atom a readable name: the first tensor and axis it lies in."""
     names: dict[Node, str] = {}
     taken: Counter[str] = Counter()
     for tensor, parts in blocks.items():

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..networks.modes import restored_modes
 from .layout import Layout, atom, cut, factors, freeze, frozen, is_frozen, unify
 
 Axes = tuple[Layout, ...]
@@ -331,12 +332,10 @@ _FUSED_RECURRENCE = (
 
 @contextmanager
 def plain_kernels(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and without kernels that hide several operations in one."""
-    modes = {module: module.training for module in model.modules()}
+    """Hold a model in evaluation mode without gradients, and without kernels that hide several operations in one."""
     with ExitStack() as stack:
-        for module, mode in modes.items():
-            stack.callback(setattr, module, "training", mode)
-        # Through train mode, so that what a module cached in evaluation mode is made again.
+        stack.enter_context(restored_modes(model))
+        # Through train mode, so that a module computes again what it had cached in evaluation mode.
         model.train().eval()
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
@@ -346,7 +345,7 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
         if experts is not None and choose is not None:
             stack.callback(choose, experts)
             choose("batched_mm")
-        if any(isinstance(module, nn.RNNBase) for module in modes):
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
             for get, turn in _FUSED_RECURRENCE:
                 stack.callback(turn, get())
                 turn(False)
@@ -355,5 +354,5 @@ def plain_kernels(model: nn.Module) -> Iterator[None]:
 
 
 def call(model: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...]) -> Any:
-    """The model's output for one call's inputs."""
+    """Run the model on one call's inputs and return its output."""
     return model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)

@@ -1,41 +1,41 @@
-"""verify(): proof by computation that a spec leaves a model's function as it is."""
+"""Verification: the proof by computation that a spec leaves a model's function as it is."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from ..networks.display import html_table, text_table
 from ..networks.names import unwrap
 from .errors import SymmetryError, SymmetryVerificationError
 from .outputs import chosen_outputs
-from .permutation import permute_
+from .permutation import permute_, random_permutation
+from .structure import SHOWN, Structure
 from .trace import call, plain_kernels
-
-if TYPE_CHECKING:
-    from .spec import PermutationSpec
 
 Outputs = dict[str, Tensor]
 RTOL = 1e-8
+_HEADER = ("group", "change", "proof is empty for")
 
 
-@dataclass
+@dataclass(repr=False)
 class VerifyReport:
-    """What a verification found.
+    """What a verification found; prints as a table.
 
     Attributes:
         error: Largest change of an output when all groups are permuted at once, relative to that output's maximum.
         errors: The same for each group alone.
-        inert: ``(group, tensor, axis)`` whose lone permutation changes nothing, such as a key bias under softmax: for
-            these the proof is empty.
-        visible: Number of ties whose lone permutation does change an output, as it must.
+        inert: ``(group, tensor, axis)`` whose lone permutation changes nothing, such as a key bias under softmax. The
+            proof is empty for these.
+        visible: How many (group, tensor, axis) change an output when permuted alone, as they must.
     """
 
     error: float
@@ -43,9 +43,31 @@ class VerifyReport:
     inert: list[tuple[str, str, int]] = field(default_factory=list)
     visible: int = 0
 
+    def __repr__(self) -> str:
+        """Return a table with one line per group, the largest change first; a long table is cut."""
+        return f"{self._title()}\n{text_table(_HEADER, self._rows(), limit=SHOWN)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self._title()}</p>\n{html_table(_HEADER, self._rows(), limit=SHOWN)}"
+
+    def _title(self) -> str:
+        control = f", {self.visible} axes seen to matter" if self.visible or self.inert else ""
+        return f"VerifyReport({len(self.errors)} groups, outputs change by {self.error:.1e} at most{control})"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        empty: dict[str, list[str]] = {}
+        for group, tensor, axis in self.inert:
+            empty.setdefault(group, []).append(f"{tensor}[{axis}]")
+        rows = []
+        for name, error in sorted(self.errors.items(), key=lambda item: -item[1]):
+            places = empty.get(name, [])
+            more = f" and {len(places) - 2} more" if len(places) > 2 else ""
+            rows.append((name, f"{error:.1e}", ", ".join(places[:2]) + more))
+        return rows
+
 
 class _InDouble(TorchDispatchMode):
-    """Networks ask for float32 in places (norms, softmax); here they get float64, or rounding would hide errors."""
+    """Gives float64 where a network asks for less (in norms or softmax), as rounding would hide errors."""
 
     _LOW = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -66,13 +88,13 @@ def _double_by_default() -> Iterator[None]:
 
 
 def moves_with_weights(name: str, buffer: Tensor, parameters: Iterable[str]) -> bool:
-    """Whether a buffer belongs to the units of a network, as statistics do and a table of angles does not."""
+    """Tell whether a buffer belongs to the units of a network, as statistics do and a table of angles does not."""
     last = name.rpartition(".")[2]
     if last in ("running_mean", "running_var") or last.endswith("correction_bias"):
         return True
     if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in parameters:
         return True
-    # The same everywhere: permuting it does nothing, but what it becomes by training goes with the units.
+    # A constant buffer: permuting it now changes nothing, but the values that training gives it belong to the units.
     return buffer.is_floating_point() and buffer.numel() > 0 and bool((buffer == buffer.reshape(-1)[0]).all())
 
 
@@ -82,7 +104,7 @@ class Prover:
     Initial values of zero and one make checks empty (a bias of zero moves nowhere), so every parameter gets noise.
     """
 
-    def __init__(self, model: nn.Module, inputs: Any, outputs: Sequence[str] | None = None, seed: int = 0):
+    def __init__(self, model: nn.Module, inputs: Any, *, outputs: Sequence[str] | None = None, seed: int = 0):
         self.outputs = outputs
         self.model = copy.deepcopy(unwrap(model)).to("cpu", torch.float64)
         self.inputs = tree_map(
@@ -118,16 +140,19 @@ class Prover:
                 buffer.copy_(torch.randn(buffer.shape, generator=generator, dtype=torch.float64) * 0.1)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Parameters and buffers, also those that a state dict leaves out."""
+        """Return parameters and buffers, including those that a state dict leaves out."""
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     def run(self) -> Outputs:
-        """The outputs of the model as it is now."""
+        """Return the outputs of the model as it is now."""
         with plain_kernels(self.model), _double_by_default(), _InDouble():
             return chosen_outputs(call(self.model, self.inputs), self.outputs)
 
     def change(self, after: Outputs) -> float:
-        """Largest difference from the first outputs, relative to each one's maximum; infinite for a new NaN."""
+        """Return the largest difference from the first outputs, relative to each one's maximum.
+
+        It is infinite where a value has become infinite or NaN, or has ceased to be.
+        """
         worst = 0.0
         for name, old in self.before.items():
             old, new = old.double(), after[name].double()
@@ -139,7 +164,7 @@ class Prover:
         return worst
 
     def try_out(self, alter: Callable[[nn.Module], None]) -> float:
-        """The change of the outputs when the model is altered; the model is put back."""
+        """Alter the model, return the change of its outputs, and restore it."""
         alter(self.model)
         try:
             return self.change(self.run())
@@ -151,7 +176,7 @@ class Prover:
 
 
 def verify(
-    spec: PermutationSpec,
+    spec: Structure,
     model: nn.Module,
     inputs: Mapping[str, Any] | tuple[Any, ...],
     *,
@@ -165,22 +190,24 @@ def verify(
     Args:
         spec: The spec to prove.
         model: The model; not changed.
-        inputs: One call's arguments; better others than ``discover`` had, of another length.
+        inputs: One call's arguments. Others than ``discover`` had, of another length, make a better proof.
         outputs: Output fields that must not change, as for ``discover``.
         rtol: Allowed change, relative to the largest value of an output.
         negative_control: Also permute each tensor's axis alone and report those that change nothing.
         seed: Seed of the noise and the permutations.
 
     Raises:
-        SymmetryVerificationError: An output changed; the message names the group.
+        SymmetryVerificationError: An output changed. The message names the group.
         SymmetryError: The model is random in evaluation mode.
         SpecMismatchError: The spec is for another model.
     """
     spec.check_fits(model)
-    prover = Prover(model, inputs, outputs, seed)
-    report = VerifyReport(prover.try_out(lambda m: permute_(m, spec.random(seed))))
-    for name in spec.free:
-        report.errors[name] = prover.try_out(lambda m, name=name: permute_(m, spec.random(seed, groups=[name])))
+    prover = Prover(model, inputs, outputs=outputs, seed=seed)
+
+    def error_of(groups: Collection[str]) -> float:
+        return prover.try_out(lambda m: permute_(m, random_permutation(spec, seed, groups)))
+
+    report = VerifyReport(error_of(spec.free), {name: error_of([name]) for name in spec.free})
     wrong = [name for name, error in report.errors.items() if not error <= rtol]
     if wrong or not report.error <= rtol:
         worst = max(report.errors.values(), default=report.error)
@@ -198,8 +225,8 @@ def verify(
     return report
 
 
-def ties(spec: PermutationSpec) -> Iterable[tuple[str, str, int]]:
-    """Every (free group, tensor, axis) of a spec."""
+def ties(spec: Structure) -> Iterable[tuple[str, str, int]]:
+    """Yield every (free group, tensor, axis) of a spec."""
     for tensor, blocks in spec.tensors.items():
         yield from sorted(
             {(leaf, tensor, i) for block in blocks for i, axis in enumerate(block.axes) for leaf in axis.leaves}
@@ -208,7 +235,7 @@ def ties(spec: PermutationSpec) -> Iterable[tuple[str, str, int]]:
 
 
 @torch.no_grad()
-def _permute_alone(model: nn.Module, spec: PermutationSpec, group: str, tensor: str, axis: int, *, seed: int) -> None:
+def _permute_alone(model: nn.Module, spec: Structure, group: str, tensor: str, axis: int, *, seed: int) -> None:
     """Permute one axis of one tensor by one group, and nothing else."""
     elsewhere = replace(spec.groups[group], name=f"{group} elsewhere", frozen="not part of the control")
     blocks = [
@@ -219,16 +246,16 @@ def _permute_alone(model: nn.Module, spec: PermutationSpec, group: str, tensor: 
         ))
         for block in spec.tensors[tensor]
     ]  # fmt: skip
-    alone = type(spec)([*spec.groups.values(), elsewhere], {tensor: blocks})
+    alone = Structure([*spec.groups.values(), elsewhere], {tensor: blocks})
     state = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    state[tensor].copy_(alone.random(seed, groups=[group])({tensor: state[tensor].detach()})[tensor])
+    state[tensor].copy_(random_permutation(alone, seed, [group]).move(tensor, state[tensor].detach()))
 
 
-def culprits(spec: PermutationSpec, prover: Prover, rtol: float, seed: int = 0) -> list[str]:
-    """The groups that change an output, each alone; where only several together do, the last that it takes."""
+def culprits(spec: Structure, prover: Prover, rtol: float, *, seed: int = 0) -> list[str]:
+    """Return the groups that change an output, each alone; if only several together do, the last one it takes."""
 
     def fails(groups: list[str]) -> bool:
-        return not prover.try_out(lambda m: permute_(m, spec.random(seed, groups=groups))) <= rtol
+        return not prover.try_out(lambda m: permute_(m, random_permutation(spec, seed, groups))) <= rtol
 
     names = list(spec.free)
     found = [name for name in names if fails([name])]

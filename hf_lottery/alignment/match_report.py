@@ -1,0 +1,163 @@
+"""MatchReport: how well each group of two networks was matched, in memory and as a JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..networks.display import html_table, text_table
+from ..storage.checksums import check_sha256
+from ..symmetry.errors import SymmetryError
+from ..symmetry.permutation import Permutation
+from ..symmetry.permutation_file import ENTRIES_NAME
+from ..symmetry.structure import SHOWN
+from ..version import __version__
+
+REPORT_NAME = "match_report.json"
+FORMAT_VERSION = 1
+MOST_BYTES = 64 * 2**20  # of a report file; 100,000 groups take about 20 MB
+_HEADER = ("group", "size", "matched", "identity", "random", "moved", "dead")
+
+
+@dataclass(frozen=True)
+class GroupMatch:
+    """How well one group was matched.
+
+    Attributes:
+        size: Units, summed over the indices of the group's parents.
+        matched: Score of the permutation found: cosine similarity of the weights that the group lies on, or mean
+            correlation of its units; in [-1, 1].
+        identity: Score if this group kept its order and all others moved as found.
+        random: Mean score over all orders of this group.
+        moved: Share of the units that change place, in [0, 1].
+        dead: Units that score zero with every unit of the other network, counted in the network that has more of them.
+    """
+
+    size: int
+    matched: float
+    identity: float
+    random: float
+    moved: float
+    dead: int
+
+
+@dataclass(frozen=True, repr=False)
+class MatchReport:
+    """How well two networks were matched; prints as a table with one line per group.
+
+    Attributes:
+        groups: Group name -> how well it was matched.
+        objective: The sum that was maximised, at the start and after every sweep; it never falls.
+        converged: Whether the last sweep changed nothing. If not, raise ``iterations``.
+    """
+
+    groups: Mapping[str, GroupMatch]
+    objective: tuple[float, ...]
+    converged: bool
+
+    def __repr__(self) -> str:
+        """Return a table with one line per group; a long table is cut."""
+        return f"{self._title()}\n{text_table(_HEADER, self._rows(), limit=SHOWN)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self._title()}</p>\n{html_table(_HEADER, self._rows(), limit=SHOWN)}"
+
+    def _title(self) -> str:
+        end = "converged" if self.converged else "not converged"
+        return f"MatchReport({len(self.groups)} groups, {end} after {len(self.objective) - 1} sweeps)"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
+            (name, str(g.size), *(f"{x:.3f}" for x in (g.matched, g.identity, g.random)), f"{g.moved:.0%}", str(g.dead))
+            for name, g in self.groups.items()
+        ]
+
+
+def write_match_report(folder: Path, report: MatchReport) -> None:
+    """Write a report into a folder that already holds the files of its permutation."""
+    data = {
+        "format_version": FORMAT_VERSION,
+        "library_name": "hf_lottery",
+        "library_version": __version__,
+        "permutation_sha256": hashlib.sha256((folder / ENTRIES_NAME).read_bytes()).hexdigest(),
+        "converged": report.converged,
+        "objective": list(report.objective),
+        "groups": {name: asdict(group) for name, group in report.groups.items()},
+    }
+    (folder / REPORT_NAME).write_text(json.dumps(data, indent=1) + "\n")
+
+
+def read_match_report(folder: Path, permutation: Permutation) -> MatchReport:
+    """Read and check what :func:`write_match_report` wrote.
+
+    Args:
+        folder: The folder of a match.
+        permutation: The permutation that was loaded from the same folder.
+
+    Raises:
+        FileNotFoundError: The folder holds no report.
+        SymmetryError: The report is malformed, too large, newer than this library, or of another permutation.
+    """
+    path = folder / REPORT_NAME
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"the folder of a match must hold {REPORT_NAME}; received {folder}. "
+            "If it holds a permutation alone, load it with Permutation.from_pretrained."
+        )
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise SymmetryError(f"{path} must have at most {MOST_BYTES:,} bytes; received {size:,}.")
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise SymmetryError(f"{path} must be JSON; received: {error}.") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise SymmetryError(
+            f"{path}: format_version must be {FORMAT_VERSION}; received {version!r}. Install a newer hf_lottery."
+        )
+    kinds = {"permutation_sha256": str, "converged": bool, "objective": list, "groups": dict}
+    for key, kind in kinds.items():
+        if not isinstance(data.get(key), kind):
+            raise SymmetryError(f"{path}: {key} must be a {kind.__name__}; received {str(data.get(key))[:80]}.")
+    check_sha256(folder / ENTRIES_NAME, data["permutation_sha256"], REPORT_NAME, SymmetryError)
+    if not data["objective"] or not all(map(_is_number, data["objective"])):
+        raise SymmetryError(f"{path}: objective must hold finite numbers; received {str(data['objective'])[:80]}.")
+    groups = {name: _read_group(path, name, group, permutation) for name, group in data["groups"].items()}
+    return MatchReport(groups, tuple(map(float, data["objective"])), data["converged"])
+
+
+def _read_group(path: Path, name: str, data: Any, permutation: Permutation) -> GroupMatch:
+    if name not in permutation.spec.groups:
+        raise SymmetryError(f"{path}: a group must be in the spec; received {name!r}.")
+    size = permutation.entry(name).size
+    names = [field.name for field in fields(GroupMatch)]
+    good = (
+        isinstance(data, dict)
+        and sorted(data) == sorted(names)
+        and all(map(_is_number, data.values()))
+        and data["size"] == size
+        and 0 <= data["moved"] <= 1
+        and data["dead"] in range(size + 1)
+    )
+    if not good:
+        raise SymmetryError(
+            f"{path}: group {name!r} must have the finite numbers {', '.join(names)}, a size of {size}, and moved and "
+            f"dead within their bounds; received {str(data)[:200]}."
+        )
+    scores = {key: float(data[key]) for key in ("matched", "identity", "random", "moved")}
+    return GroupMatch(size=size, dead=int(data["dead"]), **scores)
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether a value of a JSON file is a finite number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False

@@ -1,0 +1,244 @@
+"""Structure: the groups of an architecture and where they lie in its tensors, as plain data.
+
+:class:`~hf_lottery.symmetry.spec.PermutationSpec` is a structure that can also draw permutations and verify itself.
+Permutations and the verification need only the data; they import this module, and ``spec`` imports them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..networks.display import html_table, text_table
+from ..networks.names import named_tensors
+from ..networks.selection import Patterns, near_names, select_names
+from ..storage.atomic import write_atomically
+from .errors import SpecMismatchError, SymmetryError
+from .groups import Block, Group, axis_from_json, axis_to_json, check_blocks, check_group
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+FORMAT_VERSION = 1
+SHOWN = 20  # rows that a table prints
+_HEADER = ("group", "size", "parents", "members", "frozen")
+_OTHER = "The spec is for another model: discover it again on this one."
+
+
+class Structure:
+    """The groups of one architecture, and the blocks that make up its tensors.
+
+    The arguments, attributes and errors are those of :class:`~hf_lottery.symmetry.spec.PermutationSpec`.
+    """
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]  # equality is by value
+
+    def __init__(self, groups: Iterable[Group], tensors: Mapping[str, Sequence[Block]]):
+        groups = list(groups)
+        self.groups = {group.name: group for group in groups}
+        self.tensors = {name: tuple(blocks) for name, blocks in tensors.items()}
+        if len(self.groups) != len(groups):
+            raise SymmetryError(
+                f"group names must be unique; received {len(groups)} groups of {len(self.groups)} names."
+            )
+        for group in groups:
+            check_group(group, self.groups)
+        self.shapes = {name: check_blocks(name, blocks, self.groups) for name, blocks in self.tensors.items()}
+
+    @property
+    def free(self) -> dict[str, Group]:
+        """The groups that may be permuted."""
+        return {name: group for name, group in self.groups.items() if group.frozen is None}
+
+    @cached_property
+    def members(self) -> dict[str, list[tuple[str, int]]]:
+        """Group name -> the (tensor name, axis) pairs that the group lies on."""
+        found: dict[str, dict[tuple[str, int], None]] = {name: {} for name in self.groups}
+        for tensor, blocks in self.tensors.items():
+            for block in blocks:
+                for k, axis in enumerate(block.axes):
+                    for leaf in axis.leaves:
+                        found[leaf][tensor, k] = None
+        return {name: list(places) for name, places in found.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the groups and of where they lie. It does not depend on what is frozen, nor on the reasons."""
+        data = self._as_json()
+        for group in data["groups"]:
+            del group["frozen"]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+    def entry_shape(self, group: str) -> tuple[int, ...]:
+        """Return the shape of a group's permutation: the sizes of its parents, then its own."""
+        return tuple(self.groups[name].size for name in (*self.groups[group].parents, group))
+
+    def select(self, include: Patterns | None, *, exclude: Patterns | None = None) -> list[str]:
+        """Choose groups by name.
+
+        Args:
+            include: A regular expression that may match anywhere in a name, or several. A full name selects that group
+                alone. None selects all groups.
+            exclude: Patterns of the groups to leave out, of the same kind.
+
+        Returns:
+            The names, in the order of :attr:`groups`.
+
+        Raises:
+            SymmetryError: A pattern matches no group.
+        """
+
+        def hint(pattern: str) -> str:
+            return f"{near_names(pattern, self.groups)} list(spec.groups) shows all names."
+
+        return select_names(self.groups, include, exclude, what="a group", error=SymmetryError, hint=hint)
+
+    def freeze(self, include: Patterns, why: str) -> Self:
+        """Return the same spec with more groups frozen.
+
+        Args:
+            include: The groups to freeze, as for :meth:`select`.
+            why: The reason, kept with the group. A group that is already frozen keeps its own reason.
+        """
+        chosen = set(self.select(include))
+        groups = [replace(g, frozen=why) if g.name in chosen and g.frozen is None else g for g in self.groups.values()]
+        return type(self)(groups, self.tensors)
+
+    def check_fits(self, model: nn.Module | Mapping[str, Tensor]) -> None:
+        """Check names and shapes against a model (which must hold every tensor) or a state dict (which may hold fewer).
+
+        Tensors without dimensions need no entry.
+
+        Raises:
+            SpecMismatchError: A tensor is missing, unknown, or of another shape. The message names it.
+        """
+        tensors = named_tensors(model)
+        for name, tensor in tensors.items():
+            if name not in self.shapes:
+                if tensor.ndim == 0:
+                    continue
+                raise SpecMismatchError(f"tensor {name!r} must be in the spec; received no such entry. {_OTHER}")
+            if tuple(tensor.shape) != self.shapes[name]:
+                raise SpecMismatchError(
+                    f"tensor {name!r} must have the spec's shape {list(self.shapes[name])}; "
+                    f"received {list(tensor.shape)}. {_OTHER}"
+                )
+        if isinstance(model, nn.Module) and (missing := [name for name in self.shapes if name not in tensors]):
+            raise SpecMismatchError(f"the model must have the tensor {missing[0]!r}; received none. {_OTHER}")
+
+    def coverage(self, *, names: Iterable[str] | None = None) -> tuple[float, float]:
+        """Measure how far the symmetries reach, over the tensors with two or more dimensions.
+
+        Args:
+            names: Count only these tensors, such as the prunable ones.
+
+        Returns:
+            Share of the elements with a free group on at least one axis, and on both of the first two axes (axes of
+            one index, and the kernel axes of a convolution, do not count).
+        """
+        chosen = self.tensors if names is None else {name: self.tensors[name] for name in names}
+        elements = some = both = 0
+        for name, blocks in chosen.items():
+            for block in blocks if len(self.shapes[name]) >= 2 else ():
+                size = math.prod(axis.positions.size for axis in block.axes)
+                moved = [any(self._moves(leaf) for leaf in axis.leaves) for axis in block.axes]
+                first = [yes for yes, length in zip(moved[:2], self.shapes[name], strict=False) if length > 1]
+                elements, some = elements + size, some + size * any(moved)
+                both += size * (any(moved) and all(first))
+        return (some / elements, both / elements) if elements else (0.0, 0.0)
+
+    def explain(self, tensor: str) -> str:
+        """Describe what every axis of a tensor is made of, and why an axis may not move."""
+        if tensor not in self.tensors:
+            raise SpecMismatchError(f"tensor {tensor!r} must be in the spec; received no such entry. {_OTHER}")
+        lines = [f"{tensor} {list(self.shapes[tensor])}"]
+        for number, block in enumerate(self.tensors[tensor]):
+            for k, axis in enumerate(block.axes):
+                parts = [self._describe(leaf) for leaf in axis.leaves] or ["one index"]
+                lines.append(f"  block {number} axis {k} ({axis.positions.size}): {' x '.join(parts)}")
+        return "\n".join(lines)
+
+    def save(self, path: str | Path) -> None:
+        """Write the spec to ``path`` as JSON."""
+        write_atomically(path, (json.dumps(self._as_json(), indent=1) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read a spec that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            SymmetryError: The file is malformed or newer than this library.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"the spec must be in {path}; received no such file. Check the path.")
+        try:
+            data = json.loads(path.read_bytes())
+            if data["format_version"] != FORMAT_VERSION:
+                raise SymmetryError(
+                    f"{path}: format_version must be {FORMAT_VERSION}; received {data['format_version']!r}. "
+                    "Install a newer hf_lottery."
+                )
+            groups = [Group(g["name"], g["size"], tuple(g["parents"]), g["frozen"]) for g in data["groups"]]
+            sizes = {group.name: group.size for group in groups}
+            tensors = {
+                name: [Block(tuple(axis_from_json(axis, sizes) for axis in block)) for block in blocks]
+                for name, blocks in data["tensors"].items()
+            }
+        except SymmetryError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise SymmetryError(f"{path} must be a spec that save() wrote; received: {error!r}.") from error
+        return cls(groups, tensors)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Structure):
+            return NotImplemented
+        return self.groups == other.groups and self.tensors == other.tensors
+
+    def __repr__(self) -> str:
+        """Return a table with one line per group, the free ones first; a long table is cut."""
+        return f"{self._title()}\n{text_table(_HEADER, self._rows(), limit=SHOWN)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{self._title()}</p>\n{html_table(_HEADER, self._rows(), limit=SHOWN)}"
+
+    def _title(self) -> str:
+        free = f"{len(self.free)} of {len(self.groups)} groups free"
+        return f"{type(self).__name__}({len(self.tensors)} tensors, {free})"
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        return [
+            (g.name, str(g.size), ", ".join(g.parents), str(len(self.members[g.name])), g.frozen or "")
+            for g in sorted(self.groups.values(), key=lambda group: group.frozen is not None)
+        ]
+
+    def _moves(self, name: str) -> bool:
+        return self.groups[name].frozen is None and self.groups[name].size > 1
+
+    def _describe(self, name: str) -> str:
+        group = self.groups[name]
+        inner = f" per {', '.join(group.parents)}" if group.parents else ""
+        return f"{name} ({group.size}{inner}; {'free' if group.frozen is None else 'frozen: ' + group.frozen})"
+
+    def _as_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "groups": [
+                {"name": g.name, "size": g.size, "parents": list(g.parents), "frozen": g.frozen}
+                for g in self.groups.values()
+            ],
+            "tensors": {
+                name: [[axis_to_json(axis) for axis in block.axes] for block in blocks]
+                for name, blocks in self.tensors.items()
+            },
+        }
