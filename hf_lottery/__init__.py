@@ -28,8 +28,8 @@ from .masks.mask import Mask, MaskMismatchError, Overlap
 from .masks.mask_series import MaskSeries
 from .pruning.mask_from_scores import prune
 from .pruning.schedules import cubic, geometric, one_shot
-from .pruning.scopes import PruneRequest, erk, global_, n_of_m, uniform
-from .pruning.scores import Evidence, gather_evidence, magnitude, movement, random, saliency, score_weights, wanda
+from .pruning.scopes import PruneRequest, erk, global_ranking, n_of_m, uniform
+from .pruning.scores import Evidence, gather_evidence, magnitude, movement, random_score, saliency, score_weights, wanda
 from .report import (
     DeadUnits,
     Picture,
@@ -59,7 +59,7 @@ from .symmetry.permutation import Permutation, permute_
 from .symmetry.spec import PermutationSpec
 from .symmetry.verification import VerifyReport
 from .training import rewind
-from .training.rewind import Rewind, parse_rewind
+from .training.rewind import RewindPoint, parse_rewind
 from .training.search import Level, Start, find_ticket
 from .training.snapshot import Snapshot, save_snapshot
 from .training.sparsity import SparseHandle, SparsityLeakError, keep_sparse
@@ -127,7 +127,7 @@ __all__ = [
     "PruneRequest",
     "RecipeParser",
     "Reference",
-    "Rewind",
+    "RewindPoint",
     "RewindMismatchError",
     "SearchPlan",
     "Section",
@@ -162,7 +162,7 @@ __all__ = [
     "fold_norms_",
     "gather_evidence",
     "geometric",
-    "global_",
+    "global_ranking",
     "interpolated_norms",
     "keep_sparse",
     "level_table",
@@ -193,7 +193,7 @@ __all__ = [
     "predicted_classes",
     "prunable",
     "prune",
-    "random",
+    "random_score",
     "recalibrate_batch_norm_",
     "recalibrated",
     "repair_",

@@ -10,14 +10,14 @@ from numbers import Real
 from torch import Tensor
 
 from ..masks.mask import Mask, MaskMismatchError
-from .scopes import PruneRequest, Scope, global_
+from .scopes import PruneRequest, Scope, global_ranking
 
 
 def prune(
     scores: Mapping[str, Tensor],
     sparsity: float,
     *,
-    scope: Scope = global_,
+    scope: Scope = global_ranking,
     min_density: float = 0.0,
     within: Mask | None = None,
 ) -> Mask:
@@ -29,7 +29,7 @@ def prune(
     Args:
         scores: Parameter name -> floating tensor of any shape, higher stays. The mask covers exactly these names.
         sparsity: Fraction gone in the result, in [0, 1), what ``within`` removed included.
-        scope: Which weights compete: :func:`global_`, :func:`uniform` (exact per tensor instead of in total),
+        scope: Which weights compete: :func:`global_ranking`, :func:`uniform` (exact per tensor instead of in total),
             :func:`erk`, :func:`n_of_m`, or your own, see ``scope.py``.
         min_density: Fraction in [0, 1] of every tensor that stays at least (rounded up); 0 protects nothing.
         within: A mask over the same names and shapes to prune further.

@@ -6,7 +6,7 @@ ones here, by giving each its part of the request; this ranks within every trans
     def per_layer(request):
         keep = {}
         for layer in {name.rpartition(".layers.")[2].split(".")[0] for name in request.scores}:
-            keep |= global_(request.only([name for name in request.scores if f".layers.{layer}." in name]))
+            keep |= global_ranking(request.only([name for name in request.scores if f".layers.{layer}." in name]))
         return keep
 
 It must return an entry for every name of ``request.scores``, keep nothing that ``request.within`` removed, and leave
@@ -86,7 +86,7 @@ class PruneRequest:
 Scope = Callable[[PruneRequest], Mapping[str, Tensor]]
 
 
-def global_(request: PruneRequest) -> dict[str, Tensor]:
+def global_ranking(request: PruneRequest) -> dict[str, Tensor]:
     """One ranking over all tensors: a weight competes with every other.
 
     A tensor at its floor gives no more, and the others give the rest: the result is that of removing weight by weight,
@@ -110,7 +110,7 @@ def uniform(request: PruneRequest) -> dict[str, Tensor]:
     """Every tensor at the same sparsity: ``round(sparsity * n)`` of its own ``n`` weights, ranked on their own."""
     keep = {}
     for name in request.scores:
-        keep |= global_(request.only([name]))
+        keep |= global_ranking(request.only([name]))
     return keep
 
 
@@ -144,7 +144,7 @@ def erk(request: PruneRequest) -> dict[str, Tensor]:
         quota[name] += 1
     keep = {}
     for name, score in request.scores.items():
-        keep |= global_(request.only([name], gone=score.numel() - quota[name]))
+        keep |= global_ranking(request.only([name], gone=score.numel() - quota[name]))
     return keep
 
 

@@ -43,7 +43,7 @@ def magnitude(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # noq
     return weight.detach().abs()
 
 
-def random(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # noqa: B008
+def random_score(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # noqa: B008
     """Uniform in [0, 1), drawn on the CPU from torch's global generator: the control every ticket must beat."""
     return torch.rand(weight.shape).to(weight.device)
 

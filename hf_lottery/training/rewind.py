@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Rewind:
+class RewindPoint:
     """Where a level starts from; made by this module's names, such as ``rewind.step(500)``.
 
     Attributes:
@@ -56,33 +56,33 @@ class Rewind:
         return f"{self.kind}:{self.at}" if self.kind in ("step", "epoch") else self.kind
 
 
-init = Rewind("init")
-pretrained = Rewind("pretrained")
-learning_rate = Rewind("learning_rate")
-none = Rewind("none")
+init = RewindPoint("init")
+pretrained = RewindPoint("pretrained")
+learning_rate = RewindPoint("learning_rate")
+none = RewindPoint("none")
 
 
-def step(k: int) -> Rewind:
+def step(k: int) -> RewindPoint:
     """Rewind to the moment after ``k`` optimizer steps of level 0; ``step(0)`` is ``init``."""
-    return Rewind("step", _count(k, "step"))
+    return RewindPoint("step", _count(k, "step"))
 
 
-def epoch(k: int) -> Rewind:
+def epoch(k: int) -> RewindPoint:
     """Rewind to the moment after ``k`` epochs of level 0."""
-    return Rewind("epoch", _count(k, "epoch"))
+    return RewindPoint("epoch", _count(k, "epoch"))
 
 
-def parse_rewind(text: str) -> Rewind:
-    """Read what a :class:`Rewind` prints, such as ``init``, ``step:500``, ``epoch:2`` or ``learning_rate``.
+def parse_rewind(text: str) -> RewindPoint:
+    """Read what a :class:`RewindPoint` prints, such as ``init``, ``step:500``, ``epoch:2`` or ``learning_rate``.
 
     Raises:
         ValueError: Anything else.
     """
     kind, _, at = text.partition(":")
     if kind in ("step", "epoch") and at.isdecimal():
-        return Rewind(kind, int(at))
+        return RewindPoint(kind, int(at))
     if text in ("init", "pretrained", "learning_rate", "none"):
-        return Rewind(text)
+        return RewindPoint(text)
     raise ValueError(
         f"rewind must be init, step:K, epoch:K, pretrained, learning_rate or none, K a whole number; received {text!r}."
     )

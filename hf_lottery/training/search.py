@@ -16,9 +16,9 @@ from ..masks.mask import Mask
 from ..networks.names import plain_name, unwrap
 from ..pruning.mask_from_scores import prune
 from ..pruning.schedules import Schedule, geometric
-from ..pruning.scopes import Scope, global_
+from ..pruning.scopes import Scope, global_ranking
 from ..pruning.scores import Evidence, Score, magnitude, score_weights
-from .rewind import Rewind, init
+from .rewind import RewindPoint, init
 from .snapshot import Snapshot
 from .sparsity import keep_sparse
 
@@ -66,8 +66,8 @@ def find_ticket(
     levels: int | None = None,
     pruning_fraction: float = 0.2,
     schedule: Schedule = geometric,
-    rewind: Rewind = init,
-    scope: Scope = global_,
+    rewind: RewindPoint = init,
+    scope: Scope = global_ranking,
     min_density: float = 0.0,
     evidence: Callable[[nn.Module], Mapping[str, Evidence]] | None = None,
 ) -> Iterator[Level]:
@@ -120,7 +120,7 @@ def _levels(
     train: Callable[[nn.Module, Start], Any],
     mask: Mask,
     sparsities: Sequence[float],
-    rewind: Rewind,
+    rewind: RewindPoint,
     moment: int,
     next_mask: Callable[[Mask, Snapshot, float], Mask],
 ) -> Iterator[Level]:
@@ -159,7 +159,7 @@ def check_levels(
                 f"level {number} must remove weights; received sparsity {before:g} and then {after:g} of {total} "
                 "weights. Prune more at each level, or fewer levels."
             )
-    if scope is global_ and not min_density:
+    if scope is global_ranking and not min_density:
         return  # one ranking over everything can always be cut
     generator = torch.Generator().manual_seed(0)
     scores = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}

@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 import torch
 
-from hf_lottery import PruneRequest, erk, global_, n_of_m, prune, uniform
+from hf_lottery import PruneRequest, erk, global_ranking, n_of_m, prune, uniform
 from hf_lottery.masks.mask import Mask, MaskMismatchError
 
 SHAPES = {"conv": (8, 4, 3, 3), "fc": (12, 16), "head": (4, 12), "bias": (12,), "empty": (0, 4)}
@@ -139,7 +139,7 @@ def test_n_of_m_runs_along_the_input_axis():
     assert prune({"w": score}, 0.5, scope=n_of_m(1, 2, axis=0))["w"].tolist() == [[False, False], [True, True]]
 
 
-@pytest.mark.parametrize("scope", [global_, uniform, erk])
+@pytest.mark.parametrize("scope", [global_ranking, uniform, erk])
 @pytest.mark.parametrize("min_density", [0.0, 0.04])
 def test_levels_are_nested_and_equal_to_one_shot(scope, min_density):
     scores, mask = random_scores(3), None
@@ -151,8 +151,8 @@ def test_levels_are_nested_and_equal_to_one_shot(scope, min_density):
         assert before is None or mask & before == mask
 
 
-@pytest.mark.parametrize("first", [global_, uniform, erk, n_of_m(3, 4)])
-@pytest.mark.parametrize("second", [global_, uniform, erk, n_of_m(1, 4)])
+@pytest.mark.parametrize("first", [global_ranking, uniform, erk, n_of_m(3, 4)])
+@pytest.mark.parametrize("second", [global_ranking, uniform, erk, n_of_m(1, 4)])
 def test_every_scope_continues_what_every_other_began(first, second):
     shapes = {"conv": (8, 4, 3, 3), "fc": (12, 16)}
     scores, later = random_scores(4, shapes=shapes), random_scores(5, shapes=shapes)
@@ -161,7 +161,7 @@ def test_every_scope_continues_what_every_other_began(first, second):
         try:
             mask = prune(later, 0.75, scope=second, min_density=min_density, within=start)
         except ValueError as error:  # a group of four that the first scope emptied
-            assert second not in (global_, uniform, erk)
+            assert second not in (global_ranking, uniform, erk)
             assert "4 consecutive weights of" in str(error)
             continue
         assert mask & start == mask
@@ -176,7 +176,7 @@ def test_dead_weights_go_first_within_a_group_even_below_every_score():
     assert mask["w"].tolist() == [[False, True, False, True]]
 
 
-@pytest.mark.parametrize("scope", [global_, uniform, erk])
+@pytest.mark.parametrize("scope", [global_ranking, uniform, erk])
 def test_the_order_of_the_mapping_does_not_matter_and_is_kept(scope):
     scores = random_scores(6, shapes={"c": (4, 4), "a": (4, 6), "b": (2, 8)})
     masks = [prune({name: scores[name] for name in order}, 0.6, scope=scope) for order in permutations(scores)]
@@ -188,7 +188,7 @@ def test_a_scope_of_your_own_is_a_function_of_the_request():
     def per_block(request: PruneRequest):
         keep = {}
         for block in {name.split(".")[0] for name in request.scores}:
-            keep |= global_(request.only([name for name in request.scores if name.startswith(block)]))
+            keep |= global_ranking(request.only([name for name in request.scores if name.startswith(block)]))
         return keep
 
     scores = random_scores(7, shapes={"x.fc": (4, 5), "y.fc": (4, 5), "x.out": (5, 4), "y.out": (5, 4)})

@@ -13,7 +13,7 @@ from hf_lottery import (
     movement,
     one_shot,
     prunable,
-    random,
+    random_score,
     rewind,
     saliency,
     uniform,
@@ -124,7 +124,7 @@ def test_steps_are_counted_of_the_models_own_optimizer_and_while_it_trains():
     assert same(levels[1].start, train.moments[2]) and len(_global_optimizer_post_hooks) == hooks
 
 
-@pytest.mark.parametrize("score", [random, lambda w, e: -w.abs()])
+@pytest.mark.parametrize("score", [random_score, lambda w, e: -w.abs()])
 def test_levels_nest_whatever_the_score(score):
     levels, *_ = run(score=score, rewind_to=rewind.learning_rate)
     assert all(before.mask & after.mask == after.mask for before, after in itertools.pairwise(levels))

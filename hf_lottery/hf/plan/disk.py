@@ -58,7 +58,7 @@ def plan_disk(
     plan, start = DiskPlan(), start_file(trainer)
     plan.add("state", state_file(trainer))
     plan.add("masks", mask_files(trainer))
-    plan.add("starting weights", start * (2 if trainer._moment() else 1))  # of level 0, and the moment to rewind to
+    plan.add("starting weights", start * (2 if trainer.rewind_step() else 1))  # of level 0, and the moment to rewind to
     _add_levels(plan, trainer, levels, optimizer)
     plan.add("ticket", ticket_files(trainer) + (0 if trainer.lottery.rewind_by_reference else start))
     if isinstance(trainer, WinningSignTrainer):
@@ -71,7 +71,7 @@ def plan_disk(
 def _add_levels(plan: DiskPlan, trainer: LotteryTrainer, levels: Sequence[LevelPlan], optimizer: OptimizerPlan) -> None:
     """Count what every level leaves: checkpoints, a trained model, and what the next one starts from."""
     mask, model, resumable = mask_files(trainer), model_files(trainer), resumable_files(trainer, optimizer)
-    kept_weights = start_file(trainer) if trainer.rewind.keeps_weights else 0  # else a file gets one more name
+    kept_weights = start_file(trainer) if trainer.rewind_point.keeps_weights else 0  # else a file gets one more name
     before = 0
     for level in levels:
         trained = model + (mask if level.number else 0)  # a level that is held at a mask saves it with the model

@@ -61,7 +61,7 @@ def compressed_bits(count: int, density: float) -> int:
         return 0  # a series leaves out a level that keeps all or none
     sample = min(count, _SAMPLE)
     bits = torch.rand(sample, generator=torch.Generator().manual_seed(0)) < density
-    stored, _ = encode(pack_bits(bits), True)
+    stored, _ = encode(pack_bits(bits), compress=True)
     return round(packed_size(count) * len(stored) / packed_size(sample))
 
 

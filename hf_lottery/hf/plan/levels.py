@@ -59,14 +59,14 @@ def plan_levels(trainer: LotteryTrainer) -> tuple[LevelPlan, ...]:
     Raises:
         ValueError: The search cannot begin: the rewind step lies beyond training.
     """
-    moment, last = trainer._moment(), len(trainer.sparsities) - 1
+    moment, last = trainer.rewind_step(), len(trainer.sparsities) - 1
     counted: dict[int, tuple[int | None, int]] = {}
     for kind in {0, min(1, last), last}:  # a level trains as the first, the last or any other
-        with changed(trainer.args, **trainer._level_arguments(kind)):
+        with changed(trainer.args, **trainer.level_arguments(kind)):
             counted[kind] = trainer.count_steps()
     levels = []
     for number, sparsity in enumerate(trainer.sparsities):
         per_epoch, steps = counted[number if number in (0, last) else 1]
         steps -= moment if number else 0  # later levels start after the moment they rewind to
-        levels.append(LevelPlan(number, sparsity, steps, per_epoch, trainer._is_final_run(number)))
+        levels.append(LevelPlan(number, sparsity, steps, per_epoch, trainer.is_final_run(number)))
     return tuple(levels)

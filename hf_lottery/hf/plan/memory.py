@@ -70,8 +70,8 @@ class MemoryPlan:
 
 def plan_memory(trainer: LotteryTrainer, optimizer: int, activations: int | None, shards: int) -> MemoryPlan:
     """Count what a process of ``trainer`` holds, given the bytes of its optimizer and activations."""
-    state = sum(map(_bytes, named_state(trainer._network).values()))
-    trained = [parameter for parameter in trainer._network.parameters() if parameter.requires_grad]
+    state = sum(map(_bytes, named_state(trainer.network).values()))
+    trained = [parameter for parameter in trainer.network.parameters() if parameter.requires_grad]
     norms = trainer.norms.values() if isinstance(trainer, WinningSignTrainer) else ()
     return MemoryPlan(
         weights=state,
@@ -90,9 +90,9 @@ def measure_step(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> StepCost:
 
     The first run counts what is kept for the backward pass and warms up; the fastest of the others tells the time.
     """
-    with untouched(trainer._network):
-        trainer._network.train()
-        own = {tensor.untyped_storage().data_ptr() for tensor in named_state(trainer._network).values()}
+    with untouched(trainer.network):
+        trainer.network.train()
+        own = {tensor.untyped_storage().data_ptr() for tensor in named_state(trainer.network).values()}
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 def _loss(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> Tensor:
     with trainer.compute_loss_context_manager():
         # Some models take what they compute with out of their inputs.
-        return trainer._loss(trainer._network, dict(batch)).mean()
+        return trainer.loss(trainer.network, dict(batch)).mean()
 
 
 def _seconds(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> float:

@@ -124,13 +124,13 @@ def plan_search(
         shards = trainer.args.world_size if trainer.is_fsdp_enabled else 1
     if shards < 1:
         raise ValueError(f"shards must be at least 1; received {shards}. Omit it for processes that hold all.")
-    with untouched(trainer._network):
+    with untouched(trainer.network):
         levels = plan_levels(trainer)
         optimizer = plan_optimizer(trainer)
         batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
         cost = _step_cost(trainer, batch)
         inputs = {name: value for name, value in batch.items() if name not in trainer.label_names}
-        matched = plan_matching(trainer._network, inputs) if matching else None
+        matched = plan_matching(trainer.network, inputs) if matching else None
         disk = plan_disk(trainer, levels, optimizer, others or {})
     passes = sum(level.steps for level in levels) * trainer.args.gradient_accumulation_steps
     return SearchPlan(
@@ -145,7 +145,7 @@ def plan_search(
 
 def _step_cost(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> StepCost | None:
     """The cost of a step; None if the whole network is not on the device, or does not fit there."""
-    if next(trainer._network.parameters()).device.type != trainer.args.device.type:
+    if next(trainer.network.parameters()).device.type != trainer.args.device.type:
         return None  # a Trainer that shards moves it later
     try:
         return measure_step(trainer, batch)

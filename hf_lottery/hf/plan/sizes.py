@@ -32,7 +32,7 @@ _LOGGED = {"epoch": 1.5, "grad_norm": _FLOAT, "learning_rate": _FLOAT, "level": 
 
 def state_file(trainer: LotteryTrainer) -> int:
     """``lottery_state.json`` at the end of the run."""
-    return json_file({"settings": trainer._settings(), "finished": [_record(trainer)] * len(trainer.sparsities)})
+    return json_file({"settings": trainer.get_settings(), "finished": [_record(trainer)] * len(trainer.sparsities)})
 
 
 def mask_files(trainer: LotteryTrainer) -> int:
@@ -47,13 +47,13 @@ def mask_files(trainer: LotteryTrainer) -> int:
 
 def start_file(trainer: LotteryTrainer) -> int:
     """Weights and buffers of one moment."""
-    return tensors_file(named_state(trainer._network), {"format": "pt", "step": "0"})
+    return tensors_file(named_state(trainer.network), {"format": "pt", "step": "0"})
 
 
 def model_files(trainer: LotteryTrainer) -> int:
     """What the Trainer saves of a model: weights, configuration, tokenizer or image processor, its arguments."""
-    weights = {id(value): (name, value) for name, value in trainer._network.state_dict(keep_vars=True).items()}
-    configs = [getattr(trainer._network, name, None) for name in ("config", "generation_config")]
+    weights = {id(value): (name, value) for name, value in trainer.network.state_dict(keep_vars=True).items()}
+    configs = [getattr(trainer.network, name, None) for name in ("config", "generation_config")]
     processor = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
     return (
         tensors_file(dict(weights.values()))  # a tied one once
@@ -94,10 +94,10 @@ def trainer_state_file(trainer: LotteryTrainer, level: LevelPlan, step: int) -> 
 def ticket_files(trainer: LotteryTrainer) -> int:
     """The last ticket without its weights: the masks of all levels, configuration, card and picture."""
     history = [_record(trainer)] * len(trainer.sparsities)
-    info = {"architecture": type(trainer._network).__name__, "settings": trainer._settings(), "history": history}
+    info = {"architecture": type(trainer.network).__name__, "settings": trainer.get_settings(), "history": history}
     card = ticket_card(Mask({name: torch.ones(1, dtype=torch.bool) for name in trainer.weights}), info, "x", "", None)
     drawn = trainer.compute_metrics is not None and len(history) > 1 and importlib.util.find_spec("matplotlib")
-    config = getattr(trainer._network, "config", None)
+    config = getattr(trainer.network, "config", None)
     return (
         _series_files(trainer, {"info": info, "rewind": {"by": "value", "sha256": "0" * 64}})
         + len(card)
@@ -126,7 +126,7 @@ def signed_files(trainer: WinningSignTrainer) -> int:
     bits: dict[str, Tensor] = {}
     specs: dict[str, dict[str, Any]] = {"tensors": {}, "signs": {}}
     density = round(1 - trainer.sparsities[-1], 6)
-    for name, parameter in trainer._network.named_parameters():
+    for name, parameter in trainer.network.named_parameters():
         if name in trainer.norms:
             continue
         signs = parameter.numel()

@@ -11,14 +11,14 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from ...pruning.schedules import Schedule, cubic, geometric, one_shot
-from ...pruning.scopes import Scope, erk, global_, n_of_m, uniform
-from ...pruning.scores import Score, magnitude, movement, random, saliency, wanda
+from ...pruning.scopes import Scope, erk, global_ranking, n_of_m, uniform
+from ...pruning.scores import Score, magnitude, movement, random_score, saliency, wanda
 from ...training.rewind import parse_rewind
 
 SCORES: dict[str, Score] = {
     "magnitude": magnitude,
     "movement": movement,
-    "random": random,
+    "random": random_score,
     "saliency": saliency,
     "wanda": wanda,
 }
@@ -27,7 +27,7 @@ SCHEDULES: dict[str, Schedule] = {
     "geometric": geometric,
     "one_shot": one_shot,
 }
-SCOPES: dict[str, Scope] = {"erk": erk, "global": global_, "uniform": uniform}
+SCOPES: dict[str, Scope] = {"erk": erk, "global": global_ranking, "uniform": uniform}
 NORM_INTERPOLATION = ("step", "micro_batch", "none")
 PRESETS: dict[str, dict[str, Any]] = {
     "official": {

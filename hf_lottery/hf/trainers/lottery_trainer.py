@@ -24,7 +24,7 @@ from ...pruning.scores import (
     gather_evidence,
     magnitude,
     movement,
-    random,
+    random_score,
     saliency,
     score_weights,
     wanda,
@@ -83,8 +83,8 @@ class LotteryTrainer(SparseTrainer):
         self.lottery = self.args
         self.score = score or SCORES[self.lottery.score]
         self.sparsities = self.lottery.get_sparsities()
-        self.rewind = parse_rewind(self.lottery.rewind or self._default_rewind)
-        self.weights = prunable(self._network, include=self.lottery.include, exclude=self.lottery.exclude)
+        self.rewind_point = parse_rewind(self.lottery.rewind or self._default_rewind)
+        self.weights = prunable(self.network, include=self.lottery.include, exclude=self.lottery.exclude)
         self.scope = self.lottery.get_scope(self.weights.kinds)
         self._check_levels()
         self.history: list[dict[str, Any]] = []
@@ -118,8 +118,8 @@ class LotteryTrainer(SparseTrainer):
             raise ValueError(
                 f"a run must be resumed from its output_dir {base}; received {path}. Pass resume_from_checkpoint=True."
             )
-        moment = self._moment()
-        run = RunFolder(base, self._settings(), resume=bool(resume_from_checkpoint))
+        moment = self.rewind_step()
+        run = RunFolder(base, self.get_settings(), resume=bool(resume_from_checkpoint))
         self.accelerator.wait_for_everyone()  # every process has looked before one of them writes
         self._begin(run)
         for number in range(len(run.finished), len(self.sparsities)):
@@ -168,12 +168,12 @@ class LotteryTrainer(SparseTrainer):
 
     def _hand_over(self, run: RunFolder, number: int, mask: Mask) -> None:
         """Make the model as it is the start of a level."""
-        save_snapshot(self._network, run.handed_over, write=self.args.should_save)
+        save_snapshot(self.network, run.handed_over, write=self.args.should_save)
         self._write(lambda: run.write_start(number, mask, run.handed_over))
 
     def _train_level(self, run: RunFolder, number: int, moment: int, ignore_keys) -> None:
         mask, start = run.read_start(number)
-        start.restore_(self._network)
+        start.restore_(self.network)
         self.mask = mask if number else None
         self._level, self.first_step = number, start.step
         self.optimizer = self.lr_scheduler = None
@@ -184,7 +184,7 @@ class LotteryTrainer(SparseTrainer):
         seed = level_seed(self.args.seed, number)
         (enable_full_determinism if self.args.full_determinism else set_seed)(seed)
         try:
-            settings = {"output_dir": str(run.level(number)), "push_to_hub": False, **self._level_arguments(number)}
+            settings = {"output_dir": str(run.level(number)), "push_to_hub": False, **self.level_arguments(number)}
             with changed(self.args, **settings):
                 output = super().train(resume_from_checkpoint=checkpoint, ignore_keys_for_eval=ignore_keys)
                 metrics = dict(output.metrics) | self._measure(mask, start, ignore_keys)
@@ -201,7 +201,7 @@ class LotteryTrainer(SparseTrainer):
         self._save_trained(run.trained(number))
         if number + 1 < len(self.sparsities):
             following = self._prune(mask, start)
-            if self.rewind.keeps_weights:
+            if self.rewind_point.keeps_weights:
                 self._hand_over(run, number + 1, following)
             else:
                 begin = run.moment if moment else run.level(0) / run.moment.name
@@ -212,7 +212,7 @@ class LotteryTrainer(SparseTrainer):
                     )
                 self._write(lambda: run.write_start(number + 1, following, begin))
         record = {"level": number, "sparsity": mask.sparsity, "metrics": plain(metrics)}
-        if self._is_final_run(number):
+        if self.is_final_run(number):
             record["final_run"] = True
         run.finished.append({**record, "steps": output.global_step, "loss": output.training_loss})
         self._write(run.save)
@@ -223,13 +223,13 @@ class LotteryTrainer(SparseTrainer):
         self._level = last = len(self.sparsities) - 1
         mask, start = run.read_start(last)
         self.mask = mask
-        if any(map(is_sharded, named_weights(self._network).values())):
+        if any(map(is_sharded, named_weights(self.network).values())):
             if not self._trained_here:
                 raise NotImplementedError(
                     "a finished run must be resumed with a model that is not sharded yet; received DTensors, into "
                     f"which its trained weights are not loaded. Read {run.ticket}, or start one process."
                 )
-            for buffer in self._network.buffers():
+            for buffer in self.network.buffers():
                 buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen other batches
         else:
             self._load_from_checkpoint(str(run.trained(last)))
@@ -247,15 +247,15 @@ class LotteryTrainer(SparseTrainer):
         config = config if isinstance(config, PreTrainedConfig) else None
         info = {
             "level": len(self.sparsities) - 1,
-            "architecture": class_name(self._network),
-            "settings": self._settings(),
+            "architecture": class_name(self.network),
+            "settings": self.get_settings(),
             "history": self.history,
         }
-        if config is not None and (base := base_model(config, self.args.hub_token)):
+        if config is not None and (base := base_model(config, token=self.args.hub_token)):
             info["base_model"] = base
         series = MaskSeries(Mask.from_pretrained(run.level(number)) for number in range(len(self.sparsities)))
         by_reference = self.lottery.rewind_by_reference
-        rewind = Reference.to(start, self._network, self.args.seed) if by_reference else start
+        rewind = Reference.to(start, self.network, self.args.seed) if by_reference else start
         return Ticket(series[-1], rewind, info, config, series)
 
     def _push(self, run: RunFolder) -> None:
@@ -284,13 +284,13 @@ class LotteryTrainer(SparseTrainer):
         return start
 
     def _prune(self, mask: Mask, start: Snapshot) -> Mask:
-        if self._is_final_run(self._level + 1):
+        if self.is_final_run(self._level + 1):
             return mask
         set_seed(level_seed(self.args.seed, self._level, 1))  # for the random score and the batches of the evidence
         evidence: Mapping[str, Evidence] = {}
         if self.score is movement:
             evidence = {name: Evidence(start=as_shards(start.tensors[name], w)) for name, w in self.weights.items()}
-        elif self.score not in (magnitude, random):
+        elif self.score not in (magnitude, random_score):
             evidence = self._gather_evidence(start)
         scores = score_weights(self.weights, self.score, evidence)
         sparsity, least = self.sparsities[self._level + 1], self.lottery.min_density
@@ -310,7 +310,7 @@ class LotteryTrainer(SparseTrainer):
     def _gather_evidence(self, start: Snapshot) -> dict[str, Evidence]:
         count = self.lottery.score_batches * self.args.gradient_accumulation_steps
         batches = map(self._prepare_inputs, islice(self.get_train_dataloader(), count))
-        mine = gather_evidence(self._network, batches, self._loss, within=self.weights)
+        mine = gather_evidence(self.network, batches, self.loss, within=self.weights)
 
         def total(tensor: Tensor) -> Tensor:
             if is_sharded(tensor):  # FSDP2 has put the mean over the processes here
@@ -329,30 +329,30 @@ class LotteryTrainer(SparseTrainer):
     def _measure(self, mask: Mask, start: Snapshot, ignore_keys) -> dict[str, float]:
         """The metrics of the level that was just trained."""
         metrics = self.evaluate(ignore_keys=ignore_keys) if self.eval_dataset is not None else {}
-        return {**metrics, "sign_flips": 1 - sign_agreement(mask, start.tensors, named_weights(self._network)).overall}
+        return {**metrics, "sign_flips": 1 - sign_agreement(mask, start.tensors, named_weights(self.network)).overall}
 
-    def _moment(self) -> int:
+    def rewind_step(self) -> int:
         """The optimizer step that levels rewind to."""
-        moment, last = self.rewind.in_steps(self.count_steps()[0]), len(self.sparsities) - 1
+        moment, last = self.rewind_point.in_steps(self.count_steps()[0]), len(self.sparsities) - 1
         for level in {0, min(1, last), last}:
-            with changed(self.args, **self._level_arguments(level)):
+            with changed(self.args, **self.level_arguments(level)):
                 self.check_step(moment, self.count_steps()[1])
         return moment
 
-    def _is_final_run(self, level: int) -> bool:
+    def is_final_run(self, level: int) -> bool:
         return bool(self.lottery.final_run) and level == len(self.sparsities) - 1
 
-    def _level_arguments(self, level: int) -> dict[str, Any]:
+    def level_arguments(self, level: int) -> dict[str, Any]:
         """What the TrainingArguments are changed to for a level."""
         settings: dict[str, Any] = {}
-        if self._is_final_run(level):
+        if self.is_final_run(level):
             return settings
         epochs = self.lottery.level_epochs if level else self.lottery.dense_epochs
         if epochs is not None:
             settings |= {"num_train_epochs": epochs, "max_steps": -1}
         if self.lottery.level_lr_scheduler_type is not None:
             settings["lr_scheduler_type"] = SchedulerType(self.lottery.level_lr_scheduler_type)
-        if level and self.rewind.kind == "none":
+        if level and self.rewind_point.kind == "none":
             rate = self.lottery.fine_tuning_learning_rate
             settings["learning_rate"] = self.args.learning_rate / 10 if rate is None else rate
             settings |= {"lr_scheduler_type": SchedulerType.CONSTANT, "warmup_steps": 0}
@@ -360,7 +360,7 @@ class LotteryTrainer(SparseTrainer):
 
     def _take_shards(self) -> None:
         super()._take_shards()
-        named = named_weights(self._network)
+        named = named_weights(self.network)
         for name in self.weights:  # and let go of the whole ones
             self.weights[name] = cast(nn.Parameter, named[name])
 
@@ -382,11 +382,11 @@ class LotteryTrainer(SparseTrainer):
         if self.args.should_save and not self.args.save_only_model:
             self._run.mark_complete(folder, self._layout)
 
-    def _settings(self) -> dict[str, Any]:
+    def get_settings(self) -> dict[str, Any]:
         score = getattr(self.score, "__name__", str(self.score))
-        return run_settings(self.args, {**self.settings, "score": score, "rewind": str(self.rewind)})
+        return run_settings(self.args, {**self.settings, "score": score, "rewind": str(self.rewind_point)})
 
-    def _loss(self, model: nn.Module, inputs: Any) -> Tensor:
+    def loss(self, model: nn.Module, inputs: Any) -> Tensor:
         return cast(Tensor, self.compute_loss(model, inputs))
 
     def _write(self, action: Callable[[], Any]) -> None:

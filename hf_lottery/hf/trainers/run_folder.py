@@ -114,7 +114,7 @@ class RunFolder:
         """Write what a level starts from: its mask, and a link to the file that holds the weights."""
         with staged_folder(self.level(number), last=CONFIG_NAME) as stage:
             link_or_copy(start, stage / REWIND_NAME)
-            stage_mask(stage, mask, {"level": number}, compress=False)
+            stage_mask(stage, mask, extra={"level": number}, compress=False)
         self.handed_over.unlink(missing_ok=True)
 
     def has_start(self, number: int) -> bool:

@@ -55,12 +55,12 @@ class SparseTrainer(Trainer):
         self._held_sparsity = mask.sparsity if mask else 0.0  # counted once, not at every log
         if mask is not None:
             refuse_flat_weights()
-            mask.check_fits(self._network)
+            mask.check_fits(self.network)
             self._sparsity = SparsityCallback(mask)
             self.add_callback(self._sparsity)
 
     @property
-    def _network(self) -> torch.nn.Module:
+    def network(self) -> torch.nn.Module:
         return cast(torch.nn.Module, self.model)
 
     def train(self, *args, **kwargs) -> TrainOutput:
@@ -97,7 +97,7 @@ class SparseTrainer(Trainer):
     def create_optimizer(self, model=None):
         """The Trainer's optimizer."""
         optimizer = super().create_optimizer(model)
-        names = {id(parameter): name for name, parameter in named_weights(self._network).items()}
+        names = {id(parameter): name for name, parameter in named_weights(self.network).items()}
         self._optimized = [[names.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
         return optimizer
 
@@ -112,7 +112,7 @@ class SparseTrainer(Trainer):
                 "create_optimizer must call super().create_optimizer() with sharded parameters; received an override "
                 "that does not. Pass optimizer_cls_and_kwargs instead."
             )
-        named = named_weights(self._network)
+        named = named_weights(self.network)
         for group, names in zip(cast(Any, self.optimizer).param_groups, self._optimized, strict=True):
             if all(name in named for name in names):
                 group["params"] = [named[name] for name in names]
@@ -167,7 +167,7 @@ class SparseTrainer(Trainer):
         """
         if model is not None or not isinstance(self.model, PreTrainedModel):
             if model is None and self.is_fsdp_enabled:  # the Trainer expects weights that are sharded on disk
-                self._network.load_state_dict(load_file(Path(resume_from_checkpoint) / "model.safetensors"))
+                self.network.load_state_dict(load_file(Path(resume_from_checkpoint) / "model.safetensors"))
                 return
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
         load = cast(Any, type(self.model).from_pretrained)

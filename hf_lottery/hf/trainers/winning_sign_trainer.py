@@ -64,9 +64,9 @@ class WinningSignTrainer(LotteryTrainer):
 
     def __init__(self, *args, initial_norms: Mapping[str, Tensor] | None = None, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.rewind.kind != "learning_rate":
+        if self.rewind_point.kind != "learning_rate":
             raise ValueError(
-                f"signs must be found with rewind=learning_rate, which keeps them; received {self.rewind}. "
+                f"signs must be found with rewind=learning_rate, which keeps them; received {self.rewind_point}. "
                 "Use LotteryTrainer for another rewind."
             )
         if self.lottery.rewind_by_reference:
@@ -75,11 +75,11 @@ class WinningSignTrainer(LotteryTrainer):
             )
         self.interpolation = self.lottery.norm_interpolation or "step"
         self.norms = norm_parameters(
-            self._network, include=self.lottery.norm_include, exclude=self.lottery.norm_exclude
+            self.network, include=self.lottery.norm_include, exclude=self.lottery.norm_exclude
         )
         if not self.norms and self.interpolation != "none":
             logger.warning(
-                "%s has no norm parameters: AWS is learning-rate rewinding here.", type(self._network).__name__
+                "%s has no norm parameters: AWS is learning-rate rewinding here.", type(self.network).__name__
             )
         if both := self.norms.keys() & self.weights.keys():
             raise ValueError(
@@ -97,7 +97,7 @@ class WinningSignTrainer(LotteryTrainer):
         if callable(prepare := getattr(self.optimizer, "train", None)):
             prepare()  # a schedule-free optimizer writes the weights here, which the Trainer would let it do inside
         if any(map(is_sharded, self.norms.values())):
-            reshard(self._network)  # an evaluation leaves the outermost parameters gathered
+            reshard(self.network)  # an evaluation leaves the outermost parameters gathered
         with interpolated_norms(self.norms, self._initial, self._draw()):
             return super().training_step(model, inputs, num_items_in_batch)
 
@@ -115,7 +115,7 @@ class WinningSignTrainer(LotteryTrainer):
         """
         if self.norms and not self._initial:
             raise ValueError("a norm path must start from trained norms; received a Trainer that has not trained.")
-        before = {name: buffer.clone() for name, buffer in self._network.named_buffers()}
+        before = {name: buffer.clone() for name, buffer in self.network.named_buffers()}
 
         def evaluate(_: nn.Module) -> dict[str, float]:
             self._recalibrate()
@@ -124,17 +124,17 @@ class WinningSignTrainer(LotteryTrainer):
         states = random.getstate(), np.random.get_state()
         try:
             with torch.random.fork_rng():
-                return norm_path(self._network, self._initial, evaluate, points=points)
+                return norm_path(self.network, self._initial, evaluate, points=points)
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
-            for name, buffer in self._network.named_buffers():
+            for name, buffer in self.network.named_buffers():
                 buffer.copy_(before[name])
 
     @property
     def _interpolates(self) -> bool:
         on = bool(self.norms) and self.interpolation != "none"
-        return on and not self._is_final_run(self._level)
+        return on and not self.is_final_run(self._level)
 
     def _draw(self) -> float:
         step = self.state.global_step
@@ -155,7 +155,7 @@ class WinningSignTrainer(LotteryTrainer):
 
     def _take_shards(self) -> None:
         super()._take_shards()
-        named = named_weights(self._network)
+        named = named_weights(self.network)
         for name in self.norms:
             self.norms[name] = cast(nn.Parameter, named[name])
         self._refuse_apart()
@@ -178,9 +178,9 @@ class WinningSignTrainer(LotteryTrainer):
                 )
         return {name: given[name].detach().cpu().clone() for name in self.norms}
 
-    def _settings(self) -> dict[str, Any]:
+    def get_settings(self) -> dict[str, Any]:
         given = Snapshot(0, self._given_norms).sha256() if self._given_norms else None
-        return {**super()._settings(), "initial_norms": given}
+        return {**super().get_settings(), "initial_norms": given}
 
     def _measure(self, mask: Mask, start: Snapshot, ignore_keys) -> dict[str, float]:
         if self._interpolates:
@@ -189,17 +189,17 @@ class WinningSignTrainer(LotteryTrainer):
 
     def _recalibrate(self) -> None:
         """Batch-norm statistics of the network as it is; the running ones are of many interpolated networks."""
-        if not batch_norms(self._network):
+        if not batch_norms(self.network):
             return
         set_seed(level_seed(self.args.seed, 0, 3))  # the same batches for every level and point
         share = math.ceil(self.lottery.recalibration_batches / self.args.world_size)
         batches = islice(self.get_train_dataloader(), share)
-        recalibrate_batch_norm_(self._network, map(self._prepare_inputs, batches), forward=self._loss)
+        recalibrate_batch_norm_(self.network, map(self._prepare_inputs, batches), forward=self.loss)
 
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         if self.lottery.final_run:
             return start
-        save_snapshot(self._network, self._run.handed_over, write=self.args.should_save)
+        save_snapshot(self.network, self._run.handed_over, write=self.args.should_save)
         self.accelerator.wait_for_everyone()
         return Snapshot.load(self._run.handed_over)
 
@@ -213,9 +213,9 @@ class WinningSignTrainer(LotteryTrainer):
         if not self.lottery.final_run:  # the ticket's own file stays
             self.ticket = replace(self.ticket, start=Snapshot.load(run.ticket / REWIND_NAME))
             self._write(lambda: run.handed_over.unlink())
-        self.ticket.start.restore_(self._network)
-        self.ticket.mask.apply_(self._network)
-        self.signed = SignedMask.from_model(self._network, self.ticket.mask, norms=self.norms)
+        self.ticket.start.restore_(self.network)
+        self.ticket.mask.apply_(self.network)
+        self.signed = SignedMask.from_model(self.network, self.ticket.mask, norms=self.norms)
         self._write(lambda: self.signed.save_pretrained(run.signed))
         if self.args.push_to_hub:
             self._write(lambda: self._push_signed())
