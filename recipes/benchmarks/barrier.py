@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from hf_lottery import error_barrier, recalibrated
 from hf_lottery.connectivity.interpolation import holding
 from hf_lottery.connectivity.repair import recalibrate_batch_norm_
-from hf_lottery.hf.tasks.models import ResNetCifarConfig, ResNetCifarForImageClassification
+from hf_lottery.hf.tasks.paper_networks import ResNetCifarConfig, ResNetCifarForImageClassification
 from hf_lottery.report import markdown_table
 
 POINTS, BATCH = 11, 100

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from notebook_view import as_html
 from small_task import vit
 from torch import nn
 from torch.nn import functional as F
@@ -268,7 +269,7 @@ def test_curve_and_print():
     found = Barrier((0.0, 0.5, 1.0), (1.0, 4.0, 2.0))
     assert found.curve == ((0.0, 1.0), (0.5, 4.0), (1.0, 2.0))
     assert repr(found) == "Barrier(2.5: errors 1 and 2 at the ends, 4 at most, 3 points)"
-    assert "<td>0.5</td><td>4</td>" in found._repr_html_()
+    assert "<td>0.5</td><td>4</td>" in as_html(found)
 
 
 def test_stability_from_one_state():

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from notebook_view import as_html
 from torch.nn import functional as F
 
 from hf_lottery.connectivity.diversity import ensemble_diversity
@@ -43,7 +44,7 @@ def test_equal_networks_do_not_differ_at_all():
     assert found.disagreement == 0 and found.mean_accuracy == found.ensemble_accuracy == 1
     assert found.kl == pytest.approx(0, abs=1e-6) and found.js == pytest.approx(0, abs=1e-6)
     assert repr(found).startswith("Diversity(mean_accuracy=1, ensemble_accuracy=1, disagreement=0, kl=")
-    assert "<td>disagreement</td><td>0</td>" in found._repr_html_()
+    assert "<td>disagreement</td><td>0</td>" in as_html(found)
 
 
 def test_certain_and_excluded_classes():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from hand_made import network
+from notebook_view import as_html
 
 from hf_lottery.connectivity.overlap import overlap_by_group, overlap_by_head, overlap_by_parameter
 from hf_lottery.masks.mask import Mask, MaskMismatchError, Overlap
@@ -90,4 +91,4 @@ def test_print_in_a_few_lines():
     heads = overlap_by_head(a, b, 2, include="layer.0")
     low, high = sorted(head.iou for head in heads["layer.0"])
     assert repr(heads).splitlines()[1].split()[:2] == ["layer.0", "2"]
-    assert f"<td>{low:.4f}</td><td>{high:.4f}</td>" in heads._repr_html_()
+    assert f"<td>{low:.4f}</td><td>{high:.4f}</td>" in as_html(heads)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from notebook_view import as_html
 
 from hf_lottery.connectivity.plane import Plane
 from hf_lottery.report import (
@@ -51,7 +52,7 @@ def test_level_table_shows_what_there_is():
 
 def test_tables_and_sections_print_in_a_few_lines():
     table = Table(["layer", "n"], [[f"layer {n}", str(n)] for n in range(100)])
-    assert len(repr(table).splitlines()) == 22 and '<th scope="col">layer</th>' in table._repr_html_()
+    assert len(repr(table).splitlines()) == 22 and '<th scope="col">layer</th>' in as_html(table)
     assert repr(Table(["a"], [["1", "2"]])) == "Table(['a'], 1 rows, some of other lengths than the header)"
     section = Section("Layers", "one two", table, Picture("folder/p.png", "layers"))
     assert repr(section) == "Section('Layers', text of 2 words, table of 100 rows, picture p.png)"
