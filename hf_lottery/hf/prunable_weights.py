@@ -1,4 +1,4 @@
-"""prunable(): which weights of a model a mask may cover, by name."""
+"""prunable(): find the weights of a model that a mask may cover, by name."""
 
 from __future__ import annotations
 
@@ -51,20 +51,20 @@ def prunable(model: nn.Module, *, include: Patterns | None = None, exclude: Patt
     """Find the weights of a model that a mask may cover.
 
     These are the weight matrices of linear layers, convolutions (not transposed), GPT-2's ``Conv1D``,
-    ``nn.MultiheadAttention`` and stacked experts. Never covered: norms, biases, embeddings and what is tied to one,
-    positional tables, routers of mixtures of experts, parametrized weights. The task head, which a new task replaces,
-    is left out unless ``include`` asks for it.
+    ``nn.MultiheadAttention`` and stacked experts. Norms, biases, embeddings and weights that are tied to one,
+    positional tables, routers of mixtures of experts and parametrized weights are never covered. The task head, which a
+    new task replaces, is left out unless ``include`` selects it.
 
     Args:
         model: Any module, also a compiled or data-parallel one. Its task head is known if it has the API of
-            ``PreTrainedModel``: all that is outside ``base_model``, and ``get_output_embeddings()``.
+            ``PreTrainedModel``: everything outside ``base_model``, and ``get_output_embeddings()``.
         include: Names or regular expressions, searched for in the names of all of these weights *and the task
             head's*. ``".*"`` selects everything with the head. By default everything but the head is selected.
         exclude: Names or regular expressions of the weights to leave out again.
 
     Returns:
-        Parameter name -> parameter, as ``named_parameters()`` names and orders them (a tied weight once), without
-        what wrappers add to names.
+        Parameter name -> parameter, with the names and order of ``named_parameters()`` (a tied weight once), without
+        the prefixes of wrappers.
 
     Raises:
         TypeError: ``model`` is not a module.

@@ -1,7 +1,7 @@
-"""The config of a mask file: read, and checked key by key before anything is done with it.
+"""The config of a mask file: it is read, and checked key by key before anything is done with it.
 
-docs/mask-format.md specifies it. What passes has the types, sizes and counts that the format asks for; that the bits
-agree is checked where they are read.
+docs/mask-format.md specifies it. A config that passes has the types, sizes and counts that the format asks for. Whether
+the bits agree with them is checked where the bits are read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read and check ``mask_config.json``.
 
     Raises:
-        MaskFileError: It is malformed, too large, or newer than this library.
+        MaskFileError: The file is malformed, too large, or newer than this library.
     """
     if path.stat().st_size > _MAX_BYTES:
         raise MaskFileError(f"{path} must be at most {_MAX_BYTES} bytes; received {path.stat().st_size}.")
@@ -101,11 +101,11 @@ def _check_series(path: Path, levels: Any, tensors: Mapping[str, Any]) -> None:
 
 
 def _check_shape(path: Path, name: str, spec: Any) -> int:
-    """The number of weights of a shape that is one."""
+    """Check the shape of a tensor and return its number of weights."""
     shape = spec.get("shape") if isinstance(spec, dict) else None
     if not isinstance(shape, list) or any(type(size) is not int or not 0 <= size < 2**63 for size in shape):
         raise MaskFileError(f"{path}: the shape of {name!r} must be a list of sizes; received {shape!r:.80}.")
-    # Few sizes first: the product of a million large ones would take hours.
+    # The number of sizes is checked first, as the product of a million large ones would take hours.
     if len(shape) > _MAX_SIZES or math.prod(size for size in shape if size) >= 2**63:
         raise MaskFileError(
             f"{path}: the shape of {name!r} must have at most {_MAX_SIZES} sizes and fewer than 2**63 weights; "

@@ -1,7 +1,7 @@
-"""The mask file: named bool tensors, or series of them, <-> two files in a folder, and nothing else.
+"""The mask file: write named bool tensors, or series of them, as two files in a folder, and read them back.
 
 ``mask.safetensors`` holds the bits, ``mask_config.json`` says what they mean and carries their checksum.
-docs/mask-format.md specifies both. Nothing here unpickles, imports or builds a path from what a file says.
+docs/mask-format.md specifies both. Nothing here unpickles, imports, or builds a path from the contents of a file.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from .config import CONFIG_NAME, FORMAT_VERSION, read_config
 
 MASK_NAME = "mask.safetensors"
 _SUFFIX = ".mask"
-_OWN_KEYS = ("levels", "signs")  # of some types; no other keys may have these names
+_OWN_KEYS = ("levels", "signs")  # only some types have them, but no other key may use these names
 
 
 def write_mask(
-    folder: str | Path, entries: Mapping[str, Tensor], extra: Mapping[str, Any] | None = None, *, compress: bool = True
+    folder: str | Path, entries: Mapping[str, Tensor], *, extra: Mapping[str, Any] | None = None, compress: bool = True
 ) -> None:
     """Write ``entries`` (name -> bool tensor) and the config into ``folder``, in one step; see :func:`stage_mask`."""
     with staged_folder(folder, last=CONFIG_NAME) as stage:
-        stage_mask(stage, entries, extra, compress=compress)
+        stage_mask(stage, entries, extra=extra, compress=compress)
 
 
 def stage_mask(
     stage: Path,
     entries: Mapping[str, Tensor],
-    extra: Mapping[str, Any] | None = None,
     *,
+    extra: Mapping[str, Any] | None = None,
     signs: Mapping[str, Mapping[str, Any]] | None = None,
     bits: Mapping[str, Tensor] | None = None,
     compress: bool = True,
@@ -63,13 +63,14 @@ def stage_mask(
         stage: An existing folder, normally one from :func:`hf_lottery.storage.atomic.staged_folder`.
         entries: Parameter name -> bool tensor, True keeps.
         extra: Further keys of the config (where the mask comes from); they may not shadow the format's own.
-        signs: Of a signed mask, the ``signs`` of the config; see :mod:`hf_lottery.signs.file`.
-        bits: Of a signed mask, its packed signs by tensor name.
-        compress: Compress each tensor that gets smaller by it, at some 25 ns a weight; else it takes one bit a weight.
+        signs: For a signed mask, the ``signs`` of the config; see :mod:`hf_lottery.signs.file`.
+        bits: For a signed mask, its packed signs by tensor name.
+        compress: Whether to compress each tensor that gets smaller by it, which takes some 25 ns a weight. Otherwise
+            every tensor takes one bit a weight.
     """
     tensors, specs, kept = dict(bits or {}), {}, 0
     for name, mask in entries.items():
-        tensors[name + _SUFFIX], encoding = encode(pack_bits(mask), compress)
+        tensors[name + _SUFFIX], encoding = encode(pack_bits(mask), compress=compress)
         specs[name] = {"shape": list(mask.shape), "kept": count_ones(mask)}
         kept += specs[name]["kept"]
         if encoding != "bits":
@@ -85,17 +86,17 @@ def stage_mask(
 def stage_series(
     stage: Path,
     series: Mapping[str, NestedBits],
-    extra: Mapping[str, Any] | None = None,
     *,
+    extra: Mapping[str, Any] | None = None,
     compress: bool = True,
 ) -> None:
     """Write a series of nested masks into ``stage``; arguments as for :func:`stage_mask`.
 
     Args:
         stage: An existing folder.
-        series: Parameter name -> its bits at every level, of equally many levels.
+        series: Parameter name -> its bits at every level; all parameters have the same number of levels.
         extra: Further keys of the config.
-        compress: Compress each tensor that gets smaller by it.
+        compress: Whether to compress each tensor that gets smaller by it.
     """
     tensors, specs, levels = {}, {}, 0
     for name, bits in series.items():
@@ -113,12 +114,12 @@ def stage_series(
     _stage(stage, tensors, own, extra)
 
 
-def read_mask(folder: str | Path, level: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_mask(folder: str | Path, *, level: int | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read and check a mask written by :func:`write_mask`, or one of a series.
 
     Args:
-        folder: Holds the two files. Of a signed mask the signs are not read.
-        level: Of a series, which level; None is the last.
+        folder: The folder that holds the two files. The signs of a signed mask are not read.
+        level: The level to read from a series; by default the last.
 
     Returns:
         The entries (name -> bool tensor, in the order of the config) and the whole config.
@@ -133,7 +134,10 @@ def read_mask(folder: str | Path, level: int | None = None) -> tuple[dict[str, T
         tensors = config["tensors"]
         if config["mask_type"] != "series":
             if level is not None:
-                raise ValueError(f"level must be of a series; received {level} for the one mask in {folder}. Omit it.")
+                raise ValueError(
+                    f"level must come with a series of masks; received {level} for {folder}, which holds one mask. "
+                    "Omit it."
+                )
             return read_entries(file, config, path), config
         number = _chosen_level(level, config["levels"], folder)
         return {
@@ -156,7 +160,7 @@ def read_series(folder: str | Path) -> dict[str, NestedBits]:
 
     Raises:
         FileNotFoundError: A file is missing.
-        MaskFileError: A file is malformed, damaged, newer than this library, or no series.
+        MaskFileError: A file is malformed, damaged, newer than this library, or not a series.
     """
     path = Path(folder) / MASK_NAME
     with open_mask(folder) as (file, config):
@@ -170,7 +174,7 @@ def read_series(folder: str | Path) -> dict[str, NestedBits]:
 
 @contextmanager
 def open_mask(folder: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Check all of a mask folder but its bits, and yield the open safetensors file and the config.
+    """Check everything in a mask folder except the bits, and yield the open safetensors file and the config.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -180,8 +184,8 @@ def open_mask(folder: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
     for name in (CONFIG_NAME, MASK_NAME):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"a mask folder must hold {name}; received {folder}. A search keeps its ticket in ticket/; the zeros "
-                "of a sparse model are adopted by Mask.from_checkpoint."
+                f"a mask folder must hold {name}; received {folder}. A search keeps its ticket in ticket/. To adopt "
+                "the zeros of a sparse model, use Mask.from_checkpoint."
             )
     config = read_config(folder / CONFIG_NAME)
     path = folder / MASK_NAME
@@ -217,14 +221,14 @@ def _level_key(name: str, number: int) -> str:
 
 
 def _encode_levels(bits: NestedBits, compress: bool) -> tuple[dict[int, Tensor], list[str]]:
-    """The tensors to store of one parameter, by level, and the encodings of all levels."""
+    """The tensors to store for one parameter, by level, and the encodings of all its levels."""
     stored, encodings = {}, ["constant"] * len(bits.kept)
     for number, packed in enumerate(bits.packed):
         if packed is not None:
-            stored[number], encodings[number] = encode(packed, compress)
+            stored[number], encodings[number] = encode(packed, compress=compress)
     if packed_size(bits.candidates(0)) > MAX_RATIO * sum(len(tensor) for tensor in stored.values()):
-        # Too little is stored for a reader to believe the shape, so the first level, which is constant, is written out.
-        stored[0], encodings[0] = encode(pack_bits(bits.level(0)), compress)
+        # Too little is stored for a reader to believe the shape. So the first level, which is constant, is written out.
+        stored[0], encodings[0] = encode(pack_bits(bits.level(0)), compress=compress)
     return stored, encodings
 
 
@@ -249,7 +253,7 @@ def _check_names(path: Path, stored: set[str], config: Mapping[str, Any]) -> Non
 
 
 def _check_ratios(path: Path, file: Any, tensors: Mapping[str, Any]) -> None:
-    """Constant levels take no bytes, so that a shape is believed only as far as the other levels bear it out."""
+    """Constant levels take no bytes, so a shape is believed only if the other levels have bytes enough for it."""
     for name, spec in tensors.items():
         keys = [_level_key(name, number) for number, kind in enumerate(spec["encoding"]) if kind != "constant"]
         stored = sum(math.prod(file.get_slice(key).get_shape()) for key in keys)
@@ -261,17 +265,17 @@ def _check_ratios(path: Path, file: Any, tensors: Mapping[str, Any]) -> None:
 
 
 def read_entries(file: Any, config: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """The entries of an open mask that is no series, in the order of the config."""
+    """Read the entries of an open mask that is not a series, in the order of the config."""
     entries = {}
     for name, spec in config["tensors"].items():
-        mask = read_bits(file, name + _SUFFIX, math.prod(spec["shape"]), path, spec.get("encoding", "bits"))
+        mask = read_bits(file, name + _SUFFIX, math.prod(spec["shape"]), path, encoding=spec.get("encoding", "bits"))
         _check_kept(path, name, mask, spec["kept"])
         entries[name] = mask.reshape(spec["shape"])
     return entries
 
 
 def _read_nested(file: Any, name: str, spec: Mapping[str, Any], path: Path, last: int) -> NestedBits:
-    """The bits of one parameter at the levels up to ``last``."""
+    """The bits of one parameter at all levels up to ``last``."""
     kept, levels, count = spec["kept"][: last + 1], [], math.prod(spec["shape"])
     for number, (wanted, encoding) in enumerate(zip(kept, spec["encoding"], strict=False)):
         packed = None

@@ -1,4 +1,4 @@
-"""Mask: which weights stay. A validated mapping from parameter name to bool tensor, True keeps."""
+"""Mask: which weights stay, as a checked mapping from parameter name to bool tensor; True keeps."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..networks.display import SHOWN_ROWS, escaped, html_table
 from ..networks.names import named_weights, plain_name, unwrap
 from ..networks.shards import local, part_of, whole
 from ..storage.hub_mixin import HubMixin, hub_module
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class MaskMismatchError(ValueError):
-    """A mask does not fit the model, scores or mask it is used with."""
+    """A mask does not fit the model, scores or mask that it is used with."""
 
 
 class Overlap(NamedTuple):
@@ -57,11 +58,12 @@ def overlap_of(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Overlap:
 class Mask(Mapping[str, Tensor], HubMixin):
     """Which weights stay: parameter name -> bool tensor of the parameter's shape, True keeps.
 
-    A mask is a mapping, keeps the order it was given, lives on the CPU and owns its tensors. Treat it as immutable:
+    A mask is a mapping in the order of its entries. It lives on the CPU and owns its tensors. Treat it as immutable:
     its operators return new masks.
 
     Args:
-        entries: Parameter name -> bool tensor; cloned. Sharded ones are gathered, by every process.
+        entries: Parameter name -> bool tensor; the tensors are copied. Sharded tensors are gathered, so every process
+            must make the mask.
 
     Raises:
         ValueError: No entries, or no weights in them.
@@ -92,17 +94,17 @@ class Mask(Mapping[str, Tensor], HubMixin):
 
     @classmethod
     def dense(cls, model: nn.Module | Mapping[str, Tensor]) -> Mask:
-        """The mask that keeps everything.
+        """Make the mask that keeps everything.
 
         Args:
-            model: The weights to cover, by name, such as ``prunable(model)``; of a module, all parameters with two or
-                more dimensions, a tied one once.
+            model: The weights to cover, by name, such as ``prunable(model)``. Of a module, all parameters with two or
+                more dimensions are covered; a tied one is covered once.
         """
         return cls({name: torch.ones(w.shape, dtype=torch.bool) for name, w in _matrices(model).items()})
 
     @classmethod
     def from_model(cls, model: nn.Module | Mapping[str, Tensor]) -> Mask:
-        """Adopt the zeros of an already sparse model: a weight that is exactly 0 counts as pruned.
+        """Adopt the zeros of a model that is sparse already: a weight that is exactly 0 counts as pruned.
 
         Args:
             model: As for :meth:`dense`. Pass ``prunable(model)`` to leave out embeddings, whose padding row is zero.
@@ -110,12 +112,12 @@ class Mask(Mapping[str, Tensor], HubMixin):
         return cls({name: whole(w.detach() != 0) for name, w in _matrices(model).items()})
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, level: int | None = None, **where: Unpack[Where]) -> Mask:
+    def from_pretrained(cls, source: str | Path, *, level: int | None = None, **where: Unpack[Where]) -> Mask:
         """Load a mask, the mask of a ticket, or one of a series.
 
         Args:
             source: A folder written by ``save_pretrained``, or the id of a repository on the Hub.
-            level: Of a :class:`hf_lottery.MaskSeries`, which level, from 0; None is the last.
+            level: The level to load from a :class:`hf_lottery.MaskSeries`, counted from 0; by default the last.
             where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
         Raises:
@@ -123,29 +125,30 @@ class Mask(Mapping[str, Tensor], HubMixin):
             MaskFileError: A file is malformed, damaged, or of a newer format.
             ValueError: There is no such level.
         """
-        return cls(read_mask(cls._folder(source, **where), level)[0])
+        return cls(read_mask(cls._folder(source, **where), level=level)[0])
 
     @classmethod
     def from_checkpoint(cls, source: str | Path, **options: Any) -> Mask:
         """Adopt the zeros of a sparse model that others saved, in a folder or a repository on the Hub.
 
         Args:
-            source: See :func:`hf_lottery.hf.hub.checkpoint.mask_from_checkpoint`, which says what is read.
-            options: Its ``include``, ``exclude``, ``model``, and the words of ``from_pretrained``.
+            source: A folder or repository; :func:`hf_lottery.hf.hub.checkpoint.mask_from_checkpoint` says what is read.
+            options: The options of that function: ``include``, ``exclude``, ``model``, and those of
+                ``from_pretrained``.
         """
         return hub_module().mask_from_checkpoint(source, **options)
 
-    def save_pretrained(self, folder: str | Path, info: Mapping[str, Any] | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, *, info: Mapping[str, Any] | None = None) -> None:
         """Write ``mask_config.json`` and ``mask.safetensors`` (at most one bit per weight) into ``folder``.
 
         Args:
-            folder: The folder; made if need be.
-            info: Where the mask comes from, in JSON terms, such as ``parents``; kept in the config.
+            folder: The folder; it is created if it does not exist.
+            info: Where the mask comes from, in JSON terms, such as ``parents``; it is kept in the config.
         """
-        write_mask(folder, self._entries, {"info": dict(info)} if info else None)
+        write_mask(folder, self._entries, extra={"info": dict(info)} if info else None)
 
     def sha256(self) -> str:
-        """Hash of names, shapes and entries: the same for equal masks, whatever the order of their entries."""
+        """Return a hash of names, shapes and entries; equal masks have the same one, in whatever order they are."""
         digest = hashlib.sha256()
         for name in sorted(self._entries):
             entry = self._entries[name]
@@ -183,7 +186,7 @@ class Mask(Mapping[str, Tensor], HubMixin):
         return (self.weights - self.kept) / self.weights
 
     def layer_sparsities(self) -> dict[str, float]:
-        """Fraction removed of each parameter, by name (0.0 for a parameter without elements)."""
+        """Return the fraction that is removed from each parameter, by name (0.0 for a parameter without elements)."""
         return {
             name: 1 - int(entry.sum()) / entry.numel() if entry.numel() else 0.0
             for name, entry in self._entries.items()
@@ -210,8 +213,16 @@ class Mask(Mapping[str, Tensor], HubMixin):
         kept = f"{self.kept:,} of {self.weights:,} weights kept"
         return f"Mask({len(self)} parameters, {kept}, sparsity {self.sparsity:.4f})"
 
+    def _repr_html_(self) -> str:
+        rows = (
+            (name, list(entry.shape), f"{int(entry.sum()):,}", f"{sparsity:.2%}")
+            for (name, entry), sparsity in zip(self.items(), self.layer_sparsities().values(), strict=True)
+        )
+        table = html_table(("parameter", "shape", "kept", "sparsity"), rows, limit=SHOWN_ROWS)
+        return f"<p>{escaped(self)}</p>\n{table}"
+
     def overlap(self, other: Mask) -> Overlap:
-        """How far two masks keep the same weights.
+        """Measure how far two masks keep the same weights.
 
         Returns:
             ``iou``, intersection over union of the kept weights in [0, 1] (1.0 when both keep nothing), and
@@ -224,7 +235,7 @@ class Mask(Mapping[str, Tensor], HubMixin):
         return overlap_of((mine.numpy(), other[name].numpy()) for name, mine in self.items())
 
     def shuffled(self, seed: int) -> Mask:
-        """The control that keeps each parameter's sparsity and forgets which weights: entries shuffled within it."""
+        """Shuffle the entries within each parameter: the control that keeps the sparsities alone."""
         generator = torch.Generator().manual_seed(seed)
         return Mask(
             {
@@ -237,7 +248,8 @@ class Mask(Mapping[str, Tensor], HubMixin):
         """Check that every entry names a parameter of ``model`` and has its shape.
 
         Raises:
-            MaskMismatchError: Naming the parameter, both shapes, or the nearest names there are.
+            MaskMismatchError: An entry does not fit. The message names the parameter and both shapes, or the nearest
+                names that exist.
         """
         weights = named_weights(model)
         for name, entry in self.items():

@@ -1,4 +1,4 @@
-"""MaskSeries: the nested masks of iterative pruning, one bit for each weight that the level before keeps."""
+"""MaskSeries: the nested masks of iterative pruning, with one bit for each weight that the level before keeps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 import torch
 from torch import Tensor
 
+from ..networks.display import SHOWN_ROWS, escaped, html_table
 from ..storage.atomic import staged_folder
 from ..storage.encoding import NestedBits, nest
 from ..storage.hub_mixin import HubMixin
@@ -24,18 +25,19 @@ if TYPE_CHECKING:
 
 
 class MaskSeries(Sequence[Mask], HubMixin):
-    """Masks of which each keeps only weights that the one before keeps, such as the levels of iterative pruning.
+    """A sequence of nested masks, such as the levels of iterative pruning.
 
-    A series is an immutable sequence. It holds one bit for each weight that the level before keeps, 5 bits a weight
-    for any number of levels of 20 % each, and makes a mask when it is asked for one.
+    Each mask keeps only weights that the one before it keeps. The series is immutable. It holds one bit for each weight
+    that the level before keeps, which is 5 bits a weight for any number of levels of 20 % each, and makes a mask when
+    it is asked for one.
 
     Args:
-        masks: The masks in order, densest first; the first may keep everything.
+        masks: The masks in order, the densest first. The first may keep everything.
 
     Raises:
         TypeError: An entry is not a mask.
         MaskMismatchError: The masks do not cover the same names and shapes.
-        ValueError: No masks, or one keeps a weight that the one before prunes.
+        ValueError: There are no masks, or one keeps a weight that the one before prunes.
 
     Example:
         >>> levels = [[True, True, True, True], [True, False, True, True], [True, False, False, True]]
@@ -88,9 +90,9 @@ class MaskSeries(Sequence[Mask], HubMixin):
         with staged_folder(folder, last=CONFIG_NAME) as stage:
             self.stage(stage)
 
-    def stage(self, stage: Path, extra: Mapping[str, Any] | None = None) -> None:
-        """Write the files into ``stage``, an existing folder, with further keys of the config."""
-        stage_series(stage, self._bits, extra)
+    def stage(self, stage: Path, *, extra: Mapping[str, Any] | None = None) -> None:
+        """Write the files into ``stage``, an existing folder, with the keys of ``extra`` added to the config."""
+        stage_series(stage, self._bits, extra=extra)
 
     def __len__(self) -> int:
         return self._levels
@@ -100,7 +102,7 @@ class MaskSeries(Sequence[Mask], HubMixin):
     @overload
     def __getitem__(self, index: slice) -> tuple[Mask, ...]: ...
     def __getitem__(self, index: int | slice) -> Mask | tuple[Mask, ...]:
-        """The mask of a level; the last one is -1. A slice gives a tuple of masks."""
+        """Return the mask of a level, where -1 is the last; a slice gives a tuple of masks."""
         if isinstance(index, slice):
             return tuple(self[level] for level in range(self._levels)[index])
         level = operator.index(index)
@@ -110,7 +112,7 @@ class MaskSeries(Sequence[Mask], HubMixin):
 
     @property
     def sparsities(self) -> tuple[float, ...]:
-        """Sparsity of each level, in [0, 1]."""
+        """The sparsity of each level, in [0, 1]."""
         weights = sum(bits.candidates(0) for bits in self._bits.values())
         kept = (sum(bits.kept[level] for bits in self._bits.values()) for level in range(self._levels))
         return tuple((weights - count) / weights for count in kept)
@@ -129,6 +131,15 @@ class MaskSeries(Sequence[Mask], HubMixin):
             f"MaskSeries({self._levels} levels of {len(self._bits)} parameters, {weights:,} weights, "
             f"sparsity {first:.4f} to {last:.4f})"
         )
+
+    def _repr_html_(self) -> str:
+        kept = [sum(bits.kept[level] for bits in self._bits.values()) for level in range(self._levels)]
+        rows = [
+            (level, f"{count:,}", f"{sparsity:.2%}")
+            for level, (count, sparsity) in enumerate(zip(kept, self.sparsities, strict=True))
+        ]
+        table = html_table(("level", "kept", "sparsity"), rows, limit=SHOWN_ROWS)
+        return f"<p>{escaped(self)}</p>\n{table}"
 
 
 def _check_pair(level: int, before: Mask, mask: Mask) -> None:
@@ -154,6 +165,6 @@ def _check_pair(level: int, before: Mask, mask: Mask) -> None:
 def _same(one: NestedBits, other: NestedBits) -> bool:
     if (one.shape, one.kept) != (other.shape, other.kept):
         return False
-    # Of equal counts both are None, or neither is.
+    # The counts are equal, so that either both are None or neither is.
     pairs = zip(one.packed, other.packed, strict=True)
     return all(mine is theirs or torch.equal(cast(Tensor, mine), cast(Tensor, theirs)) for mine, theirs in pairs)

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 Value = TypeVar("Value")
+SHOWN_ROWS = 50  # of a table in a notebook
 _NUMBER = re.compile(r"[-+]?([\d,]*\.?\d+(e[-+]?\d+)?|inf|nan)?\s?%?", re.IGNORECASE)
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -87,7 +88,7 @@ class TableDict(dict[str, Value]):
         return text_table(self.header, self.rows, limit=20)
 
     def _repr_html_(self) -> str:
-        return html_table(self.header, self.rows, limit=50)
+        return html_table(self.header, self.rows, limit=SHOWN_ROWS)
 
 
 def first_names(names: Sequence[str], *, limit: int = 5) -> str:

@@ -1,4 +1,4 @@
-"""The sign file: a mask file that also holds the signs of the weights it keeps. docs/mask-format.md specifies it."""
+"""The sign file: a mask file that also holds the signs of the kept weights; docs/mask-format.md specifies it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_signs(
     """Write mask and signs into ``folder``, in one step.
 
     Args:
-        folder: The folder; made if need be.
+        folder: The folder; it is created if it does not exist.
         mask: Parameter name -> bool tensor, True keeps.
         signs: Parameter name -> int8 tensor of -1, 0, +1; 0 where the mask prunes.
         medians: Parameter name -> median magnitude in the network that the signs are from.
@@ -42,10 +42,10 @@ def write_signs(
 
 
 def read_signs(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:
-    """Read and check what :func:`write_signs` wrote.
+    """Read and check a folder that :func:`write_signs` wrote.
 
     Returns:
-        Mask, signs and medians.
+        The mask, the signs and the medians, each by parameter name.
 
     Raises:
         FileNotFoundError: A file is missing.
@@ -54,7 +54,7 @@ def read_signs(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
     path = Path(folder) / MASK_NAME
     with open_mask(folder) as (file, config):
         if config["mask_type"] != "signed":
-            raise MaskFileError(f"{path} must hold signs; received a mask without. Load it as a Mask.")
+            raise MaskFileError(f"{path} must hold signs; received a mask without signs. Load it as a Mask.")
         mask, specs = read_entries(file, config, path), config["signs"]
         signs = {name: _read_sign(file, name, spec, mask.get(name), path) for name, spec in specs.items()}
     return mask, signs, {name: float(spec["median"]) for name, spec in specs.items() if "median" in spec}

@@ -1,7 +1,8 @@
-"""Fold the gains and shifts of norms into the linear layers that read them: the same network, with identity norms.
+"""Norm folding: move the gains and shifts of norms into the linear layers that read them.
 
-In a pre-norm transformer it is a choice of gauge whether a gain is in the norm or in the weights behind it. With all of
-it in the weights, a signed mask carries its sign too: a control for what training towards initial norms gains.
+The network stays the same function, with norms that have gain 1 and shift 0. In a pre-norm transformer a gain may be in
+the norm or in the weights after it without a difference. If it is in the weights, a signed mask carries its sign too.
+This is a control for what training towards initial norms gains.
 """
 
 from __future__ import annotations
@@ -27,24 +28,24 @@ from .norms import norm_parameters
 def fold_norms_(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> tuple[str, ...]:
     """Move gain and shift of every layer and RMS norm that only linear layers read into these layers, in place.
 
-    The network computes the same function in eval mode, and the folded norms have gain 1 and shift 0. Left alone are
-    norms that run more than once, whose output anything else reads (a residual sum, pooling, one token's head, the
-    caller), or whose parameters or readers are tied or used elsewhere; and norms with a shift before a layer without
-    bias. Who reads what is seen in one pass: give inputs that use every part of the model. A dropout between norm and
-    layer no longer acts on the shift.
+    The network computes the same function in eval mode, and the folded norms have gain 1 and shift 0. These norms are
+    not folded: those that run more than once; those whose output something else reads (a residual sum, pooling, the
+    head of one token, the caller); those whose parameters or readers are tied or used elsewhere; and those with a shift
+    before a layer without bias. One forward pass shows which layers read a norm, so pass inputs that use every part of
+    the model. A dropout between norm and layer no longer acts on the shift.
 
     Args:
-        model: Any module with floating parameters; modes are put back. Weights in half precision are rounded.
+        model: Any module with floating-point parameters. Its modes are restored. Weights in half precision are rounded.
         inputs: One batch: a dict for ``model(**inputs)``, a tuple for ``model(*inputs)``, or a tensor.
-        forward: ``forward(model, inputs)`` instead; what it returns is what must not change.
+        forward: Replaces the call of the model by ``forward(model, inputs)``, whose result must not change.
 
     Returns:
-        The names of the norms folded, in the model's order; also of those that were the identity already.
+        The names of the folded norms, in the model's order; those that were the identity already are included.
 
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: No norm can be folded, or the pass returns no floating-point tensor; nothing was changed.
-        RuntimeError: The outputs differ afterwards; all parameters are as they were, bit for bit.
+        RuntimeError: The outputs would differ; all parameters were restored, bit for bit.
 
     Example:
         >>> model = nn.Sequential(nn.LayerNorm(2), nn.Linear(2, 1))
@@ -56,7 +57,7 @@ def fold_norms_(model: nn.Module, inputs: Any, *, forward: Forward | None = None
         ([1.0, 1.0], [[1.5, -1.0]])
 
     Reference:
-        A control for Oh et al., 2025, arXiv:2504.05357, who keep norm parameters apart from weights and fold nothing.
+        A control for Oh et al., 2025, arXiv:2504.05357, who keep norm parameters apart from weights and do not fold.
     """
     names = {name.rpartition(".")[0] for name in norm_parameters(model)}
     model = unwrap(model)
@@ -69,7 +70,7 @@ def fold_norms_(model: nn.Module, inputs: Any, *, forward: Forward | None = None
         if not offsets:
             raise ValueError(
                 "the model must have a layer or RMS norm that only linear layers read; received "
-                f"{type(model).__name__}, where none of {len(norms)} is. Untie its weights, or leave it as it is."
+                f"{type(model).__name__}, where this holds for none of {len(norms)}. Untie its weights, or do not fold."
             )
         changed = [*offsets, *(layer for norm in offsets for layer in reads.readers[norm])]
         saved = {p: p.clone() for module in changed for p in module.parameters(recurse=False)}
@@ -80,7 +81,7 @@ def fold_norms_(model: nn.Module, inputs: Any, *, forward: Forward | None = None
             if not error <= reads.tolerance:
                 raise RuntimeError(
                     f"folding must leave the outputs within {reads.tolerance:.1g}; received a relative change of "
-                    f"{error:.1g}. All weights are as they were. If the forward pass samples, fix what it samples."
+                    f"{error:.1g}. All weights were restored. If the forward pass samples, fix its random numbers."
                 )
         except BaseException:
             for parameter, value in saved.items():
@@ -90,11 +91,17 @@ def fold_norms_(model: nn.Module, inputs: Any, *, forward: Forward | None = None
 
 
 class _Reads(TorchDispatchMode):
-    """Sees who reads the outputs of norms, and the parameters, in one forward pass; knows memory by its storage.
+    """Records in one forward pass which modules read the outputs of norms and the parameters of all modules.
 
-    ``readers``: norm -> linear layers that take its output. ``calls``: norm -> arguments and output. ``runs``: how
-    often a norm or linear layer ran. ``barred``: who has a tied parameter, or is read elsewhere. ``tolerance``:
-    relative error to expect, the square root of the precision of the coarsest floating-point type at work.
+    Tensors are recognized by their storage.
+
+    Attributes:
+        readers: Norm -> the linear layers that take its output.
+        calls: Norm -> its arguments and output.
+        runs: How often each norm and linear layer ran.
+        barred: Modules that have a tied parameter or are read elsewhere.
+        tolerance: The relative error to expect: the square root of the precision of the coarsest floating-point type
+            in the pass.
     """
 
     def __init__(self, model: nn.Module, norms: Collection[nn.Module]):
@@ -106,13 +113,13 @@ class _Reads(TorchDispatchMode):
         self.tolerance = 0.0
         self._running: list[nn.Module] = []
         self._owned: dict[int, nn.Module] = {}
-        self._kept: list[Tensor] = []  # alive, so that nothing else gets their memory
+        self._kept: list[Tensor] = []  # kept alive, so that no other tensor gets their memory
         for module in model.modules():
             for tensor in _tensors([*module._parameters.values(), *module._buffers.values()]):
                 self._own(tensor, module)
 
     def watch(self, model: nn.Module, inputs: Any, forward: Forward | None) -> list[Tensor]:
-        """Run the model; returns its floating-point outputs."""
+        """Run the model and return its floating-point outputs."""
         handles = []
         for module in model.modules():
             if module in self.readers or _reading_axis(module) is not None:
@@ -133,7 +140,7 @@ class _Reads(TorchDispatchMode):
         for dtype in {x.dtype for x in made if x.is_floating_point()}:
             self.tolerance = max(self.tolerance, torch.finfo(dtype).eps ** 0.5)
         if func.is_view and {*map(_storage, made)} <= {*map(_storage, read)}:
-            return out  # nothing is read before something is done with the view
+            return out  # making a view reads nothing
         in_linear = any(module not in self.readers for module in self._running)
         for owner in self._owners(read):
             if not (in_linear if owner in self.calls else owner in self._running):
@@ -149,7 +156,7 @@ class _Reads(TorchDispatchMode):
                 out = self.calls[norm][2]
                 same = (x.data_ptr(), x.numel(), x.shape[-1]) == (out.data_ptr(), out.numel(), out.shape[-1])
                 if x is not out and not (same and x.is_contiguous() and out.is_contiguous()):
-                    self.barred.add(norm)  # only a part of it, or with another last axis
+                    self.barred.add(norm)  # the layer reads only a part of it, or along another axis
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self._running.pop()
@@ -168,9 +175,10 @@ class _Reads(TorchDispatchMode):
 
 
 def _offset(norm: nn.Module, reads: _Reads) -> float | None:
-    """What a norm that can be folded adds to its raw weight: 0, or 1 for Gemma's; None if it cannot be folded.
+    """The number that a norm adds to its raw weight: 0, or 1 for Gemma's; None if the norm cannot be folded.
 
-    With chosen parameters the norm must give ``(weight + offset) * u + bias``, where ``u`` depends on its input alone.
+    A norm can be folded if it computes ``(weight + offset) * u + bias``, where ``u`` depends only on its input. This is
+    tried with chosen parameters.
     """
     readers, parameters = reads.readers[norm], dict(norm.named_parameters())
     if not readers or any(reads.runs[module] != 1 or module in reads.barred for module in (norm, *readers)):
@@ -208,14 +216,14 @@ def _fold_(norm: nn.Module, offset: float, readers: Collection[nn.Module]) -> No
 
 
 def _reading_axis(module: nn.Module) -> int | None:
-    """Along which axis the weight of a plain linear layer reads its input; None for any other module."""
+    """The axis along which the weight of a plain linear layer reads its input; None for any other module."""
     place, own_weight = read_channels(module), module._parameters.get("weight") is not None
     other = isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward
     return place[0] if place is not None and place[1] == -1 and own_weight and not other else None
 
 
 def _difference(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """The largest relative change; infinite if shapes, or the places of NaN and infinity, are not the same."""
+    """The largest relative change; infinite if NaN or infinite values are in other places."""
     errors = []
     for old, new in zip(before, after, strict=True):
         finite = old.isfinite()

@@ -1,8 +1,9 @@
-"""Norm parameters: which they are, and a training step that moves them towards their initial values.
+"""Norm parameters: find them, and train with them moved towards their initial values.
 
-A signed mask carries no norm parameters, so the network that it is handed to has them at their initial values. AWS
-trains for that: at each step the norm parameters ``psi`` are replaced by ``(1 - alpha) * psi + alpha * psi_init`` with
-a random ``alpha``, forward and backward, and the step is taken on ``psi`` itself.
+A signed mask carries no norm parameters, so the network that receives it has them at their initial values. "A Winning
+Sign" (AWS, Oh et al., 2025) trains for that: at each step, forward and backward use
+``(1 - alpha) * psi + alpha * psi_init`` with a random ``alpha`` in place of the norm parameters ``psi``, and the
+optimizer's step changes ``psi`` itself.
 
 References:
     Oh, Baik and Lee, 2025, "Find A Winning Sign: Sign Is All We Need to Win the Lottery", arXiv:2504.05357.
@@ -25,7 +26,7 @@ from ..networks.shards import class_name, is_sharded, local, part_of, reshard
 
 Metric = TypeVar("Metric")
 _NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-_OTHERS = (nn.Linear, nn.Embedding, _ConvNd)  # whatever their class is called
+_OTHERS = (nn.Linear, nn.Embedding, _ConvNd)  # never norms, even if "Norm" is in the name of a subclass
 
 
 class NormParameters(TableDict[nn.Parameter]):
@@ -109,23 +110,25 @@ def norm_parameters(
 def interpolated_norms(
     model: nn.Module | Mapping[str, Tensor], initial: Mapping[str, Tensor], alpha: float
 ) -> Iterator[None]:
-    """Forward and backward with every norm parameter at ``(1 - alpha) * psi + alpha * psi_init``.
+    """Run forward and backward with every norm parameter at ``(1 - alpha) * psi + alpha * psi_init``.
 
-    In the block the parameters hold the interpolated values, and gradients that reach them are multiplied by
-    ``1 - alpha`` as they are accumulated: those of ``psi`` by the chain rule, also over micro-batches, under data
-    parallelism and with gradient checkpointing. After the block they hold ``psi`` again, bit for bit. Raw parameters
-    are interpolated, which is right for every norm whose output is linear in them, also Gemma's ``1 + weight``. Under
-    FSDP2 all micro-batches of a step must have the same ``alpha``, as their gradients meet at the last one.
+    In the block the parameters hold the interpolated values. Gradients that reach them are multiplied by ``1 - alpha``
+    as they are accumulated, which by the chain rule makes them the gradients of ``psi``; this also holds over
+    micro-batches, under data parallelism and with gradient checkpointing. After the block the parameters hold ``psi``
+    again, bit for bit. The raw parameters are interpolated, which is right for every norm whose output is linear in
+    them, also for Gemma's ``1 + weight``. Under FSDP2 all micro-batches of a step must have the same ``alpha``, as
+    their gradients meet at the last one.
 
     Args:
-        model: The module, or its parameters by name (:func:`norm_parameters`, which spares the search). Under FSDP2
-            give the module, unless every forward pass since the last step had its backward.
-        initial: Name -> ``psi_init`` of the norm parameters, as :meth:`NormParameters.snapshot` of the fresh model.
+        model: The module, or its parameters by name, such as :func:`norm_parameters`, which saves the search. Under
+            FSDP2 pass the module, unless every forward pass since the last step had its backward pass.
+        initial: Name -> ``psi_init`` of the norm parameters, as :meth:`NormParameters.snapshot` of the fresh model
+            returns them.
         alpha: Share of the initial value, in [0, 1]; 0 changes nothing.
 
     Raises:
-        ValueError: ``alpha`` is out of range, or a name or shape is not the model's.
-        RuntimeError: At the end, if something else wrote to the parameters in the block, such as ``optimizer.step()``.
+        ValueError: ``alpha`` is out of range, or the model has no such name or shape.
+        RuntimeError: At the end of the block, if something else wrote to the parameters, such as ``optimizer.step()``.
 
     Example:
         >>> model = nn.LayerNorm(2)
@@ -144,7 +147,7 @@ def interpolated_norms(
         raise ValueError(f"alpha must be in [0, 1]; received {alpha}. It is the share of the initial value.")
     named = named_weights(model)
     _check_initial(named, initial)
-    names = list({id(named[name]): name for name in initial}.values())  # one of two names of a shared parameter
+    names = list({id(named[name]): name for name in initial}.values())  # a shared parameter has one of its names
     parameters = [named[name] for name in names]
     raw = [local(parameter).clone() for parameter in parameters]
     # torch never calls the hook of a sharded parameter: what was added to its gradient is scaled at the end.
@@ -170,18 +173,18 @@ def interpolated_norms(
             reshard(model)  # after a forward pass alone, FSDP2 would go on with the interpolated values
     if written is not None:
         raise RuntimeError(
-            f"norm parameters must not be written while they are interpolated; {written!r} was. It is as it was. "
-            "Step the optimizer after the block."
+            f"norm parameters must not be written while they are interpolated; {written!r} was. The parameters were "
+            "restored. Step the optimizer after the block."
         )
 
 
 def _part(value: Tensor, parameter: Tensor) -> Tensor:
-    """What this process holds of an initial value, which may be a snapshot of sharded parameters."""
+    """The part of an initial value that this process holds; it may be a snapshot of sharded parameters."""
     return local(value) if is_sharded(value) else part_of(value, parameter)
 
 
 def _scale_added(gradient: Tensor | None, before: Tensor | None, factor: float) -> None:
-    if gradient is None:  # it stays on its process until the last micro-batch
+    if gradient is None:  # FSDP2 keeps it to itself until the last micro-batch
         return
     gradient = local(gradient)
     if before is None:
@@ -193,15 +196,15 @@ def _scale_added(gradient: Tensor | None, before: Tensor | None, factor: float) 
 def norm_path(
     model: nn.Module, initial: Mapping[str, Tensor], evaluate: Callable[[nn.Module], Metric], *, points: int = 5
 ) -> list[tuple[float, Metric]]:
-    """A metric along the line from the norm parameters of a network to their initial values, all else fixed.
+    """Evaluate a network along the line from its norm parameters to their initial values, with all else fixed.
 
-    This is what AWS keeps flat: a network that is good at ``alpha = 1`` does not need its trained norms.
+    AWS keeps this path flat: a network that is good at ``alpha = 1`` does not need its trained norms.
 
     Args:
-        model: The trained network; unchanged at the end.
+        model: The trained network; it is unchanged at the end.
         initial: Name -> ``psi_init``, as for :func:`interpolated_norms`.
-        evaluate: The metric of a network, or several. With batch norms it should recalibrate their statistics.
-        points: How many values of ``alpha``, evenly from 0 to 1.
+        evaluate: Returns the metric of a network, or several. With batch norms it should recalibrate their statistics.
+        points: Number of values of ``alpha``, evenly from 0 to 1.
 
     Returns:
         ``(alpha, metric)`` for each point.
@@ -221,7 +224,7 @@ def _is_norm(module: nn.Module) -> bool:
 
 
 def _is_scale(name: str, parameter: Tensor, owner: nn.Module) -> bool:
-    """Whether a parameter outside the norms is one number a channel and no bias of a layer."""
+    """Whether a parameter outside the norms has one number for each channel and is not the bias of a layer."""
     if isinstance(owner, _OTHERS):
         return False
     alone = all(p is None or p.numel() == max(p.shape, default=1) for p in owner._parameters.values())
@@ -234,17 +237,17 @@ def _check_initial(named: Mapping[str, Tensor], initial: Mapping[str, Tensor]) -
     for name, value in initial.items():
         if name not in named:
             raise ValueError(
-                f"initial must name parameters of the model; received {name!r}, which is none. "
+                f"initial must name parameters of the model; received {name!r}, which the model lacks. "
                 "Take it from norm_parameters(model).snapshot()."
             )
         here, there = local(value), local(named[name])
         if value is named[name] or (here.numel() and here.data_ptr() == there.data_ptr()):
             raise ValueError(
-                f"the initial value of {name!r} must be a copy; received the parameter itself, which moves. "
+                f"the initial value of {name!r} must be a copy; received the parameter itself, which training changes. "
                 "Take a snapshot() of the fresh model."
             )
         if named[name].shape != value.shape:
             raise ValueError(
                 f"the initial value of {name!r} must have shape {list(named[name].shape)}; received "
-                f"{list(value.shape)}. It is of another model or size."
+                f"{list(value.shape)}. It is from another model or size."
             )

@@ -1,4 +1,4 @@
-"""SignedMask: a mask with the sign of every weight it keeps, and how another initialization takes both over.
+"""SignedMask: a mask with the sign of every weight that it keeps, and its transfer to another initialization.
 
 References:
     Oh, Baik and Lee, 2025, "Find A Winning Sign: Sign Is All We Need to Win the Lottery", arXiv:2504.05357.
@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from ..masks.file import CONFIG_NAME, MASK_NAME
 from ..masks.mask import Mask, MaskMismatchError
+from ..networks.display import SHOWN_ROWS, escaped, first_names, html_table
 from ..networks.names import named_weights, plain_name, unwrap
 from ..networks.shards import is_sharded, whole
 from ..storage.hub_mixin import HubMixin
 from .file import read_signs, write_signs
+from .magnitudes import magnitudes_of, spreads
 from .norms import norm_parameters
 
 if TYPE_CHECKING:
@@ -33,11 +35,13 @@ ZEROS = ("keep", "std", "source_median")
 
 
 class Transfer(NamedTuple):
-    """What :meth:`SignedMask.transfer_` did: names of parameters.
+    """What :meth:`SignedMask.transfer_` did, as names of parameters.
 
-    ``signed`` have their signs now. ``zero`` are those among them whose magnitudes are zero throughout; with
-    ``zeros="keep"`` their sign is lost. ``skipped`` are missing or of another shape in the model, such as the head of
-    another label set. ``unsigned`` are the model's own parameters that the signed mask does not know, norms aside.
+    Attributes:
+        signed: Parameters that have their signs now.
+        zero: Those of ``signed`` whose magnitudes are all zero; with ``zeros="keep"`` their signs are lost.
+        skipped: Parameters that the model lacks or has in another shape, such as the head of another label set.
+        unsigned: Parameters of the model that the signed mask does not know, except those of norms.
     """
 
     signed: tuple[str, ...]
@@ -45,30 +49,46 @@ class Transfer(NamedTuple):
     skipped: tuple[str, ...]
     unsigned: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        lines = [f"  {field}: {len(names)} ({first_names(names, limit=3)})" for field, names in self._asdict().items()]
+        return "\n".join(["Transfer", *lines])
+
 
 class SignAgreement(NamedTuple):
-    """Fraction of the kept weights whose signs are equal, of all of them and by parameter."""
+    """Fraction of the kept weights whose signs are equal.
+
+    Attributes:
+        overall: The fraction among all kept weights.
+        layers: Parameter name -> the fraction in that parameter.
+    """
 
     overall: float
     layers: dict[str, float]
+
+    def __repr__(self) -> str:
+        return f"SignAgreement(overall={self.overall:.4f}, {len(self.layers)} layers)"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{fraction:.4f}") for name, fraction in self.layers.items()]
+        return f"<p>{escaped(self)}</p>\n" + html_table(("parameter", "equal signs"), rows, limit=SHOWN_ROWS)
 
 
 class SignedMask(Mapping[str, Tensor], HubMixin):
     """A mask and the signs of a network: parameter name -> int8 tensor of -1, 0, +1.
 
-    Covered is every parameter but the norms', pruned or not, biases, embeddings and head included. What the mask prunes
-    has sign 0; the reverse does not hold, as a kept weight may be exactly 0. Treat it as immutable.
+    Covers every parameter except those of norms: pruned or not, biases, embeddings and head included. A pruned weight
+    has sign 0. A kept weight may have sign 0 too, if it is exactly 0. Treat it as immutable.
 
     Args:
         mask: Which weights stay.
-        signs: Parameter name -> int8 tensor of the parameter's shape; cloned.
-        medians: Parameter name -> median magnitude of the network that the signs are from, for
+        signs: Parameter name -> int8 tensor of the parameter's shape; the tensors are copied.
+        medians: Parameter name -> median magnitude in the network that the signs are from, for
             ``transfer_(zeros="source_median")``.
 
     Raises:
         TypeError: Signs are not int8.
-        ValueError: Another value than -1, 0, +1.
-        MaskMismatchError: Mask and signs do not cover the same shapes, or a pruned weight has a sign.
+        ValueError: A sign is not -1, 0 or +1, or a median is not a finite magnitude.
+        MaskMismatchError: Mask and signs have different shapes, or a pruned weight has a sign.
 
     Example:
         >>> model = nn.Linear(2, 1, bias=False)
@@ -87,7 +107,7 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
     FILES = (CONFIG_NAME, MASK_NAME)
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # equality is by value and tensors are mutable
 
-    def __init__(self, mask: Mask, signs: Mapping[str, Tensor], medians: Mapping[str, float] | None = None):
+    def __init__(self, mask: Mask, signs: Mapping[str, Tensor], *, medians: Mapping[str, float] | None = None):
         for name, sign in signs.items():
             if not isinstance(sign, Tensor) or sign.dtype != torch.int8:
                 received = sign.dtype if isinstance(sign, Tensor) else type(sign).__name__
@@ -117,12 +137,12 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
 
     @classmethod
     def from_model(cls, model: nn.Module, mask: Mask, *, norms: Mapping[str, Tensor] | None = None) -> SignedMask:
-        """The signs of a network under a mask.
+        """Take the signs of a network under a mask.
 
         Args:
             model: The trained network.
             mask: Which weights stay.
-            norms: The norm parameters by name, which get no sign; by default :func:`norm_parameters` of the model.
+            norms: The norm parameters by name, which get no sign. By default :func:`norm_parameters` of the model.
 
         Raises:
             MaskMismatchError: The mask is for another model.
@@ -144,10 +164,10 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
             medians[name] = float(np.median(size.double().numpy())) if size.numel() else 0.0
         if aliases := mask.keys() - signs.keys():
             raise MaskMismatchError(
-                f"the mask must cover no norm, and name a tied parameter as named_parameters() does; "
+                f"the mask must not cover norms, and must name a tied parameter as named_parameters() does; "
                 f"received {min(aliases)!r}."
             )
-        return cls(mask, signs, medians)
+        return cls(mask, signs, medians=medians)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> SignedMask:
@@ -162,10 +182,10 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
             MaskFileError: A file is malformed, damaged, of a newer format, or holds a mask without signs.
         """
         entries, signs, medians = read_signs(cls._folder(source, **where))
-        return cls(Mask(entries), signs, medians)
+        return cls(Mask(entries), signs, medians=medians)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``mask_config.json`` and ``mask.safetensors``: one bit a weight, and one more for each that is kept."""
+        """Write ``mask_config.json`` and ``mask.safetensors``: one bit for each weight, and one for each kept sign."""
         write_signs(folder, self.mask, self._signs, self.medians)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -190,41 +210,50 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
         signs = sum(int((sign != 0).sum()) for sign in self.values())
         return f"SignedMask({len(self)} parameters, {signs:,} signs, {self.mask!r})"
 
+    def _repr_html_(self) -> str:
+        rows = [
+            (name, list(sign.shape), *(f"{int((sign == value).sum()):,}" for value in (1, -1, 0)))
+            for name, sign in self.items()
+        ]
+        table = html_table(("parameter", "shape", "positive", "negative", "zero"), rows, limit=SHOWN_ROWS)
+        return f"<p>{escaped(self)}</p>\n{table}"
+
     def transfer_(
         self, model: nn.Module, *, magnitudes: str | nn.Module | Mapping[str, Tensor] = "init", zeros: str = "keep"
     ) -> Transfer:
-        """Give a fresh network the signs, in place: ``|init| * sign`` on what is kept, exact zeros elsewhere.
+        """Give a fresh network the signs, in place: kept weights become ``|init| * sign``, all others exactly zero.
 
-        Norm parameters and buffers stay as they are, which in a fresh network is at their initial values. Afterwards
-        train under ``signed.mask``; the signs are free to change.
+        Norm parameters and buffers do not change; in a fresh network they are at their initial values. Afterwards train
+        under ``signed.mask``. The signs are free to change.
 
         Args:
-            model: A network of the same architecture, of any seed.
-            magnitudes: ``"init"``, the network's own; ``"constant"``, the standard deviation of each parameter's own
-                values (their magnitude, if it does not vary); or a network or mapping whose values are taken, such as a
-                pretrained one.
-            zeros: What becomes of a parameter whose magnitudes are zero throughout, as those of nearly all biases of
-                transformers are at first. ``"keep"`` leaves it (the paper), so that its sign is lost; ``"std"`` sets it
-                to the standard deviation of its module's other parameters (of all parameters, if it has none that
-                vary), ``"source_median"`` to the median magnitude that it had in the network the signs are from.
+            model: A network of the same architecture, from any seed.
+            magnitudes: ``"init"`` takes the network's own magnitudes. ``"constant"`` takes the standard deviation of
+                each parameter's own values, or their magnitude if they do not vary. A network or mapping gives its
+                values, for example a pretrained one.
+            zeros: What to do with a parameter whose magnitudes are all zero, as those of nearly all biases of
+                transformers are at first. ``"keep"`` leaves it, as in the paper, so that its signs are lost. ``"std"``
+                sets it to the standard deviation of the other parameters of its module (of all parameters, if none of
+                these varies). ``"source_median"`` sets it to the median magnitude that it had in the network that the
+                signs are from.
 
         Returns:
-            What was done; warns about parameters that were skipped.
+            What was done. A warning lists parameters that were skipped.
 
         Raises:
-            ValueError: An unknown option, or ``"source_median"`` without medians.
+            ValueError: An option is unknown, or there are no medians for ``"source_median"``.
             NotImplementedError: The model is sharded already.
-            MaskMismatchError: The mask is for another model, or the model ties what has signs of its own; nothing was
-                changed.
+            MaskMismatchError: The mask is for another model, or the model ties parameters that have signs of their own;
+                nothing was changed.
 
         Reference:
-            Oh et al., 2025, arXiv:2504.05357. Theirs derives the mask from ``sign != 0``, which prunes a kept weight
-            that happens to be 0, and loses the signs of all but one parameter outside the mask.
+            Oh et al., 2025, arXiv:2504.05357. Their code derives the mask from ``sign != 0``, which prunes a kept
+            weight that happens to be 0, and it loses the signs of all but one parameter outside the mask.
         """
         if zeros not in ZEROS:
             raise ValueError(f"zeros must be one of {', '.join(ZEROS)}; received {zeros!r}.")
         if zeros == "source_median" and self.keys() - self.medians.keys():
-            raise ValueError("zeros='source_median' must know the medians; received none. Make it by from_model.")
+            raise ValueError("zeros='source_median' needs the medians; received none. Make the mask with from_model.")
         self.mask.check_fits(model)
         named = named_weights(model)
         if any(map(is_sharded, named.values())):
@@ -234,12 +263,12 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
             owners = [id(named[name]) for name in fitting]
             tied = next(name for name, owner in zip(fitting, owners, strict=True) if owners.count(owner) > 1)
             raise MaskMismatchError(
-                f"a parameter must have one name among the signs; received {tied!r}, which the model ties to another."
+                f"two names with signs must be two parameters; received {tied!r}, which the model ties to another."
             )
-        sizes = {name: size.detach().abs() for name, size in _magnitudes(magnitudes, named, fitting).items()}
+        sizes = {name: size.detach().abs() for name, size in magnitudes_of(magnitudes, named, fitting).items()}
         zero = [name for name in fitting if not sizes[name].any()]
         if zeros != "keep":
-            spread = self.medians if zeros == "source_median" else _spreads(model, zero)
+            spread = self.medians if zeros == "source_median" else spreads(model, zero)
             sizes.update((name, torch.full_like(sizes[name], spread[name])) for name in zero)
         with torch.no_grad():
             for name in fitting:
@@ -251,18 +280,19 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
         skipped = tuple(name for name in self if name not in fitting)
         if skipped:
             warnings.warn(
-                f"{len(skipped)} parameters got no sign, as the model has none of that name and shape: "
+                f"{len(skipped)} parameters got no sign, as the model has no parameter of that name and shape: "
                 f"{', '.join(skipped[:5])}.",
                 stacklevel=2,
             )
         return Transfer(tuple(fitting), tuple(zero), skipped, unsigned)
 
     def agreement(self, other: SignedMask | nn.Module) -> SignAgreement:
-        """How far the signs of the kept weights are those of another network.
+        """Measure how many signs of the kept weights another network has too.
+
+        Weights count if this mask keeps them and they have a sign here. Chance is about one half.
 
         Args:
-            other: A network of the same names and shapes, or its signed mask. Counted are the weights that this mask
-                keeps and that have a sign here; chance is about one half.
+            other: A network of the same names and shapes, or its signed mask.
 
         Raises:
             MaskMismatchError: The other is for another model.
@@ -270,7 +300,7 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
         return sign_agreement(self.mask, self, other if isinstance(other, SignedMask) else named_weights(other))
 
     def shuffled(self, seed: int) -> SignedMask:
-        """The control that keeps how many signs of each kind a parameter has: shuffled among those that have one."""
+        """Shuffle the signs within each parameter: the control that keeps how many of each kind a parameter has."""
         generator = torch.Generator().manual_seed(seed)
 
         def shuffle(signs: Tensor) -> Tensor:
@@ -279,7 +309,7 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
         return self._with(shuffle)
 
     def randomized(self, seed: int) -> SignedMask:
-        """The control that keeps the mask alone: every sign drawn anew, -1 or +1 with equal chance."""
+        """Draw every sign anew, -1 or +1 with equal chance: the control that keeps only the mask."""
         generator = torch.Generator().manual_seed(seed)
 
         def draw(signs: Tensor) -> Tensor:
@@ -291,16 +321,16 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
         signs = {name: sign.clone() for name, sign in self.items()}
         for sign in signs.values():
             sign[sign != 0] = change(sign[sign != 0])
-        return SignedMask(self.mask, signs, self.medians)
+        return SignedMask(self.mask, signs, medians=self.medians)
 
 
 def sign_agreement(mask: Mask, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> SignAgreement:
-    """How far two networks have the same signs where a mask keeps weights.
+    """Measure how many signs two networks share where a mask keeps weights.
 
     Args:
-        mask: Which weights count, as far as they are not 0 in ``before``.
+        mask: Which weights count. Those that are 0 in ``before`` do not.
         before: Weights or signs by name.
-        after: The others; 1 minus the agreement is the rate at which signs flipped.
+        after: Weights or signs of the other network. 1 minus the agreement is the rate of flipped signs.
 
     Raises:
         MaskMismatchError: Weights are missing or of another shape.
@@ -316,48 +346,3 @@ def sign_agreement(mask: Mask, before: Mapping[str, Tensor], after: Mapping[str,
         layers[name] = same / signs if signs else 1.0
         equal, count = equal + same, count + signs
     return SignAgreement(equal / count if count else 1.0, layers)
-
-
-def _magnitudes(
-    magnitudes: str | nn.Module | Mapping[str, Tensor], named: Mapping[str, Tensor], names: list[str]
-) -> dict[str, Tensor]:
-    """Values of which the magnitudes are taken, by name, in the shape, type and place of the model's own."""
-    if magnitudes == "init":
-        return {name: named[name] for name in names}
-    if magnitudes == "constant":
-        sizes = {name: _spread(named[name]) or named[name].detach().abs().float().mean().item() for name in names}
-        return {name: torch.full_like(named[name], size) for name, size in sizes.items()}
-    if isinstance(magnitudes, str):
-        raise ValueError(f"magnitudes must be 'init', 'constant' or a network; received {magnitudes!r}.")
-    given = named_weights(magnitudes)
-    for name in names:
-        if name not in given or given[name].shape != named[name].shape:
-            received = list(given[name].shape) if name in given else "no such parameter"
-            raise MaskMismatchError(
-                f"the magnitudes of {name!r} must have shape {list(named[name].shape)}; received {received}."
-            )
-    return {name: given[name].to(named[name]) for name in names}
-
-
-def _spread(weight: Tensor) -> float:
-    return weight.detach().float().std(correction=0).item() if weight.numel() else 0.0
-
-
-def _spreads(model: nn.Module, names: list[str]) -> dict[str, float]:
-    """For each name, the standard deviation of the other parameters of its module, or of the whole model."""
-    named = named_weights(model)
-    norms = norm_parameters(model)
-    vary = {name: weight for name, weight in named.items() if name not in norms and _spread(weight) > 0}
-
-    def together(weights: list[Tensor]) -> float:
-        return _spread(torch.cat([weight.detach().flatten().float().cpu() for weight in weights]))
-
-    if names and not vary:
-        raise ValueError("zeros='std' must have parameters that vary; received a model without. Use source_median.")
-    everything = together(list(vary.values())) if names else 0.0
-    spreads = {}
-    for name in names:
-        module = name.rpartition(".")[0]
-        beside = [weight for other, weight in vary.items() if other.rpartition(".")[0] == module]
-        spreads[name] = together(beside) if beside else everything
-    return spreads

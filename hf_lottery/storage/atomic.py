@@ -1,4 +1,4 @@
-"""Writing a folder so that a half-written one is never seen under its final name."""
+"""Atomic writes: a half-written file or folder is never seen under its final name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def staged_folder(folder: str | Path, *, last: str) -> Iterator[Path]:
 
     Args:
         folder: The final place; its parents are created.
-        last: Name of the file whose arrival makes the folder valid (the one that lists the others' checksums).
+        last: Name of the file that makes the folder valid, which is the one that lists the checksums of the others.
 
     Yields:
         A temporary folder beside ``folder`` to write into.

@@ -1,4 +1,4 @@
-"""Checksums: a file is what its config says it is."""
+"""Checksums: check that a file is the one that its config describes."""
 
 from __future__ import annotations
 

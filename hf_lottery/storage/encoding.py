@@ -1,7 +1,7 @@
-"""Bits <-> bytes: bool tensors packed into uint8, plain or as one zstd frame, and the nested bits of a series.
+"""Bits and bytes: bool tensors packed into uint8, plain or as one zstd frame, and the nested bits of a series.
 
-Reading trusts nothing: every length is compared before memory of that length is asked for, and what comes out is at
-most ``MAX_RATIO`` times what lies in the file.
+Reading trusts nothing: every length is checked before memory of that length is allocated, and the result is at most
+``MAX_RATIO`` times as large as the bytes in the file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import zstandard
 from torch import Tensor
 
 ENCODINGS = ("bits", "zstd")
-MAX_RATIO = 64  # packed bytes for a byte of a frame
+MAX_RATIO = 64  # the most packed bytes that one byte of a frame may stand for
 _LEVEL = 17  # within 1 % of level 19 on trained networks, at two thirds of its time
 _MAX_WINDOW = 8 * 2**20
 _MAGIC = b"\x28\xb5\x2f\xfd"
@@ -28,7 +28,7 @@ class MaskFileError(ValueError):
 
 
 def packed_size(count: int) -> int:
-    """Bytes that ``count`` bits need."""
+    """Return how many bytes ``count`` bits need."""
     return -(-count // 8)
 
 
@@ -44,17 +44,17 @@ def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def count_ones(mask: Tensor) -> int:
-    """Number of True in a bool tensor; several times faster than its ``sum()``."""
+    """Count the True values of a bool tensor; several times faster than its ``sum()``."""
     return int(np.count_nonzero(mask.cpu().numpy()))
 
 
-def encode(packed: Tensor, compress: bool) -> tuple[Tensor, str]:
-    """What to store of packed bits, uint8 ``[bytes]``, and the name of its encoding.
+def encode(packed: Tensor, *, compress: bool) -> tuple[Tensor, str]:
+    """Return the bytes to store for packed bits, uint8 ``[bytes]``, and the name of their encoding.
 
     Args:
-        packed: The bits as they are.
-        compress: Whether a zstd frame may take their place: where it is smaller, but not so much smaller that a reader
-            would have to distrust it.
+        packed: The packed bits.
+        compress: Whether a zstd frame may take their place where it is smaller, though not so much smaller that a
+            reader would have to distrust it.
     """
     if compress:
         frame = zstandard.ZstdCompressor(level=_LEVEL).compress(packed.numpy().tobytes())
@@ -64,10 +64,11 @@ def encode(packed: Tensor, compress: bool) -> tuple[Tensor, str]:
 
 
 def read_packed(file: Any, key: str, count: int, encoding: str, path: Path) -> Tensor:
-    """The tensor ``key`` of an open safetensors file, which must encode ``count`` bits, as packed uint8.
+    """Read the tensor ``key``, which must encode ``count`` bits, from an open safetensors file as packed uint8.
 
     Raises:
-        MaskFileError: Another dtype or length, a damaged or dishonest frame, or padding that is not zero.
+        MaskFileError: The tensor has another dtype or length, its frame is damaged or dishonest, or its padding is not
+            zero.
     """
     size, stored = packed_size(count), file.get_slice(key)
     shape = stored.get_shape()
@@ -87,13 +88,13 @@ def read_packed(file: Any, key: str, count: int, encoding: str, path: Path) -> T
     return packed
 
 
-def read_bits(file: Any, key: str, count: int, path: Path, encoding: str = "bits") -> Tensor:
-    """What :func:`read_packed` reads, as bool ``[count]``."""
+def read_bits(file: Any, key: str, count: int, path: Path, *, encoding: str = "bits") -> Tensor:
+    """Read the same as :func:`read_packed`, as bool ``[count]``."""
     return unpack_bits(read_packed(file, key, count, encoding, path), (count,))
 
 
 def _decompress(frame: Tensor, size: int, where: str) -> Tensor:
-    """Decompress the one zstd frame of ``size`` bytes that ``frame`` must be."""
+    """Decompress ``frame``, which must be one zstd frame of ``size`` bytes."""
     data = frame.numpy().tobytes()
     try:
         header = zstandard.get_frame_parameters(data)
@@ -112,12 +113,12 @@ def _decompress(frame: Tensor, size: int, where: str) -> Tensor:
 
 
 class NestedBits(NamedTuple):
-    """One parameter at all levels of a series: of each level, one bit for each weight that the level before keeps.
+    """One parameter at all levels of a series. Each level has one bit for each weight that the level before keeps.
 
     Attributes:
-        shape: Of the parameter.
-        kept: Weights that each level keeps; never more than the level before.
-        packed: The bits of each level; None where it keeps all of them or none, as ``kept`` says it already.
+        shape: The shape of the parameter.
+        kept: How many weights each level keeps; never more than the level before.
+        packed: The bits of each level. None where a level keeps all of them or none, as ``kept`` says it already.
 
     Example:
         >>> bits = nest([torch.tensor([True, False, True, True]), torch.tensor([False, False, True, False])])
@@ -132,13 +133,14 @@ class NestedBits(NamedTuple):
     packed: tuple[Tensor | None, ...]
 
     def candidates(self, number: int) -> int:
-        """How many weights a level has bits for: what the level before keeps."""
+        """Return how many weights a level has bits for: those that the level before keeps."""
         return self.kept[number - 1] if number else math.prod(self.shape)
 
     def level(self, number: int) -> Tensor:
-        """The mask of a level, bool of ``shape``."""
+        """Return the mask of a level, bool of ``shape``."""
         above = np.ones(self.kept[number], np.bool_)
-        # From the top down every array is as long as the level before keeps weights; upwards all would be full.
+        # From the last level to the first, every array is only as long as the number of weights that the level before
+        # keeps. In the other direction all arrays would be of full size.
         for below in range(number, -1, -1):
             packed, count = self.packed[below], self.candidates(below)
             if packed is not None:
@@ -152,7 +154,7 @@ class NestedBits(NamedTuple):
 
 
 def nest(levels: Sequence[Tensor]) -> NestedBits:
-    """The nested bits of masks of one shape: bool tensors on the CPU; what one prunes, the later ones prune too."""
+    """Nest masks of one shape, bool tensors on the CPU; weights that one prunes must be pruned by all later ones."""
     kept, packed, before = [], [], None
     for level in levels:
         flat = level.reshape(-1).numpy()

@@ -16,7 +16,7 @@ REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 class Where(TypedDict, total=False):
-    """Where in a repository to load from, and how; the words of every ``from_pretrained``."""
+    """Options of every ``from_pretrained``: where in a repository to load from, and how."""
 
     revision: str | None
     subfolder: str
@@ -27,7 +27,7 @@ class Where(TypedDict, total=False):
 
 
 class Push(TypedDict, total=False):
-    """How to push; the words of every ``push_to_hub``."""
+    """Options of every ``push_to_hub``."""
 
     revision: str | None
     subfolder: str
@@ -39,9 +39,9 @@ class Push(TypedDict, total=False):
 
 
 class HubMixin:
-    """A mixin: ``push_to_hub``, and the place that ``from_pretrained`` loads from.
+    """A mixin with ``push_to_hub``, which also finds the folder that ``from_pretrained`` loads from.
 
-    A subclass names its files, and has ``save_pretrained(folder)``.
+    A subclass names its files and defines ``save_pretrained(folder)``.
     """
 
     FILES: ClassVar[tuple[str, ...]]
@@ -52,41 +52,44 @@ class HubMixin:
         raise NotImplementedError
 
     def push_to_hub(self, repo_id: str, **how: Unpack[Push]) -> str:
-        """Push to a repository of the Hub in one commit; it is made if need be.
+        """Push to a repository of the Hub in one commit; the repository is created if it does not exist.
 
-        A README.md that is there keeps what a person wrote; only its metadata, and the library's own part, change.
+        If the repository has a README.md, only its metadata and the part that the library wrote are replaced.
 
         Args:
-            repo_id: Such as ``"me/bert-sst2-imp-90"``.
-            how: ``revision`` (branch, made if need be), ``subfolder``, ``tag`` (moved there if it exists), ``private``,
-                ``create_pr``, ``commit_message``, ``token``, as in huggingface_hub.
+            repo_id: The repository, such as ``"me/bert-sst2-imp-90"``.
+            how: Options as in huggingface_hub: ``revision`` (a branch, created if it does not exist), ``subfolder``,
+                ``tag`` (moved if it exists), ``private``, ``create_pr``, ``commit_message``, ``token``.
 
         Returns:
             The address of the commit, or of the pull request.
 
         Raises:
-            huggingface_hub.errors.HfHubHTTPError: The Hub refuses; also if somebody else pushed in the meantime (412).
+            huggingface_hub.errors.HfHubHTTPError: The Hub refuses, for example because somebody else pushed in the
+                meantime (412).
         """
         return hub_module().push(self, repo_id, **how)
 
     @classmethod
     def _folder(cls, source: str | Path, **where: Unpack[Where]) -> Path:
-        return find_folder(source, cls.FILES, cls.OPTIONAL_FILES, **where)
+        return find_folder(source, cls.FILES, optional=cls.OPTIONAL_FILES, **where)
 
 
-def find_folder(source: str | Path, files: Sequence[str], optional: Sequence[str] = (), **where: Unpack[Where]) -> Path:
-    """The folder to read from: ``source`` itself, or the downloaded files of a repository, all of one commit.
+def find_folder(
+    source: str | Path, files: Sequence[str], *, optional: Sequence[str] = (), **where: Unpack[Where]
+) -> Path:
+    """Find the folder to read from: ``source`` itself, or the downloaded files of a repository, all of one commit.
 
     Args:
         source: A folder, or the id of a repository on the Hub. A folder that exists wins.
-        files: Names that must be there.
-        optional: Names that may be.
-        where: See :class:`Where`.
+        files: Names of the files that must exist.
+        optional: Names of files that may be missing.
+        where: Options of the Hub; see :class:`Where`.
 
     Raises:
-        FileNotFoundError: Neither a folder nor the id of a repository.
-        TypeError: An unknown word.
-        ValueError: Words of the Hub with a folder.
+        FileNotFoundError: The source is neither a folder nor the id of a repository.
+        TypeError: An option is unknown.
+        ValueError: Options of the Hub are given with a folder.
     """
     if unknown := where.keys() - Where.__annotations__.keys():
         near = difflib.get_close_matches(min(unknown), Where.__annotations__, n=1)
@@ -97,14 +100,14 @@ def find_folder(source: str | Path, files: Sequence[str], optional: Sequence[str
         if given := [name for name, value in where.items() if name != "subfolder" and value]:
             raise ValueError(f"{given[0]} must come with a repository on the Hub; received the folder {source}.")
         return Path(source) / subfolder
-    return hub_module().fetch(str(source), files, optional, **where)
+    return hub_module().fetch(str(source), files, optional=optional, **where)
 
 
 def is_repository(source: str | Path) -> bool:
-    """Whether a source is the id of a repository on the Hub, and no folder.
+    """Whether a source is the id of a repository on the Hub, and not a folder.
 
     Raises:
-        FileNotFoundError: It can be neither.
+        FileNotFoundError: The source cannot be either.
     """
     if isinstance(source, Path) or Path(source).is_dir():
         return False
@@ -116,7 +119,7 @@ def is_repository(source: str | Path) -> bool:
 
 
 def hub_module() -> ModuleType:
-    """The module that talks to the Hub: the only import upwards, made when something is pushed or pulled."""
+    """Import the module that talks to the Hub, when something is pushed or pulled; this is the only import upwards."""
     from ..hf import hub
 
     return hub

@@ -14,7 +14,7 @@ from transformers import EvalPrediction
 from hf_lottery import Barrier, Mask, SignedMask, classification_metrics, load_metric, predicted_classes
 from hf_lottery.hf import metrics
 
-HERE = Path(__file__).parents[1] / "support"
+SUPPORT = Path(__file__).parents[1] / "support"
 OURS = ("accuracy", "error_barrier", "mask_overlap", "sign_agreement")
 
 
@@ -24,7 +24,7 @@ def test_accuracy_offline():
 
 @pytest.fixture(scope="module")
 def modules_cache(tmp_path_factory):
-    """One for the whole process: evaluate imports a package from it, which stays imported."""
+    """One folder for the whole process, as evaluate imports a package from it, which stays imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         yield
@@ -41,7 +41,7 @@ def test_ours_are_evaluate_modules_that_load_by_path(name, tmp_path):
 
 
 def shares(name):
-    """The samples of a metric, and what each of two processes has of them: ``(whole?, inputs)``."""
+    """All samples of a metric, and the share of each of two processes: ``(whether all, inputs)``."""
     draw = np.random.default_rng(0)
     if name == "accuracy":
         whole = {key: draw.integers(0, 3, 50).tolist() for key in ("predictions", "references")}
@@ -57,11 +57,12 @@ def shares(name):
     return (True, whole), (False, first), (False, {key: rows[17:] for key, rows in whole.items()})
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     cases = {name: [inputs for _, inputs in shares(name)] for name in OURS}
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    environment = os.environ | {"PYTHONPATH": str(HERE.parent.parent)}
-    command = [sys.executable, str(HERE / "metric_processes.py"), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(SUPPORT.parent.parent)}
+    command = [sys.executable, str(SUPPORT / "metric_processes.py"), str(tmp_path)]
     processes = [subprocess.Popen([*command, str(rank)], env=environment, stderr=subprocess.PIPE) for rank in (0, 1)]
     outputs = [process.communicate(timeout=240)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -119,7 +120,7 @@ def test_compute_metrics_of_another_name_for_every_token(monkeypatch):
 
     monkeypatch.setattr(evaluate, "load", {"errors": Errors()}.get)
     prediction = EvalPrediction(predictions=np.array([[1, 2], [3, 4]]), label_ids=np.array([[1, 2], [3, 3]]))
-    assert classification_metrics("errors")(prediction) == {"errors": 1, "of": (4,)}
+    assert classification_metrics(name="errors")(prediction) == {"errors": 1, "of": (4,)}
 
 
 def test_metrics_without_evaluate(monkeypatch):

@@ -80,8 +80,8 @@ def test_compression_where_it_pays(tmp_path):
 def test_a_frame_at_the_limit_of_belief():
     packed = torch.zeros(1 << 12, dtype=torch.uint8)
     frame = len(zstandard.ZstdCompressor(level=17).compress(packed.numpy().tobytes()))
-    assert encode(packed[: 64 * frame], True)[1] == "zstd"
-    assert encode(packed[: 64 * frame + 1], True)[1] == "bits"
+    assert encode(packed[: 64 * frame], compress=True)[1] == "zstd"
+    assert encode(packed[: 64 * frame + 1], compress=True)[1] == "bits"
 
 
 def test_a_file_of_before_there_were_encodings(tmp_path):
@@ -112,9 +112,7 @@ def test_a_file_of_before_there_were_encodings(tmp_path):
 
 def test_one_mask_has_no_levels(folder):
     for level in (0, -1, 7):
-        with pytest.raises(
-            ValueError, match=f"level must be of a series; received {level} for the one mask in .*Omit it"
-        ):
+        with pytest.raises(ValueError, match=f"level must come with a series of masks; received {level} .*Omit it"):
             Mask.from_pretrained(folder, level=level)
 
 
@@ -144,14 +142,14 @@ def test_saving_again_replaces_and_keeps_other_files(mask, folder):
 
 
 def test_the_config_says_what_is_in_it(mask, tmp_path):
-    write_mask(tmp_path / "m", mask, {"level": 3})
+    write_mask(tmp_path / "m", mask, extra={"level": 3})
     config = read_mask(tmp_path / "m")[1]
     assert (config["level"], config["format_version"], config["sparsity"]) == (3, 1, pytest.approx(mask.sparsity))
     assert config["tensors"]["a.weight"] == {"shape": [5, 7], "kept": int(mask["a.weight"].sum())}
     with pytest.raises(ValueError, match=r"must not shadow the format's own; received \['sha256'\]"):
-        write_mask(tmp_path / "n", mask, {"sha256": "0"})
+        write_mask(tmp_path / "n", mask, extra={"sha256": "0"})
     with pytest.raises(ValueError, match=r"must not shadow the format's own; received \['levels', 'signs'\]"):
-        write_mask(tmp_path / "n", mask, {"signs": {}, "levels": 3})
+        write_mask(tmp_path / "n", mask, extra={"signs": {}, "levels": 3})
     assert not (tmp_path / "n").exists()
 
 

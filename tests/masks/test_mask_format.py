@@ -109,7 +109,7 @@ SIGNS = {
 MEANT = [
     Mask({"w": FIRST}),
     Mask({"d": COLUMN}),
-    SignedMask(Mask({"w": FIRST}), SIGNS, {"w": 0.75, "b": 1.5}),
+    SignedMask(Mask({"w": FIRST}), SIGNS, medians={"w": 0.75, "b": 1.5}),
     MaskSeries([Mask({"w": torch.ones(3, 3, dtype=torch.bool)}), Mask({"w": FIRST}), Mask({"w": LAST})]),
 ]
 
@@ -168,7 +168,7 @@ def test_the_readers_agree_on_random_files_of_every_type(tmp_path):
             found, found_signs = read_folder(tmp_path / kind, level)
             expected = masks[4 if level is None else level]
             assert Mask({name: torch.from_numpy(entry) for name, entry in found.items()}) == expected
-            assert Mask.from_pretrained(tmp_path / kind, level) == expected
+            assert Mask.from_pretrained(tmp_path / kind, level=level) == expected
         if kind == "signed":
             assert {name: sign.tolist() for name, sign in found_signs.items()} == {
                 name: sign.tolist() for name, sign in signed.items()

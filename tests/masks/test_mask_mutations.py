@@ -44,7 +44,7 @@ def good(tmp_path_factory):
     write_mask(root / "bits", masks[2], compress=False)
     masks[2].save_pretrained(root / "zstd")
     extra = torch.tensor([1, -1, 0], dtype=torch.int8)
-    SignedMask(masks[2], {**signs, "bias": extra}, {"w": 0.5}).save_pretrained(root / "signed")
+    SignedMask(masks[2], {**signs, "bias": extra}, medians={"w": 0.5}).save_pretrained(root / "signed")
     MaskSeries(masks).save_pretrained(root / "series")
     files = {}
     for kind in KINDS:

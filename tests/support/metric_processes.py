@@ -1,4 +1,4 @@
-"""Run by test_metrics.py as two processes: each adds its share of the samples, the first writes the numbers of all."""
+"""Run by test_metrics.py in two processes. Each adds its share of the samples; the first writes the metrics of all."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from hf_lottery import load_metric
 
 
 def main() -> None:
-    """Compute every metric; None is what ``evaluate`` gives to all processes but the first."""
+    """Compute every metric; ``evaluate`` returns None in all processes except the first."""
     folder, rank = Path(sys.argv[1]), int(sys.argv[2])
     found = {}
     for name, (_, *shares) in json.loads((folder / "cases.json").read_text()).items():

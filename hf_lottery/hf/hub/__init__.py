@@ -1,4 +1,4 @@
-"""The Hub: what is fetched from it and pushed to it; ``hf_lottery.storage.hub_mixin`` reaches it here."""
+"""The Hub: download, push, and everything that is stored there. ``hf_lottery.storage.hub_mixin`` imports it."""
 
 from .checkpoint import mask_from_checkpoint
 from .transfer import fetch, push

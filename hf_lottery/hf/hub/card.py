@@ -1,4 +1,4 @@
-"""Cards: the README.md of what is saved: what it is, how it was found, how to load it, and what it is not."""
+"""Cards: the README.md of a saved object. It says what the object is, how it was found, how to load it, its limits."""
 
 from __future__ import annotations
 
@@ -50,14 +50,16 @@ network sparse, not faster: dense kernels multiply by zero at the same speed.
 
 _OTHER = """# A {kind}
 
-`{text}`
+```text
+{text}
+```
 
 ## Load it
 
 ```python
-from hf_lottery import {kind}
+from {room} import {kind}
 
-{variable} = {kind}.from_pretrained("{source}")
+{variable} = {kind}.from_pretrained("{source}"{spec})
 ```
 
 {layers}
@@ -65,14 +67,14 @@ from hf_lottery import {kind}
 
 
 def ticket_card(mask: Mask, info: Mapping[str, Any], source: str, start: str, picture: str | None) -> str:
-    """The README.md of a ticket, with the metadata that the Hub reads.
+    """Write the README.md of a ticket, with the metadata that the Hub reads.
 
     Args:
         mask: Which weights stay.
         info: ``architecture``, ``settings``, ``history``, ``base_model``, as far as they are known.
-        source: Where to load it from.
-        start: A sentence about the weights it starts from.
-        picture: File of the picture of accuracy against density, if there is one.
+        source: The folder or repository to load the ticket from.
+        start: A sentence about the weights that the ticket starts from.
+        picture: The file with the picture of accuracy against density, or None.
     """
     settings = info.get("settings", {})
     base = info.get("base_model") or {}
@@ -100,19 +102,22 @@ def ticket_card(mask: Mask, info: Mapping[str, Any], source: str, start: str, pi
 
 
 def other_card(thing: Any, source: str) -> str:
-    """The README.md of a mask, signed mask, series or permutation."""
+    """Write the README.md of a mask, signed mask, series, permutation or match."""
     kind = type(thing).__name__
     mask = thing if isinstance(thing, Mask) else getattr(thing, "mask", None)
     data = ModelCardData(library_name="hf_lottery", tags=_TAGS)
     layers = f"## What stays, by parameter\n\n{_layers(mask)}" if isinstance(mask, Mask) else ""
-    return _card(data, _OTHER.format(kind=kind, text=thing, variable="loaded", source=source, layers=layers))
+    room = "hf_lottery.alignment" if kind == "Match" else "hf_lottery"
+    spec = ", spec=spec" if kind in ("Match", "Permutation") else ""
+    text = _OTHER.format(kind=kind, text=thing, room=room, variable="loaded", source=source, spec=spec, layers=layers)
+    return _card(data, text)
 
 
 def merge_cards(old: str, new: str) -> str:
-    """A card of the repository with what the library writes renewed, and all that a person wrote kept.
+    """Replace the library's part of a card, and keep everything that a person wrote.
 
     Args:
-        old: The card that is there. The library's part lies between two comments; if they are gone, all text is kept.
+        old: The card of the repository. The library's part lies between two comments. Without them, all text is kept.
         new: A card made by this module.
     """
     theirs, ours = ModelCard(old, ignore_metadata_errors=True), ModelCard(new)
@@ -142,7 +147,7 @@ def _layers(mask: Mask) -> str:
 
 
 def _results(info: Mapping[str, Any]) -> list[EvalResult] | None:
-    """The last level's accuracy as the Hub shows results; None if task and data set are not known."""
+    """The accuracy of the last level as a result for the Hub; None if task or data set is not known."""
     settings, history = info.get("settings", {}), info.get("history", [])
     accuracy = history[-1]["metrics"].get("eval_accuracy") if history else None
     if accuracy is None or not {"task", "dataset_name"} <= settings.keys():

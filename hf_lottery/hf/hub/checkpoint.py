@@ -1,4 +1,4 @@
-"""mask_from_checkpoint(): the mask of a sparse model that others have saved, read from its files."""
+"""mask_from_checkpoint(): read the mask of a sparse model that others have saved from its files."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# What formats that do not store plain weights put behind a name: the first two of sparse-bitmask (compressed-tensors),
-# then GPTQ and AWQ, packed and scaled compressed-tensors, bitsandbytes.
+# Endings of names in formats that do not store plain weights: sparse-bitmask of compressed-tensors (the first two),
+# GPTQ and AWQ, packed and scaled compressed-tensors, bitsandbytes.
 _COMPRESSED = (".bitmask", ".compressed", ".qweight", ".weight_packed", ".weight_scale", ".absmax", ".SCB")
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_UNCOVERED = 2.0  # stands for a weight that no torch.nn.utils.prune mask covers; 0 is pruned, 1 kept
+_UNCOVERED = 2.0  # marks a weight that no torch.nn.utils.prune mask covers; 0 is pruned, 1 kept
 
 
 def mask_from_checkpoint(
@@ -43,33 +43,34 @@ def mask_from_checkpoint(
     model: nn.Module | Mapping[str, Tensor] | None = None,
     **where: Unpack[Where],
 ) -> Mask:
-    """Adopt the zeros of a sparse model that is already there.
+    """Adopt the zeros of a sparse model that somebody saved.
 
-    Reads safetensors only, and runs no code of the checkpoint. What it understands:
+    Only safetensors are read, and no code of the checkpoint is run. These formats are understood:
 
     - Weights with exact zeros, in ``model.safetensors``, in the shards of ``model.safetensors.index.json``, or in the
       only ``.safetensors`` file of the folder.
-    - ``torch.nn.utils.prune``: a pair ``<name>_orig`` and ``<name>_mask`` gives the entry ``<name>``. Where there are
+    - ``torch.nn.utils.prune``: a pair ``<name>_orig`` and ``<name>_mask`` gives the entry ``<name>``. If there are
       such pairs, only they count.
     - PEFT adapters that train listed positions, in ``adapter_model.safetensors``: SHiRA (``shira_indices`` ``[2, k]``,
       rows and columns) and Super-Tuning (``supertuning_indices`` ``[k]``, flat). The mask keeps what they train.
 
-    If config.json names a class of transformers' own, names are those of the model in the installed version, whatever
-    the file calls them, and the weights are those of :func:`prunable`. Otherwise names are those of the file, and the
-    weights are the matrices with zeros; one whose only zeros are one row is taken for an embedding with a padding row.
+    If config.json names a class of the transformers library, names are those of the model in the installed version,
+    whatever the file calls them, and the weights are those of :func:`prunable`. Otherwise names are those of the file,
+    and the weights are the matrices with zeros. A matrix with only one row of zeros is taken for an embedding with a
+    padding row, and left out.
 
     Args:
         source: A folder, or the id of a repository on the Hub.
-        include: As for :func:`prunable`. Without a class of transformers': selects among all matrices.
+        include: As for :func:`prunable`. If the class is not one of transformers, it selects among all matrices.
         exclude: As for :func:`prunable`.
-        model: The base model of an adapter, whose file does not tell the shapes of its weights; unused otherwise.
+        model: The base model of an adapter, whose file does not tell the shapes of its weights; not used otherwise.
         where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
     Returns:
         The mask; entries have the shapes of the weights.
 
     Raises:
-        FileNotFoundError: No weights there.
+        FileNotFoundError: There are no weights in the source.
         ValueError: Nothing is pruned, or the weights are pickled, quantised, compressed, incomplete or damaged.
         MaskMismatchError: The adapter is for another base model.
 
@@ -96,14 +97,14 @@ def mask_from_checkpoint(
             entries = _select(chosen, include, exclude) if chosen else {}
     if all(bool(entry.all()) for entry in entries.values()):
         raise ValueError(
-            f"the checkpoint {folder} must hold pruned weights; received only weights that are not zero. It is dense: "
-            "start from Mask.dense, or pass include='.*' if the pruned weights are those of the task head."
+            f"the checkpoint {folder} must hold pruned weights; received no weight that is zero. It is dense: start "
+            "from Mask.dense, or pass include='.*' if the pruned weights are those of the task head."
         )
     return Mask(entries)
 
 
 def _stored(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Tensor name -> open slice: shape and dtype at no cost, the tensor by ``[...]``."""
+    """Tensor name -> open slice, which tells shape and dtype at no cost and gives the tensor by ``[...]``."""
     stored = {}
     for path in _files(folder):
         try:
@@ -167,21 +168,22 @@ def _pairs(stored: Mapping[str, Any]) -> dict[str, str]:
 
 
 def load_model(source: str | Path, **where: Unpack[Where]) -> PreTrainedModel:
-    """A saved transformers model, of the class that its config.json names.
+    """Load a saved transformers model of the class that its config.json names.
 
     Args:
         source: A folder, or the id of a repository on the Hub.
         where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
     Raises:
-        ValueError: The class is not one of transformers' own.
+        ValueError: The class is not one of the transformers library.
     """
     folder = find_folder(source, ("config.json",), **where)
     config = _read_json(folder / "config.json")
     found = _transformers_class(config)
     if found is None:
         raise ValueError(
-            f"{source} must be a model of transformers' own; received architectures={config.get('architectures')}."
+            f"{source} must be a model of the transformers library; received "
+            f"architectures={config.get('architectures')}."
         )
     load: Any = found.from_pretrained
     return load(str(source), **where)
@@ -211,8 +213,8 @@ def _entries_of(
     include: Patterns | None,
     exclude: Patterns | None,
 ) -> dict[str, Tensor]:
-    # Zeros and ones go through transformers' own loading, which renames, splits and stacks. bfloat16 holds them
-    # exactly, and a tiny weight of any precision stays different from zero.
+    # Zeros and ones instead of the weights go through the loading of transformers, which renames, splits and stacks.
+    # bfloat16 holds them exactly, and a tiny weight of any precision stays different from zero.
     if pairs := _pairs(stored):
         used = {f"{name}_orig" for name in pairs} | set(pairs.values())
         support = {k: torch.full(s.get_shape(), _UNCOVERED) for k, s in stored.items() if k not in used}
@@ -225,7 +227,7 @@ def _entries_of(
         config=CONFIG_MAPPING[config["model_type"]].from_dict(config),
         state_dict={name: tensor.to(torch.bfloat16) for name, tensor in support.items()},
         dtype=torch.bfloat16,
-        attn_implementation="eager",  # a name of another one would be looked up on the Hub
+        attn_implementation="eager",  # any other name would be looked up on the Hub
         output_loading_info=True,
     )
     if pairs:

@@ -1,4 +1,4 @@
-"""Reference: rewind weights that are named instead of stored, and proven by their hash."""
+"""Reference: the start of a ticket, named instead of stored, and proven by its hash."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class RewindMismatchError(ValueError):
 
 @dataclass(frozen=True)
 class Reference:
-    """The weights a ticket starts from, by reference: whoever loads it builds the model, and the hash proves it.
+    """The weights that a ticket starts from, by reference: the user builds the model, and the hash proves it.
 
     Attributes:
-        kind: ``"pretrained"``, a model on the Hub; ``"seed"``, one built from the ticket's configuration right after
-            ``transformers.set_seed(seed)``.
-        sha256: Of the weights and buffers, as :meth:`hf_lottery.Snapshot.sha256`.
-        repo_id: Of ``"pretrained"``: the repository.
-        revision: Of ``"pretrained"``: its commit.
-        seed: Of ``"seed"``.
-        step: Optimizer steps taken: 0, as weights after training cannot be referred to.
+        kind: ``"pretrained"`` for a model on the Hub; ``"seed"`` for one that is built from the ticket's configuration
+            right after ``transformers.set_seed(seed)``.
+        sha256: Hash of the weights and buffers, as :meth:`hf_lottery.Snapshot.sha256` gives it.
+        repo_id: The repository, for the kind ``"pretrained"``.
+        revision: The commit of the repository, for the kind ``"pretrained"``.
+        seed: The seed, for the kind ``"seed"``.
+        step: Optimizer steps taken. It is 0, as weights after training cannot be referred to.
     """
 
     kind: str
@@ -55,17 +55,17 @@ class Reference:
 
     @classmethod
     def to(cls, start: Snapshot, model: nn.Module, seed: int) -> Reference:
-        """A reference to the weights that a model began with: its repository and commit, or the seed it was built with.
+        """Refer to the weights that a model began with, by its repository and commit or by the seed it was built with.
 
-        The seed is tried out: a second model is built with it, and must be equal.
+        The seed is tried out: a second model is built with it and must be equal.
 
         Args:
             start: The weights before training.
-            model: The model, trained or not; only its class and configuration count.
-            seed: Of ``transformers.set_seed`` right before it was built.
+            model: The model, trained or not. Only its class and configuration count.
+            seed: The seed that ``transformers.set_seed`` got right before the model was built.
 
         Raises:
-            ValueError: The weights are after training, or come from neither.
+            ValueError: The weights are from after training, or come from neither a repository nor the seed.
         """
         config = getattr(model, "config", None)
         if isinstance(config, PreTrainedConfig) and (base := base_model(config)) and base["revision"]:
@@ -82,10 +82,10 @@ class Reference:
         )
 
     def restore_(self, model: nn.Module) -> None:
-        """Prove that the model is at these weights; nothing is changed.
+        """Check that the model is at these weights, which are not stored; nothing is changed in place.
 
         Raises:
-            RewindMismatchError: It is not.
+            RewindMismatchError: The model is at other weights.
         """
         found = Snapshot.capture(model).sha256()
         if found != self.sha256:
@@ -94,21 +94,25 @@ class Reference:
                 f"{found[:12]}. Build it by {self}."
             )
 
+    def __repr__(self) -> str:
+        set_fields = ", ".join(f"{key}={value!r}" for key, value in self.to_dict().items())
+        return f"Reference({set_fields})"
+
     def __str__(self) -> str:
         if self.kind == "pretrained":
             return f"from_pretrained({self.repo_id!r}, revision={self.revision!r})"
         return f"set_seed({self.seed}) and from_config(ticket.model_config)"
 
     def to_dict(self) -> dict[str, Any]:
-        """In JSON terms, without what is not set."""
+        """Return the fields that are set, in JSON terms."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Reference:
-        """What :meth:`to_dict` made.
+        """Make a reference from the fields that :meth:`to_dict` returned.
 
         Raises:
-            MaskFileError: Something else.
+            MaskFileError: The fields are not those of a reference.
         """
         try:
             return cls(**values)

@@ -1,4 +1,4 @@
-"""Ticket: a mask and the weights it starts from, with where they come from. A folder or repository anyone can load."""
+"""Ticket: a mask, the weights it starts from, and where both come from, in a folder or repository anyone can load."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ...masks.file import CONFIG_NAME, MASK_NAME, read_mask, stage_mask
 from ...masks.mask import Mask, MaskMismatchError
 from ...masks.mask_series import MaskSeries
+from ...networks.display import first_names, html_table
 from ...networks.names import named_state
 from ...networks.shards import class_name, local, part_of
 from ...report import plot_against_density
@@ -43,10 +44,11 @@ class Ticket(HubMixin):
     Attributes:
         mask: Which weights stay.
         start: The weights and buffers that training starts from, or a :class:`Reference` to them.
-        info: Where it comes from, in JSON terms: ``level``, ``settings``, ``history`` of (level, sparsity, metrics),
-            ``architecture``, ``base_model``, ``parents``, ``permutation``, or your own; kept in ``mask_config.json``.
+        info: Where the ticket comes from, in JSON terms: ``level``, ``settings``, ``history`` of (level, sparsity,
+            metrics), ``architecture``, ``base_model``, ``parents``, ``permutation``, or your own keys. It is kept in
+            ``mask_config.json``.
         model_config: Configuration to build the model from; None if it is not a transformers model.
-        series: The masks of all levels up to this one, if they are known; saved in the same file.
+        series: The masks of all levels up to this one, if they are known. They are saved in the same file.
 
     Raises:
         ValueError: The mask is not the last of the series.
@@ -65,34 +67,56 @@ class Ticket(HubMixin):
         if self.series is not None and self.series[-1] != self.mask:
             raise ValueError("the mask of a ticket must be the last of its series; received another.")
 
+    def __repr__(self) -> str:
+        return "\n".join(["Ticket", *(f"  {name + ':':<8}{text}" for name, text in self._facts())])
+
+    def _repr_html_(self) -> str:
+        return html_table(("ticket", ""), self._facts()) + "\n" + self.mask._repr_html_()
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """What is printed: a few names, each with a short text."""
+        if isinstance(self.start, Snapshot):
+            start = f"{len(self.start.tensors)} parameters and buffers after {self.start.step} optimizer steps"
+        else:
+            start = str(self.start)
+        facts = [("mask", str(self.mask)), ("start", start)]
+        if self.series is not None:
+            facts.append(("series", str(self.series)))
+        if self.model_config is not None:
+            facts.append(("model", type(self.model_config).__name__))
+        plain = [f"{key}={value!r:.60}" for key, value in self.info.items() if isinstance(value, str | int | float)]
+        others = [key for key in self.info if not isinstance(self.info[key], str | int | float)]
+        facts.append(("info", first_names([*plain, *others], limit=8)))
+        return facts
+
     def apply_(self, model: nn.Module, *, strict: bool = True) -> None:
-        """Put ``model`` where the ticket starts: the rewind weights, pruned ones exactly zero, in place.
+        """Put ``model`` where the ticket starts, in place: the stored weights, with pruned ones exactly zero.
 
         Args:
-            model: The network. If the rewind weights are a reference, it must be at them already.
-            strict: Whether every difference between the ticket's network and this one is an error. If not, what fits is
-                restored, and a warning says what differs; the mask must fit in any case.
+            model: The network. If the start is a reference, the network must be at those weights already.
+            strict: Whether every difference between the ticket's network and this one is an error. If not, everything
+                that fits is restored, and a warning lists the differences. The mask must fit in any case.
 
         Raises:
-            MaskMismatchError: The model is another one; nothing was changed.
-            RewindMismatchError: The rewind weights are a reference, and the model is not at them.
+            MaskMismatchError: The ticket is for another model; nothing was changed.
+            RewindMismatchError: The start is a reference, and the model is not at those weights.
         """
         self.mask.check_fits(model)
         differences = self.differences(model)
         if differences and strict:
             raise MaskMismatchError(
-                f"the model must be the one that the ticket is of; received another: {'; '.join(differences[:5])}. "
+                f"the model must be the one that the ticket is for; received another: {'; '.join(differences[:5])}. "
                 "Pass strict=False to restore what fits."
             )
         if differences:
-            warnings.warn(f"the ticket is of another model: {'; '.join(differences[:5])}", stacklevel=2)
+            warnings.warn(f"the ticket is for another model: {'; '.join(differences[:5])}", stacklevel=2)
             _restore_fitting_(model, self.start)
         else:
             self.start.restore_(model)
         self.mask.apply_(model)
 
     def differences(self, model: nn.Module) -> list[str]:
-        """What of a model differs from the one that the ticket is of: structure, class and base model."""
+        """List how a model differs from the one that the ticket is for: in structure, class and base model."""
         found = []
         if isinstance(self.start, Snapshot):
             found += _structural(self.start.tensors, named_state(model))
@@ -106,10 +130,10 @@ class Ticket(HubMixin):
         return found
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write mask, rewind weights, model configuration and card into ``folder``; nothing in it is a pickle.
+        """Write mask, start, model configuration and card into ``folder``; none of the files is a pickle.
 
-        A new folder appears in one step. In an existing one files are replaced, but for a README.md. With matplotlib
-        installed and more than one level in the history, a picture of accuracy against density lies beside it.
+        A new folder appears in one step. In an existing folder the files are replaced, except a README.md. If
+        matplotlib is installed and the history has more than one level, a picture of accuracy against density is added.
         """
         stored: dict[str, Any] = {"step": self.start.step}
         if isinstance(self.start, Snapshot):
@@ -127,12 +151,12 @@ class Ticket(HubMixin):
             self._draw(stage / _PICTURE_NAME)
             if not keep_card:
                 (stage / "README.md").write_text(self.card("path/to/this/folder"))
-            has_config = self.model_config is not None  # a config.json may also be of what lay there before
+            has_config = self.model_config is not None  # the folder may hold another config.json from before
             extra = {"rewind": stored, "model_config": has_config, "info": self.info}
             if self.series is not None:
-                self.series.stage(stage, extra)
+                self.series.stage(stage, extra=extra)
             else:
-                stage_mask(stage, self.mask, extra)
+                stage_mask(stage, self.mask, extra=extra)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> Ticket:
@@ -156,13 +180,13 @@ class Ticket(HubMixin):
             except MaskMismatchError as error:
                 raise MaskFileError(f"{folder}: mask and rewind weights must fit each other; {error}") from error
         model_config = AutoConfig.from_pretrained(folder) if config.get("model_config") is True else None
-        if model_config is not None:  # not the folder, which says nothing about the model
+        if model_config is not None:  # transformers puts the folder here, which says nothing about the model
             model_config._name_or_path = (config.get("info", {}).get("base_model") or {}).get("id", "")
         series = MaskSeries.from_pretrained(folder) if config["mask_type"] == "series" else None
         return cls(mask, rewind, config.get("info", {}), model_config, series)
 
     def card(self, source: str) -> str:
-        """The README.md, for a ticket that is to be loaded from ``source``."""
+        """Write the README.md of a ticket that will be loaded from ``source``."""
         if isinstance(self.start, Snapshot):
             start = f"It starts from weights after {self.start.step} optimizer steps, in `{REWIND_NAME}`."
         else:
@@ -181,7 +205,7 @@ class Ticket(HubMixin):
 
 
 def _structure_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of names, dtypes and shapes: the same for every model a ticket can be applied to."""
+    """A hash of names, dtypes and shapes, which all models that a ticket can be applied to have in common."""
     lines = sorted(f"{name}|{tensor.dtype}|{list(tensor.shape)}" for name, tensor in tensors.items())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -192,8 +216,8 @@ def _read_rewind(folder: Path, stated: Any) -> Snapshot | Reference:
         return Reference.from_dict({key: value for key, value in stated.items() if key != "by"})
     if not stated and not (folder / REWIND_NAME).exists():
         raise FileNotFoundError(
-            f"a ticket must have weights to start from; received {folder}, which holds a mask alone. Load it with "
-            "Mask or SignedMask, or name the ticket that lies beside it."
+            f"a ticket must have weights to start from; received {folder}, which holds only a mask. Load it with "
+            "Mask or SignedMask, or pass the folder of the ticket beside it."
         )
     rewind = Snapshot.load(folder / REWIND_NAME)
     if stated.get("sha256") is not None and stated["sha256"] != rewind.sha256():
@@ -218,7 +242,7 @@ def _structural(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> lis
 
 def _restore_fitting_(model: nn.Module, rewind: Snapshot | Reference) -> None:
     if isinstance(rewind, Reference):
-        return  # nothing is stored, and another model is at other weights
+        return  # nothing is stored that could be restored
     with torch.no_grad():
         for name, tensor in named_state(model).items():
             if name in rewind.tensors and rewind.tensors[name].shape == tensor.shape:

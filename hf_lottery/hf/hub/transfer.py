@@ -1,4 +1,4 @@
-"""The Hub: download all files of one commit, push in one commit."""
+"""Transfer: download files from the Hub, all of one commit, and push files in one commit."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 def fetch(
     repo_id: str,
     files: Sequence[str],
-    optional: Sequence[str] = (),
     *,
+    optional: Sequence[str] = (),
     revision: str | None = None,
     subfolder: str = "",
     token: str | bool | None = None,
@@ -40,17 +40,17 @@ def fetch(
 
     Args:
         repo_id: The repository.
-        files: Names that must be there.
-        optional: Names that may be.
-        revision: Branch, tag or commit; resolved to a commit once, before the first file.
+        files: Names of the files that must exist.
+        optional: Names of files that may be missing.
+        revision: Branch, tag or commit. It is resolved to a commit once, before the first file.
         subfolder: Folder in the repository.
         token: As in huggingface_hub: a token, True for the stored one, False for none.
         cache_dir: Where downloads are kept.
-        local_files_only: Only look there.
-        force_download: Download again.
+        local_files_only: Whether to look only at what was downloaded before.
+        force_download: Whether to download what was downloaded before again.
 
     Raises:
-        FileNotFoundError: No such repository, revision or file, or none that this token may see.
+        FileNotFoundError: The repository, revision or file does not exist, or this token may not see it.
     """
     api = _api(token)
     common: dict[str, Any] = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
@@ -83,7 +83,7 @@ def fetch(
 
 
 def fetch_model(repo_id: str, *, subfolder: str = "", **where: Any) -> Path:
-    """Download configuration and safetensors of a model, all of one commit; see :func:`fetch`."""
+    """Download the configuration and safetensors of a model, all of one commit; see :func:`fetch`."""
     revision, token = where.pop("revision", None), where.pop("token", None)
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     patterns = [f"{prefix}*.safetensors", f"{prefix}*.json"]
@@ -106,7 +106,7 @@ def push(
     commit_message: str | None = None,
     token: str | bool | None = None,
 ) -> str:
-    """Push what ``thing.save_pretrained`` writes, in one commit; see :meth:`HubMixin.push_to_hub`."""
+    """Push the files that ``thing.save_pretrained`` writes, in one commit; see :meth:`HubMixin.push_to_hub`."""
     api = _api(token)
     api.create_repo(repo_id, private=private, exist_ok=True)
     if revision is not None and not create_pr:
@@ -116,7 +116,7 @@ def push(
         folder = Path(temporary) / "saved"
         thing.save_pretrained(folder)
         if pickles := [file.name for file in folder.iterdir() if file.suffix in _PICKLES]:
-            raise ValueError(f"what is pushed must hold no pickle; received {pickles[0]}.")
+            raise ValueError(f"a pushed folder must not hold a pickle; received {pickles[0]}.")
         source = f'{repo_id}", subfolder="{subfolder}' if subfolder else repo_id
         card = thing.card(source) if hasattr(thing, "card") else other_card(thing, source)
         (folder / "README.md").write_text(_merged(card, api, repo_id, head, subfolder))
@@ -136,8 +136,8 @@ def push(
     return done.pr_url or done.commit_url
 
 
-def base_model(config: PreTrainedConfig, token: str | bool | None = None) -> dict[str, str | None] | None:
-    """The repository that a model's configuration names, and the commit it was at here; None if it names none."""
+def base_model(config: PreTrainedConfig, *, token: str | bool | None = None) -> dict[str, str | None] | None:
+    """Return the repository that a model's configuration names and its commit in the cache; None without one."""
     name = getattr(config, "_name_or_path", None)
     if not name or Path(name).exists() or not REPO_ID.fullmatch(name):
         return None
@@ -149,7 +149,7 @@ def base_model(config: PreTrainedConfig, token: str | bool | None = None) -> dic
 
 
 def _merged(card: str, api: HfApi, repo_id: str, commit: str | None, subfolder: str) -> str:
-    """The card, with what a person wrote in the one that is there."""
+    """The new card, with the text that a person wrote in the card of the repository."""
     try:
         old = api.hf_hub_download(repo_id, "README.md", subfolder=subfolder or None, revision=commit)
     except EntryNotFoundError:

@@ -1,4 +1,4 @@
-"""Metrics: our own ``evaluate`` modules, which work offline, and every other one by name; accuracy for the Trainer."""
+"""Metrics: our own ``evaluate`` modules, which work offline, all others by name, and accuracy for the Trainer."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import numpy as np
 from torch import Tensor
 from transformers import EvalPrediction
 
-# Metrics of our own: name -> class, in the module of that name.
+# Our own metrics: name -> class, in the module of that name.
 _OURS = {
     "accuracy": "Accuracy",
     "error_barrier": "ErrorBarrier",
     "mask_overlap": "MaskOverlap",
-    "sign_agreement": "SignAgreement",
+    "sign_agreement": "SignAgreementMetric",
 }
 
 
 def load_metric(name: str, **options: Any) -> Any:
-    """An ``evaluate`` module: one of ours, else ``evaluate.load(name)``, which may ask the Hub.
+    """Load an ``evaluate`` module: one of ours, or else ``evaluate.load(name)``, which may ask the Hub.
 
     Args:
-        name: "accuracy", "error_barrier", "mask_overlap", "sign_agreement", or what ``evaluate.load`` takes.
-        options: For ``evaluate``, such as ``num_process``, ``process_id`` and ``experiment_id`` where each process adds
-            its share of the samples. The Trainer gathers them first and needs none.
+        name: "accuracy", "error_barrier", "mask_overlap", "sign_agreement", or a name for ``evaluate.load``.
+        options: Options of ``evaluate``, such as ``num_process``, ``process_id`` and ``experiment_id`` if each process
+            adds its share of the samples. The Trainer gathers the samples first and needs none of these.
 
     Raises:
         ImportError: ``evaluate`` or ``datasets`` is not installed.
@@ -37,14 +37,14 @@ def load_metric(name: str, **options: Any) -> Any:
     if name not in _OURS:
         return evaluate.load(name, **options)
     module = import_module(f".{name}", __name__)
-    options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)  # several processes meet on disk
+    options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)  # several processes share files
     return getattr(module, _OURS[name])(**options)
 
 
-def classification_metrics(name: str = "accuracy") -> Callable[[EvalPrediction], dict[str, float]]:
-    """``compute_metrics`` for a Trainer that classifies: the metric ``name`` of the predicted classes.
+def classification_metrics(*, name: str = "accuracy") -> Callable[[EvalPrediction], dict[str, float]]:
+    """Make ``compute_metrics`` for a Trainer that classifies: the metric ``name`` of the predicted classes.
 
-    Pass :func:`predicted_classes` as ``preprocess_logits_for_metrics`` so that only the classes are gathered.
+    Pass :func:`predicted_classes` as ``preprocess_logits_for_metrics``, so that only the classes are gathered.
     """
     metric = load_metric(name)
 
@@ -56,5 +56,5 @@ def classification_metrics(name: str = "accuracy") -> Callable[[EvalPrediction],
 
 
 def predicted_classes(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
-    """``preprocess_logits_for_metrics``: logits ``[n, classes]`` -> classes ``[n]``."""
+    """Return the predicted classes ``[n]`` of logits ``[n, classes]``, as ``preprocess_logits_for_metrics``."""
     return (logits[0] if isinstance(logits, tuple) else logits).argmax(dim=-1)

@@ -4,18 +4,18 @@ import datasets
 import evaluate
 import numpy
 
-from ...connectivity.barrier import Barrier
+from hf_lottery.connectivity.barrier import Barrier  # absolute, as evaluate copies this file
 
 _DESCRIPTION = """Error barrier between two networks, from errors on the straight line between them.
 
-`errors` is [samples, points]: of every sample its error, 0 or 1 or a loss, for networks evenly from the first to the
-second, both included. One row of mean errors does as well. `error_barrier` is the largest mean error minus the mean of
-those of the two ends, `linear_error_barrier` the largest excess over the straight line between them."""
+`errors` is [samples, points]: the error of every sample, 0 or 1 or a loss, for networks evenly spaced from the first to
+the second, both included. One row of mean errors works too. `error_barrier` is the largest mean error minus the mean of
+the errors at the two ends, `linear_error_barrier` the largest excess over the straight line between the ends."""
 _CITATION = """Frankle et al., 2020, arXiv:1912.05671; Entezari et al., 2022, arXiv:2110.06296."""
 
 
 class ErrorBarrier(evaluate.Measurement):
-    """Barrier of per-sample ``errors`` [samples, points], float64: "error_barrier" and "linear_error_barrier"."""
+    """Barriers of float64 ``errors`` [samples, points]: "error_barrier" and "linear_error_barrier"."""
 
     def _info(self):
         features = datasets.Features({"errors": datasets.Sequence(datasets.Value("float64"))})

@@ -4,17 +4,17 @@ import datasets
 import evaluate
 import torch
 
-from ...masks.mask import Mask
+from hf_lottery.masks.mask import Mask  # absolute, as evaluate copies this file
 
 _DESCRIPTION = """How far two masks keep the same weights.
 
-`predictions` and `references` are the masks, one row a parameter, flattened, True keeps; the rows may have different
+`predictions` and `references` are the masks, one flattened row for each parameter; True keeps. Rows may have different
 lengths. `mask_overlap` is the intersection over union of the kept weights, in [0, 1], and `mask_overlap_chance` what
 independent masks of the same densities, parameter by parameter, would have in expectation."""
 
 
 class MaskOverlap(evaluate.Metric):
-    """Overlap of two masks, one row of bool a parameter: "mask_overlap" and "mask_overlap_chance"."""
+    """Overlap of two masks, given as one row of bool for each parameter: "mask_overlap" and "mask_overlap_chance"."""
 
     def _info(self):
         row = datasets.Sequence(datasets.Value("bool"))

@@ -2,17 +2,20 @@
 
 import datasets
 import evaluate
-import numpy
+import torch
+
+from hf_lottery.masks.mask import Mask  # absolute, as evaluate copies this file
+from hf_lottery.signs.signed_mask import sign_agreement
 
 _DESCRIPTION = """How far the signs of the weights are those of a ticket.
 
-`predictions` and `references` are signs, -1, 0 or +1, one row a parameter, flattened; the rows may have different
-lengths. Counted are the weights whose reference is not 0: those that the ticket keeps. `sign_agreement` is the fraction
-of these with equal signs, in [0, 1]; chance is about one half."""
+`predictions` and `references` are signs, -1, 0 or +1, one flattened row for each parameter. Rows may have different
+lengths. Weights count if their reference is not 0; these are the weights that the ticket keeps. `sign_agreement` is the
+fraction of these with equal signs, in [0, 1]. Chance is about one half."""
 
 
-class SignAgreement(evaluate.Metric):
-    """Fraction of equal signs where ``references`` has one, one row of int8 a parameter: "sign_agreement"."""
+class SignAgreementMetric(evaluate.Metric):
+    """Fraction of equal signs where ``references`` is not 0, one row of int8 for each parameter: "sign_agreement"."""
 
     def _info(self):
         row = datasets.Sequence(datasets.Value("int8"))
@@ -24,15 +27,15 @@ class SignAgreement(evaluate.Metric):
         )
 
     def _compute(self, predictions, references):  # pyright: ignore[reportIncompatibleMethodOverride]
-        equal = count = 0
         for row, (mine, theirs) in enumerate(zip(predictions, references, strict=True)):
             if len(mine) != len(theirs):
                 raise ValueError(
                     f"signs must have as many weights as their references; received {len(mine)} and {len(theirs)} in "
                     f"row {row}."
                 )
-            signs, wanted = numpy.asarray(mine), numpy.asarray(theirs)
-            counted = wanted != 0
-            equal += int(((signs == wanted) & counted).sum())
-            count += int(counted.sum())
-        return {"sign_agreement": equal / count if count else 1.0}
+        signs, wanted = (
+            {str(row): torch.tensor(values, dtype=torch.int8) for row, values in enumerate(rows)}
+            for rows in (predictions, references)
+        )
+        kept = Mask({name: sign != 0 for name, sign in wanted.items()})
+        return {"sign_agreement": sign_agreement(kept, wanted, signs).overall}

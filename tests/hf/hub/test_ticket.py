@@ -132,7 +132,9 @@ def test_mask_and_weights_of_different_models(ticket, tmp_path):
 
 
 def test_an_error_half_way_leaves_no_ticket(ticket, tmp_path, monkeypatch):
-    monkeypatch.setattr("hf_lottery.hf.hub.ticket.stage_mask", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(
+        "hf_lottery.hf.hub.ticket.stage_mask", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full"))
+    )
     with pytest.raises(OSError, match="disk full"):
         ticket.save_pretrained(tmp_path / "t")
     assert not list(tmp_path.iterdir())
