@@ -1,19 +1,18 @@
-"""What matching costs: in forward passes, against matching layer after layer, and the assignment alone.
+"""Measure what matching costs: in forward passes, against matching layer after layer, and the assignment alone.
 
     OMP_NUM_THREADS=1 python recipes/benchmarks/matching.py
 
-ResNet-20 (width 1, 28x28 inputs) and a 4-layer BERT; process CPU time, one thread, medians. "Layer after layer" is how
-the alignment paper's code works: one pass over the data of both networks for every group; here ours, group by group.
+It uses a ResNet-20 (width 1, 28x28 inputs), a 4-layer BERT and one thread, and reports the median CPU time of the
+process. "Layer after layer" works as the code of the alignment paper does, with one pass over the data of both networks
+for every group; here it is our own matching, group by group.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,14 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from transformers import BertConfig, BertForSequenceClassification
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from hf_lottery import activation_matching, discover, markdown_table, weight_matching
+from hf_lottery import activation_matching, discover, weight_matching
 from hf_lottery.alignment.assignment import assign
-from hf_lottery.hf.tasks.models import ResNetCifarConfig, ResNetCifarForImageClassification
+from hf_lottery.hf.tasks.paper_networks import ResNetCifarConfig, ResNetCifarForImageClassification
+from hf_lottery.report import markdown_table
 
 
 def cpu_seconds(action: Callable[[], Any], repeats: int) -> float:
-    """Median process CPU time."""
+    """Measure the median CPU time of the process."""
     times = []
     for _ in range(repeats):
         start = time.process_time()
@@ -38,7 +37,7 @@ def cpu_seconds(action: Callable[[], Any], repeats: int) -> float:
 
 
 def pairs() -> dict[str, tuple[Callable[[], torch.nn.Module], dict[str, torch.Tensor]]]:
-    """Name -> network and a batch."""
+    """Return name -> network and a batch."""
     resnet = ResNetCifarConfig(num_channels=1, image_size=28, id2label=dict(enumerate("0123456789")))
     bert = BertConfig(
         hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024, vocab_size=1000
@@ -53,7 +52,7 @@ def pairs() -> dict[str, tuple[Callable[[], torch.nn.Module], dict[str, torch.Te
 
 
 def measure(name: str, repeats: int) -> list[str]:
-    """One row: forward of both networks, activation matching, layer after layer, weight matching."""
+    """Measure one row: forward of both networks, activation matching, layer after layer, weight matching."""
     make, batch = pairs()[name]
     a, b = make().eval(), make().eval()
     spec = discover(a, batch)
@@ -67,7 +66,7 @@ def measure(name: str, repeats: int) -> list[str]:
     whole = cpu_seconds(lambda: activation_matching(spec, source=a, target=b, batches=[batch]), repeats)
     groups = list(spec.free)
     parts = cpu_seconds(
-        lambda: [activation_matching(spec, source=a, target=b, batches=[batch], groups=[g]) for g in groups], 1
+        lambda: [activation_matching(spec, source=a, target=b, batches=[batch], include=[g]) for g in groups], 1
     )
     weights = cpu_seconds(lambda: weight_matching(spec, source=a, target=b), repeats)
     return [name, str(len(groups)), f"{floor:.3f}", f"{whole:.3f} ({whole / floor:.2f} x)",
@@ -75,7 +74,7 @@ def measure(name: str, repeats: int) -> list[str]:
 
 
 def assignment(n: int, repeats: int) -> list[str]:
-    """One row: scipy on the correlations of two layers of ReLU units over the same eight factors, plain and reduced."""
+    """Measure one row: scipy, plain and reduced, on correlations of two layers of ReLU units over eight factors."""
     generator = np.random.default_rng(0)
     factors = generator.standard_normal((4000, 8))
     layers = [np.maximum(factors @ generator.standard_normal((8, n)) + generator.standard_normal((4000, n)), 0)

@@ -1,5 +1,6 @@
-"""Small networks with specs written by hand, for the tests of everything that uses a spec."""
+"""Small networks with specs written by hand, and pairs of them, for the tests of everything that uses a spec."""
 
+import copy
 import math
 
 import numpy as np
@@ -8,14 +9,19 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_lottery.symmetry.groups import Axis, Block, Group
+from hf_lottery.symmetry.permutation import permute_
 from hf_lottery.symmetry.spec import PermutationSpec
 
 FROZEN = "input or output"
 
 
 def spec_of(groups: dict, tensors: dict) -> PermutationSpec:
-    """Groups: name -> size or (size, parents) or (size, parents, frozen). Tensors: name -> axes, one string of leaves
-    each, or a list of such (blocks stacked along axis 0)."""
+    """Make a spec from a short notation.
+
+    Args:
+        groups: Name -> size, or (size, parents), or (size, parents, frozen).
+        tensors: Name -> axes, one string of leaves each, or a list of such (blocks stacked along axis 0).
+    """
     made = {name: Group(name, *(spec if isinstance(spec, tuple) else (spec,))) for name, spec in groups.items()}
     blocks = {}
     for name, axes in tensors.items():
@@ -177,7 +183,7 @@ NETWORKS = {f.__name__: f for f in (mlp, resnet, attention, gqa, experts, square
 
 
 def network(name: str, seed: int = 0):
-    """A randomised float64 network in eval mode, its spec, and inputs."""
+    """Make a randomised float64 network in eval mode, its spec, and inputs."""
     torch.manual_seed(seed)
     model, spec, shape = NETWORKS[name]()
     for parameter in model.parameters():
@@ -189,3 +195,20 @@ def network(name: str, seed: int = 0):
             nn.init.normal_(module.running_mean)
             nn.init.uniform_(module.running_var, 0.5, 2)
     return model.double().eval(), spec, torch.randn(64, *shape, dtype=torch.float64)
+
+
+def planted(name: str, seed: int = 0, noise: float = 0.02):
+    """Make a target that is a permuted source with noise: source, target, spec, inputs, the permutation planted."""
+    source, spec, x = network(name, seed)
+    p, target = spec.random(seed + 1), copy.deepcopy(source)
+    permute_(target, p)
+    with torch.no_grad():
+        for w in target.parameters():
+            w.add_(noise * torch.randn_like(w))
+    return source, target, spec, x, p
+
+
+def unrelated(name: str):
+    """Make two networks of different seeds: source, target, spec, inputs."""
+    source, spec, x = network(name, 1)
+    return source, network(name, 2)[0], spec, x
