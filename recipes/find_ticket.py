@@ -2,15 +2,15 @@
 
     accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml
     accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml --sparsity 0.9 --rewind step:50
-    accelerate launch recipes/find_ticket.py --config recipes/digits/aws.yaml
-    accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml --plan
+    accelerate launch recipes/find_ticket.py --config recipes/digits/aws.yaml       # signs for any seed
+    accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml --plan       # what it will cost
     accelerate launch recipes/find_ticket.py --task text-classification \\
         --model_name_or_path google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config sst2 \\
         --rewind pretrained --sparsity 0.7 --output_dir outputs/sst2
 
-With ``norm_interpolation`` in the settings the ticket is one of AWS, whose signs let any seed win. A run that was
-stopped goes on where it stopped. The ticket lies in ``output_dir/ticket``, and ``output_dir/report.html`` shows it.
-With ``--plan`` nothing is trained and nothing written: it prints what the search will cost.
+The third command searches by "A Winning Sign" (Oh et al., 2025). The ticket is in ``output_dir/ticket``, and
+``output_dir/report.html`` shows it. A run that was stopped goes on where it stopped.
+hf_lottery/hf/commands/find_ticket.py holds the code.
 """
 
 from hf_lottery.hf.commands.find_ticket import main

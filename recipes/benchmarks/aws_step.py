@@ -1,11 +1,11 @@
-"""Measure what interpolated norms cost: a training step of AWS over a masked step.
+"""Measure what interpolated norms cost: a training step of "A Winning Sign" (AWS) over a masked step.
 
     python recipes/benchmarks/aws_step.py        # about 4 minutes
 
-One thread, process CPU time, AdamW (fused), sparsity 0.8. A masked step, a step of AWS and a masked step again take
-turns on one network, in a new order every round; a ratio is that of two steps of one round. "masked, again" is the
-noise. The time at the block's two ends is taken in the same steps and is much less noisy; the hooks on the gradients
-are not in it.
+It uses one thread, AdamW (fused) and sparsity 0.8, and measures the CPU time of the process. A masked step, a step of
+AWS and another masked step take turns on one network, in a new order every round. A ratio compares two steps of one
+round; "masked, again" shows the noise. The time at the two ends of the block that interpolates is measured in the same
+steps and is much less noisy; it does not include the hooks on the gradients.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from hf_lottery import (
     interpolated_norms,
     keep_sparse,
     magnitude,
-    markdown_table,
     norm_parameters,
     prunable,
     prune,
     score_weights,
 )
+from hf_lottery.report import markdown_table
 
 STEPS = ("masked", "AWS", "masked, again")
 

@@ -1,26 +1,24 @@
-"""What a barrier costs: its points against as many evaluations, interpolation alone, and with recalibration.
+"""Measure what a barrier costs: its points against as many evaluations, interpolation alone, and recalibration.
 
     OMP_NUM_THREADS=1 python recipes/benchmarks/barrier.py
 
-ResNet-20 (width 1, 28x28 inputs) and a 4-layer ViT; process CPU time, one thread. Barriers and bare evaluations take
-turns; a ratio is that of two neighbours. "Again" are the bare evaluations against themselves: the noise.
+It uses a ResNet-20 (width 1, 28x28 inputs), a 4-layer ViT and one thread, and measures the CPU time of the process.
+Barriers and bare evaluations take turns; a ratio compares two neighbours. "Again" compares bare evaluations with
+themselves and shows the noise.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from hf_lottery import error_barrier, recalibrated
 from hf_lottery.connectivity.interpolation import holding
 from hf_lottery.connectivity.repair import recalibrate_batch_norm_
@@ -31,7 +29,7 @@ POINTS, BATCH = 11, 100
 
 
 def networks() -> dict[str, tuple[Callable[[], nn.Module], int]]:
-    """Name -> network, and its channels."""
+    """Return name -> network and its channels."""
     resnet = ResNetCifarConfig(num_channels=1, image_size=28, id2label=dict(enumerate("0123456789")))
     vit = ViTConfig(
         hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, image_size=28, patch_size=4,
@@ -50,12 +48,12 @@ def cpu_seconds(action: Callable[[], Any]) -> float:
 
 
 def spread(values: list[float]) -> str:
-    """min / median / max."""
+    """Return least / median / largest as text."""
     return " / ".join(f"{value:.3f}" for value in (min(values), statistics.median(values), max(values)))
 
 
 def measure(name: str, images: int, repeats: int) -> list[str]:
-    """One row: a bare evaluation, moving to a point, and the ratios of whole barriers to bare evaluations."""
+    """Measure one row: a bare evaluation, moving to a point, and the ratios of whole barriers to bare evaluations."""
     make, channels = networks()[name]
     a, b = make().eval(), make().eval()
     batches = torch.randn(images, channels, 28, 28).split(BATCH)
@@ -97,7 +95,7 @@ def measure(name: str, images: int, repeats: int) -> list[str]:
 
 
 def move_seconds(a: nn.Module, b: nn.Module) -> float:
-    """Median CPU time of moving to one point."""
+    """Measure the median CPU time of moving to one point."""
     with holding(a, b) as held:
         return statistics.median(cpu_seconds(lambda: held.to_line(0.3)) for _ in range(50))
 

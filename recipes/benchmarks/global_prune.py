@@ -3,8 +3,9 @@
     python recipes/benchmarks/global_prune.py --repeats 9
     python recipes/benchmarks/global_prune.py --torch-weights 100_000_000 --repeats 1   # 6 GB
 
-One thread; process CPU time, which other processes disturb little. Extra memory is what one run adds to the peak
-resident set (ru_maxrss) of a process that holds the scores; every row has a process of its own.
+It uses one thread and measures the CPU time of the process, which other processes disturb little. Extra memory is what
+one run adds to the peak resident set (ru_maxrss) of a process that holds the scores; every row has a process of its
+own.
 """
 
 import argparse

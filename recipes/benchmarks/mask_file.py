@@ -1,18 +1,17 @@
-"""Size and speed of mask files: a real magnitude mask of a network of 24 million weights, and a series of ten levels.
+"""Measure size and speed of mask files: a magnitude mask of 24 million weights, and a series of ten levels.
 
     python recipes/benchmarks/mask_file.py
     python recipes/benchmarks/mask_file.py --zstd-levels 3,16,19   # what another level would give
 
-One thread; process CPU time, the least of the repeats. A 784-4096-4096-1024-10 network is trained on Fashion-MNIST
-for a few hundred steps, enough to give its layers the densities of trained ones and not meant to be accurate. The bound
-of a size is the entropy of each layer's density: what an ideal code of independent weights takes. Reading is from
-folder to ``Mask``, with the checksum and all checks.
+It uses one thread and reports the least CPU time of the repeats. A 784-4096-4096-1024-10 network is trained on
+Fashion-MNIST for a few hundred steps: it is not meant to be accurate, but its layers get the densities of trained ones.
+The bound of a size is the entropy of each layer's density, which is what an ideal code of independent weights needs.
+Reading means from folder to ``Mask``, with the checksum and all checks.
 """
 
 import argparse
 import itertools
 import math
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,12 +23,10 @@ import zstandard
 from torch import nn
 
 from hf_lottery import Mask, magnitude, prunable, prune, score_weights
+from hf_lottery.hf.tasks.built_in import fashion_mnist
 from hf_lottery.masks.file import MASK_NAME, write_mask
 from hf_lottery.masks.mask_series import MaskSeries
 from hf_lottery.storage.encoding import pack_bits
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from hf_lottery.hf.tasks.built_in import fashion_mnist
 
 SPARSITIES = (0.8, 0.9, 0.95)
 LEVELS = 10
@@ -38,7 +35,7 @@ T = TypeVar("T")
 
 
 def train(folder: str, steps: int, batch: int = 128) -> nn.Module:
-    """The network after a short training, and its training accuracy on the way, printed."""
+    """Train the network for a short time, and print its training accuracy."""
     (images, labels, _, _), _ = fashion_mnist(folder)
     torch.manual_seed(0)
     sizes = (784, 4096, 4096, 1024, 10)
@@ -59,7 +56,7 @@ def train(folder: str, steps: int, batch: int = 128) -> nn.Module:
 
 
 def bound(mask: Mask) -> float:
-    """Bytes that the entropy of each layer's density takes."""
+    """Return the bytes that the entropy of each layer's density needs."""
     bits = 0.0
     for entry in mask.values():
         share = int(entry.sum()) / entry.numel()
@@ -68,7 +65,7 @@ def bound(mask: Mask) -> float:
 
 
 def least_time(run: Callable[[], T], repeats: int) -> tuple[float, T]:
-    """Least CPU seconds of the repeats, and the result of the last."""
+    """Return the least CPU seconds of the repeats, and the result of the last one."""
     seconds, result = [], run()
     for _ in range(repeats):
         start = time.process_time()

@@ -1,12 +1,12 @@
-"""Measure what holding a mask costs: time of a training step, time inside the mask itself, and memory.
+"""Measure what it costs to hold a mask: time of a training step, time inside the mask itself, and memory.
 
     python recipes/benchmarks/masked_step.py             # about 8 minutes
     python recipes/benchmarks/masked_step.py --quick     # one minute, smaller batches: masks take a larger share
 
-One thread, process CPU time. All variants of a network live in one process and take turns, in a new order every round;
-a ratio is that of two steps of one round. "dense, fused, again" is a second copy of what its column divides by: its
-spread is the noise, and a ratio within it says nothing. The time inside the mask is taken in the same steps, around
-every call of the mask, and is much less noisy.
+It uses one thread and measures the CPU time of the process. All variants of a network live in one process and take
+turns, in a new order every round; a ratio compares two steps of one round. "dense, fused, again" is a second copy of
+the network that the column divides by: its spread is the noise, and a ratio within it says nothing. The time inside the
+mask is measured in the same steps, around every call of the mask, and is much less noisy.
 """
 
 import argparse
@@ -26,10 +26,11 @@ from torch import Tensor, optim
 from torch.nn.utils.prune import custom_from_mask
 from transformers import PreTrainedModel
 
-from hf_lottery import Mask, keep_sparse, magnitude, markdown_table, prunable, prune, score_weights
+from hf_lottery import Mask, keep_sparse, magnitude, prunable, prune, score_weights
+from hf_lottery.report import markdown_table
 
 SPARSITY = 0.8
-TOKENS = 64  # in a sequence of BERT and GPT-2; an image is 64 patches to ViT
+TOKENS = 64  # in a sequence of BERT and GPT-2; an image has 64 patches for ViT
 TRANSFORMER: Any = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "SGD": lambda parameters, fused: optim.SGD(parameters, lr=1e-4, momentum=0.9, fused=fused),
@@ -39,11 +40,17 @@ OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train: ``fused`` (None is torch's default) goes to the optimizer, ``mask`` is who holds the mask."""
+    """A way to train.
+
+    Attributes:
+        name: Its name in the tables.
+        fused: An argument of the optimizer; None is torch's default.
+        mask: What holds the mask: "number" or "bit" (``keep_sparse``), "torch", or nothing.
+    """
 
     name: str
     fused: bool | None
-    mask: str = ""  # "number", "bit", "torch"
+    mask: str = ""
 
 
 VARIANTS = (
@@ -54,8 +61,10 @@ VARIANTS = (
     BIT := Variant("keep_sparse(packed=True), fused", True, "bit"),
     Variant("torch.nn.utils.prune, default optimizer", None, "torch"),
 )
-STEP_GOALS = {True: ("<= 1.00", "<= 1.03"), False: ("-", "<= 1.005")}  # is it ResNet-18? default, fused
-MASK_GOALS = {NUMBER: ("<= 0.40", "<= 4"), BIT: ("<= 0.65", "<= 0.13")}  # ns and bytes a weight
+# Whether the network is ResNet-18 -> goals against the default and the fused optimizer.
+STEP_GOALS = {True: ("<= 1.00", "<= 1.03"), False: ("-", "<= 1.005")}
+# Variant -> goals in nanoseconds and bytes for each weight.
+MASK_GOALS = {NUMBER: ("<= 0.40", "<= 4"), BIT: ("<= 0.65", "<= 0.13")}
 
 
 def resnet18(batch: int) -> tuple[PreTrainedModel, dict[str, Tensor]]:
@@ -92,7 +101,7 @@ NETWORKS = {"ResNet-18": (resnet18, 64), "BERT-4": (bert, 32), "ViT-4": (vit, 32
 
 @dataclass
 class Run:
-    """One variant in training: seconds of every step, and of these the seconds inside the mask."""
+    """One variant in training, with the seconds of every step and the part of them inside the mask."""
 
     variant: Variant
     model: PreTrainedModel
@@ -136,7 +145,7 @@ class Run:
 
 
 def measure(network: str, make_optimizer: Callable, batch: int, rounds: int) -> tuple[dict[Variant, Run], int]:
-    """Every variant in training for ``rounds`` steps after a warm-up, and the number of weights under the mask."""
+    """Train every variant for ``rounds`` steps after a warm-up; return them and the number of masked weights."""
     torch.manual_seed(0)
     model, inputs = NETWORKS[network][0](batch)
     mask = prune(score_weights(prunable(model), magnitude), SPARSITY)
@@ -152,7 +161,7 @@ def measure(network: str, make_optimizer: Callable, batch: int, rounds: int) -> 
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """min / first quartile / median / max."""
+    """Return least / first quartile / median / largest as text."""
     lower, middle, _ = statistics.quantiles(values, n=4, method="inclusive")
     return " / ".join(f"{value:.{digits}f}" for value in (min(values), lower, middle, max(values)))
 

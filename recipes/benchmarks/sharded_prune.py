@@ -1,10 +1,10 @@
-"""Time the exact selection over shards on several processes, and what it adds to the memory of each.
+"""Measure the exact selection over shards on several processes: its time, and what it adds to the memory of each.
 
     python recipes/benchmarks/sharded_prune.py --weights 10_000_000 100_000_000 1_000_000_000 --processes 1 2 4
 
-Every process holds its rows of 20 score tensors. Time is CPU time of the slowest process; extra memory is what one
-selection adds to the peak resident set of a process that holds its scores, the finished mask (one byte a weight)
-included. ``sent`` is what a process gives to the sums and to the gathering of the mask.
+Every process holds its rows of 20 score tensors. Time is the CPU time of the slowest process. Extra memory is what one
+selection adds to the peak resident set of a process that holds its scores; it includes the finished mask, one byte for
+each weight. ``sent`` is what a process sends for the sums and for gathering the mask.
 """
 
 import argparse
@@ -27,7 +27,7 @@ TENSORS, COLUMNS, SPARSITY = 20, 1000, 0.8
 
 
 def measure(rank: int, processes: int, folder: str, weights: int) -> None:
-    """Select on one process of several; the first writes CPU seconds, extra bytes, bytes sent and the count removed."""
+    """Select on one process of several. The first process writes seconds, bytes, sums, and whether counts are exact."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=processes)
     mesh = init_device_mesh("cpu", (processes,))

@@ -3,9 +3,9 @@
     apt-get install bible-kjv bible-kjv-text
     python recipes/king_james/prepare.py outputs/king_james
 
-``verses/{train,test}.txt`` has a verse a line. ``books/{train,test}.csv`` has columns ``text`` and ``label``: law,
-history, poetry, prophets, gospels (with Acts) or letters (with Revelation). Every tenth chapter of a book, from the
-fifth on, is the test, so that no verse of it has its neighbours in the training.
+``verses/{train,test}.txt`` has a verse on each line. ``books/{train,test}.csv`` has columns ``text`` and ``label``:
+law, history, poetry, prophets, gospels (with Acts) or letters (with Revelation). Every tenth chapter of a book, from
+the fifth on, belongs to the test split, so that the neighbours of a test verse are not in the training split.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import re
 import subprocess
 from pathlib import Path
 
-COMMAND = ["bible", "-f", "gen1:1-rev22:21"]  # a verse a line: "Ge1:1 In the beginning ..."
+COMMAND = ["bible", "-f", "gen1:1-rev22:21"]  # prints a verse on each line: "Ge1:1 In the beginning ..."
 KINDS = {
     "law": "Ge Exo Lev Num Deu",
     "history": "Josh Jdgs Ruth 1Sm 2Sm 1Ki 2Ki 1Chr 2Chr Ezra Neh Est",
@@ -32,7 +32,7 @@ _VERSE = re.compile(r"(\d?[A-Za-z]+)(\d+):(\d+) (.+)")
 def main() -> None:
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("folder", type=Path, help="Where to write.")
+    parser.add_argument("folder", type=Path, help="Folder to write to.")
     folder = parser.parse_args().folder
     try:
         text = subprocess.run(COMMAND, check=True, capture_output=True, text=True).stdout
@@ -47,11 +47,11 @@ def write(folder: Path, text: str) -> None:
     """Write the four files.
 
     Args:
-        folder: Gets ``verses`` and ``books``.
-        text: A verse a line, each with its book, chapter and number before it.
+        folder: The folder to write ``verses`` and ``books`` to.
+        text: A verse on each line, after its book, chapter and number.
 
     Raises:
-        ValueError: A line is no verse, or of a book that is not known.
+        ValueError: A line is not a verse, or its book is not known.
     """
     splits: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
     for line in text.splitlines():

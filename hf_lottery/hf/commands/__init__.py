@@ -1,0 +1,1 @@
+"""Commands: the recipes, and the command line ``hf-lottery``."""

@@ -1,13 +1,10 @@
 """Align a ticket's mask to a network of another seed.
 
-    accelerate launch recipes/align_mask.py --config recipes/digits/imp.yaml --ticket outputs/digits-imp/ticket \\
-        --source_model outputs/digits-imp/level-00/trained --target_model outputs/dense-7 --method activation \\
-        --output_dir outputs/aligned
-
-Finds which axes of the network may be permuted (``discover``, verified on the network itself), matches the dense
-trained ``source_model`` that the ticket comes from to the dense trained ``target_model``, and writes the permuted mask,
-the permutation and a table of the match. Then ``train_ticket.py --init checkpoint:... --mask aligned --aligned
-outputs/aligned`` trains it on the target's seed.
+The command finds which axes of the network may be permuted (``discover``, verified on the network itself), matches the
+dense trained ``source_model`` that the ticket comes from to the dense trained ``target_model``, and writes the permuted
+mask, the permutation, and a table and a picture of the match. Then train_ticket.py with ``--init checkpoint:... --mask
+aligned --aligned outputs/aligned`` trains the mask on the network of the other seed. The command lines are in
+recipes/align_mask.py; where only the package is installed, ``python -m hf_lottery.hf.commands.align_mask`` runs it.
 
 Reference: Adnan et al., 2025, arXiv:2505.05143.
 """
@@ -22,34 +19,39 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel, Trainer
 
+from ...alignment.match import Match
 from ...alignment.matching import activation_matching, weight_matching
 from ...masks.mask import Mask
-from ...report import plot_match
+from ...report.bars import plot_match
 from ...symmetry.discovery import discover
-from ...symmetry.permutation import Permutation
 from ...symmetry.spec import PermutationSpec
-from ..commands.parser import RecipeParser
-from ..hub.ticket import Ticket
 from ..tasks.batches import example_batch, training_batches
-from ..tasks.data import DataArguments
+from ..tasks.data import DataArguments, trainer_arguments
+from ..tasks.loading import load_task_data
+from ..tasks.models import ModelArguments, load_network
 from ..trainers.arguments import LotteryArguments
-from .common import AUTO_MODELS, ModelArguments, load_task_data, set_up, trainer_arguments
+from .launch import set_up
+from .parser import RecipeParser
 
-METHODS = ("activation", "weight")
+# How units are matched, and what the score of a match is.
+METHODS = {"activation": "mean correlation of units", "weight": "cosine similarity of weights"}
 
 
 @dataclass
 class AlignArguments:
-    """What to align to what."""
+    """Which mask to align to which network."""
 
     ticket: str = field(metadata={"help": "Folder of the ticket or mask to align."})
     target_model: str = field(metadata={"help": "Folder of the dense trained network of the other seed."})
     source_model: str | None = field(
         default=None,
-        metadata={"help": "Folder of the dense trained network the ticket comes from. Default: beside the ticket."},
+        metadata={
+            "help": "Folder of the dense trained network that the ticket comes from. Default: level-00/trained "
+            "beside the ticket."
+        },
     )
-    method: str = field(default="activation", metadata={"help": f"Matching: {', '.join(METHODS)}."})
-    match_batches: int = field(default=32, metadata={"help": "Training batches to match activations on."})
+    method: str = field(default="activation", metadata={"help": f"How units are matched: {', '.join(METHODS)}."})
+    match_batches: int = field(default=32, metadata={"help": "Number of training batches to match activations on."})
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -59,7 +61,7 @@ class AlignArguments:
 
 
 def main() -> None:
-    """Run the recipe."""
+    """Run the command."""
     parser = RecipeParser([AlignArguments, ModelArguments, DataArguments, LotteryArguments])
     align, model_args, data_args, args = parser.parse()
     set_up(args)
@@ -73,48 +75,29 @@ def main() -> None:
     source.to(args.device)
     spec = discover(source, example_batch(trainer))
     logging.info("%s", spec)
-    permutation = match(align.method, spec, source, target, trainer, align.match_batches)
-    aligned = permutation(mask)
+    found = match_networks(align.method, spec, source, target, trainer, align.match_batches)
     if args.should_save:
-        folder = Path(args.output_dir)
-        carried = {"parents": [mask.sha256()], "permutation": {"spec": spec.fingerprint, "method": align.method}}
-        aligned.save_pretrained(folder, info=carried)
-        permutation.save_pretrained(folder / "permutation")
-        overlap = aligned.overlap(mask)
-        print(
-            f"\n{permutation.report}\n\noverlap with the mask before: {overlap.iou:.3f} (chance {overlap.chance:.3f})"
-        )
-        scores = {name: (group.identity, group.matched) for name, group in permutation.report.groups.items()}
-        score = "correlation" if align.method == "activation" else "inner product"
-        plot_match(folder / "match.png", scores, score=f"mean {score} of units", title=type(source).__name__)
-        print(f"aligned mask: {folder}\npicture: {folder / 'match.png'}")
+        write_aligned(mask, found, align.method, type(source).__name__, Path(args.output_dir))
 
 
-def load_network(source: str, task: str) -> PreTrainedModel:
-    """A network from its folder or repository, or the one that the ticket there starts from."""
-    try:
-        return AUTO_MODELS[task].from_pretrained(source)
-    except OSError as missing:  # a ticket has a configuration, but its weights are called otherwise
-        try:
-            ticket = Ticket.from_pretrained(source)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"a network must be a folder or repository of a model or ticket; received {source}: {missing}"
-            ) from missing
-    model = AUTO_MODELS[task].from_config(ticket.model_config)
-    ticket.apply_(model)
-    return model
-
-
-def match(
+def match_networks(
     method: str,
     spec: PermutationSpec,
     source: PreTrainedModel,
     target: PreTrainedModel,
     trainer: Trainer,
     match_batches: int,
-) -> Permutation:
-    """The permutation that carries ``source`` to ``target``, on every process that of the first."""
+) -> Match:
+    """Find the permutation that carries one network to another; every process gets what the first one found.
+
+    Args:
+        method: "activation" or "weight".
+        spec: The symmetries of the two networks.
+        source: The network to permute.
+        target: The network to match it to.
+        trainer: Has the data and the seed.
+        match_batches: How many training batches activations are matched on.
+    """
     pair: dict[str, Any] = {"source": source, "target": target, "seed": trainer.args.seed}
     if method == "weight":
         found = weight_matching(spec, **pair)
@@ -122,3 +105,27 @@ def match(
         samples = match_batches * trainer.args.per_device_train_batch_size
         found = activation_matching(spec, batches=training_batches(trainer, samples), **pair)
     return broadcast_object_list([found])[0]
+
+
+def write_aligned(mask: Mask, found: Match, method: str, network: str, folder: Path) -> None:
+    """Write the permuted mask, the match and a picture of it to a folder, and print a table.
+
+    Args:
+        mask: The mask as it was found.
+        found: What the matching returned.
+        method: How the units were matched.
+        network: Name of the network's class, for the title of the picture.
+        folder: Where to write.
+    """
+    aligned, spec = found.permutation(mask), found.permutation.spec
+    origin = {"parents": [mask.sha256()], "permutation": {"spec": spec.fingerprint, "method": method}}
+    aligned.save_pretrained(folder, info=origin)
+    found.save_pretrained(folder / "permutation")
+    overlap = aligned.overlap(mask)
+    print(f"\n{found.report}\n\noverlap with the mask before: {overlap.iou:.3f} (chance {overlap.chance:.3f})")
+    plot_match(folder / "match.png", found, score=METHODS[method], title=network)
+    print(f"aligned mask: {folder}\npicture: {folder / 'match.png'}")
+
+
+if __name__ == "__main__":
+    main()

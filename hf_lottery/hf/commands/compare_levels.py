@@ -2,7 +2,7 @@
 
     python -m hf_lottery.hf.commands.compare_levels outputs/fashion-mnist/seed-* --picture docs/fashion_mnist.png
 
-Reads what find_ticket.py left: ``lottery_state.json`` and ``controls.json`` of every run.
+It reads the files ``lottery_state.json`` and ``controls.json`` that find_ticket.py left in the folder of every run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ Series = dict[str, dict[float, list[float]]]
 
 
 def read_runs(runs: list[Path], measure: str) -> Series:
-    """Label -> {sparsity: one value a run}, with ``ticket`` first."""
+    """Read a metric of every level of every run.
+
+    Args:
+        runs: Output folders of searches.
+        measure: The metric, such as "eval_accuracy".
+
+    Returns:
+        Label -> {sparsity: one value a run}. The label ``ticket`` comes first, then those of the controls.
+    """
     series: Series = defaultdict(lambda: defaultdict(list))
     for run in runs:
         for record in json.loads((run / "lottery_state.json").read_text())["finished"]:
@@ -35,7 +43,7 @@ def read_runs(runs: list[Path], measure: str) -> Series:
 
 
 def table(series: Series) -> str:
-    """One row a level: weights that stay, and mean and standard deviation of every series in percent."""
+    """Make a table with a row for every level: the weights that stay, and mean and standard deviation in percent."""
     rows = []
     for sparsity in series["ticket"]:
         cells = [f"{100 * (1 - sparsity):.2f} %"]
@@ -47,10 +55,10 @@ def table(series: Series) -> str:
 
 
 def main() -> None:
-    """Run the script."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("runs", nargs="+", type=Path, help="Output folders of find_ticket.py, one a seed.")
-    parser.add_argument("--measure", default="eval_accuracy", help="Metric to compare, a fraction.")
+    parser.add_argument("runs", nargs="+", type=Path, help="Output folders of find_ticket.py, one for each seed.")
+    parser.add_argument("--measure", default="eval_accuracy", help="Metric to compare, which must be a fraction.")
     parser.add_argument("--picture", type=Path, help="PNG to write.")
     parser.add_argument("--title", default="", help="Title of the picture.")
     args = parser.parse_args()

@@ -1,16 +1,10 @@
 """Find a lottery ticket: levels of train, prune and rewind on any image classifier, text classifier or causal LM.
 
-    accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml
-    accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml --sparsity 0.9 --rewind step:50
-    accelerate launch recipes/find_ticket.py --config recipes/digits/aws.yaml
-    accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml --plan
-    accelerate launch recipes/find_ticket.py --task text-classification \\
-        --model_name_or_path google-bert/bert-base-uncased --dataset_name nyu-mll/glue --dataset_config sst2 \\
-        --rewind pretrained --sparsity 0.7 --output_dir outputs/sst2
-
-With ``norm_interpolation`` in the settings the ticket is one of AWS, whose signs let any seed win. A run that was
-stopped goes on where it stopped. The ticket lies in ``output_dir/ticket``, and ``output_dir/report.html`` shows it.
-With ``--plan`` nothing is trained and nothing written: it prints what the search will cost.
+With ``norm_interpolation`` in the settings the search is that of "A Winning Sign" (Oh et al., 2025), and the signs of
+its ticket can be given to a network of any seed. A run that was stopped goes on where it stopped. The ticket is in
+``output_dir/ticket``, and ``output_dir/report.html`` shows it. With ``--plan`` nothing is trained and nothing written:
+the command prints what the search will cost. The command lines are in recipes/find_ticket.py; where only the package is
+installed, ``python -m hf_lottery.hf.commands.find_ticket`` runs it.
 """
 
 from __future__ import annotations
@@ -22,16 +16,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ...report import level_table, markdown_table, write_report
-from ..commands.parser import RecipeParser
 from ..plan import plan_search
-from ..tasks.data import DataArguments
+from ..tasks.data import DataArguments, trainer_arguments
+from ..tasks.loading import load_task_data
+from ..tasks.models import ModelArguments, build_model
 from ..trainers.arguments import LotteryArguments
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.sparse_trainer import changed
 from ..trainers.winning_sign_trainer import WinningSignTrainer
-from .common import ModelArguments, build_model, load_task_data, set_up, trainer_arguments
 from .controls import CONTROLS, train_controls
-from .report_sections import measure_of, search_report_bytes, search_sections
+from .launch import set_up
+from .parser import RecipeParser
+from .report_sections import NormPath, measure_of, search_report_bytes, search_sections
 
 
 @dataclass
@@ -42,15 +38,17 @@ class FindArguments:
         default_factory=list, metadata={"help": f"Controls to train at every level: {', '.join(CONTROLS)}."}
     )
     plan: bool = field(
-        default=False, metadata={"help": "Print what the search will cost (steps, disk, memory, time), and stop there."}
+        default=False, metadata={"help": "Print what the search will cost (steps, disk, memory, time), and stop."}
     )
     plan_shards: int | None = field(
         default=None,
-        metadata={"help": "With plan: processes that weights, gradients and moments are divided among. Default: 1."},
+        metadata={
+            "help": "With plan: number of processes that weights, gradients and moments are divided among. Default: 1."
+        },
     )
     plan_matching: bool = field(
         default=True,
-        metadata={"help": "With plan: also what aligning costs, which takes a copy of the network in float64."},
+        metadata={"help": "With plan: print also what aligning costs, which needs a copy of the network in float64."},
     )
 
     def __post_init__(self) -> None:
@@ -61,7 +59,7 @@ class FindArguments:
 
 
 def main() -> None:
-    """Run the recipe."""
+    """Run the command."""
     parser = RecipeParser([FindArguments, ModelArguments, DataArguments, LotteryArguments])
     find_args, model_args, data_args, args = parser.parse()
     if args.rewind == "pretrained" and model_args.model_name_or_path is None:
@@ -72,7 +70,7 @@ def main() -> None:
     model = build_model(model_args, data, args.seed)
     settings = asdict(model_args) | asdict(data_args)
     kind = LotteryTrainer if args.norm_interpolation is None else WinningSignTrainer
-    # A Trainer makes its folder and its repository as soon as there is one; a plan must leave neither.
+    # A Trainer makes its folder and its repository when it is made; a plan must leave neither.
     with changed(args, output_dir=os.curdir, push_to_hub=False) if find_args.plan else nullcontext():
         trainer = kind(model=model, args=args, settings=settings, **trainer_arguments(model_args.task, data))
     logging.info("%s", trainer.weights)
@@ -81,15 +79,25 @@ def main() -> None:
     trainer.train(resume_from_checkpoint=True)
     path = trainer.norm_path() if isinstance(trainer, WinningSignTrainer) else []
     if args.should_save:
-        folder = Path(args.output_dir)
-        sections = search_sections(trainer, path, folder)
-        write_report(folder / "report.html", sections, title=f"Ticket of {type(model).__name__}")
-        print(f"\n{level_table(trainer.history)}\n\npicture: {folder / 'accuracy.png'}")
-        print(f"report:  {folder / 'report.html'}\nticket:  {folder / 'ticket'}")
-        if path:
-            rows = [(f"{alpha:.2f}", f"{metrics[measure_of(metrics)]:.4f}") for alpha, metrics in path]
-            print(f"\nThe network that the signs are of:\n{markdown_table(['norms towards init', 'eval'], rows)}")
+        show_ticket(trainer, path, Path(args.output_dir))
     train_controls(find_args.controls, trainer, model_args, data)
+
+
+def show_ticket(trainer: LotteryTrainer, path: NormPath, folder: Path) -> None:
+    """Write the page of a search, and print its levels.
+
+    Args:
+        trainer: The trainer of the finished search.
+        path: The metrics on the way from the trained norm parameters to their initial values, in a search for signs.
+        folder: Where to write.
+    """
+    sections = search_sections(trainer, path, folder)
+    write_report(folder / "report.html", sections, title=f"Ticket of {type(trainer.model).__name__}")
+    print(f"\n{level_table(trainer.history)}\n\npicture: {folder / 'accuracy.png'}")
+    print(f"report:  {folder / 'report.html'}\nticket:  {folder / 'ticket'}")
+    if path:
+        rows = [(f"{alpha:.2f}", f"{metrics[measure_of(metrics)]:.4f}") for alpha, metrics in path]
+        print(f"\nThe network that has the signs:\n{markdown_table(['norms towards init', 'eval'], rows)}")
 
 
 def print_plan(trainer: LotteryTrainer, find_args: FindArguments) -> None:
@@ -100,3 +108,7 @@ def print_plan(trainer: LotteryTrainer, find_args: FindArguments) -> None:
         print(f"\nWhat the search will cost; nothing was trained, nothing was written.\n\n{plan}")
         if find_args.controls:
             print("\nNote: the controls are not counted; each trains every level but the first once more.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,11 +1,41 @@
-"""The launch check: as many processes work together as were asked for."""
+"""The start of a recipe: check that the processes of the launch work together, set logging and the seed."""
 
 from __future__ import annotations
 
+import atexit
+import logging
 import os
 import sys
 
+import torch.distributed as dist
+import transformers
+from transformers import TrainingArguments, set_seed
+
 _CPU = "On a machine without accelerators, launch by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu ...`."
+
+
+def set_up(args: TrainingArguments) -> None:
+    """Check the launch, and set logging and the seed.
+
+    Args:
+        args: The settings of the Trainer, which know the processes.
+
+    Raises:
+        SystemExit: See :func:`check_launch`.
+    """
+    check_launch(args.world_size)
+    atexit.register(_leave)
+    logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
+    transformers.utils.logging.set_verbosity(args.get_process_log_level())
+    # This hides the bars of loading and saving; the training has its own.
+    transformers.utils.logging.disable_progress_bar()
+    set_seed(args.seed)
+
+
+def _leave() -> None:
+    """Leave the process group in order; otherwise an interpreter may die of its threads at exit."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def check_launch(world_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The command line: look at masks and tickets, compare them, check them against a model, make one of a sparse model."""
+"""The command line ``hf-lottery``: inspect masks and tickets, compare them, verify them, and pack a sparse model."""
 
 from __future__ import annotations
 
@@ -21,29 +21,36 @@ from ..trainers.run_folder import REWIND_NAME
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``hf-lottery``; returns the exit status: 0, or 1 if ``verify`` finds a difference or something is wrong."""
+    """Run ``hf-lottery``.
+
+    Args:
+        arguments: The command line. Default: that of this process.
+
+    Returns:
+        The exit status: 0, or 1 if ``verify`` finds a difference or something is wrong.
+    """
     parser = argparse.ArgumentParser(
         prog="hf-lottery", description="Masks and lottery tickets, in folders and on the Hub."
     )
     commands = parser.add_subparsers(required=True, metavar="command")
     for command, help, *sources in (
-        (_inspect, "say what a mask, signed mask, series, ticket or permutation holds", "source"),
-        (_diff, "compare two masks, by parameter", "a", "b"),
-        (_verify, "check that files are whole and fit a model; status 1 if not", "source"),
+        (_inspect, "show what a mask, signed mask, series, ticket or permutation holds", "source"),
+        (_diff, "compare two masks, parameter by parameter", "a", "b"),
+        (_verify, "check that the files are whole and fit a model; the exit status is 1 if not", "source"),
         (_pack, "save the zeros of a sparse model as a mask", "model"),
     ):
         sub = commands.add_parser(command.__name__[1:], help=help)
         for source in sources:
             sub.add_argument(source, help="a folder, or a repository on the Hub")
         sub.add_argument("--revision", help="branch, tag or commit on the Hub")
-        sub.add_argument("--subfolder", default="", help="folder in it")
+        sub.add_argument("--subfolder", default="", help="folder inside the repository or folder")
         sub.set_defaults(run=command)
         if command is _verify:
             sub.add_argument("--model", required=True, help="a saved transformers model: folder, or repository")
         if command is _pack:
             sub.add_argument("--output", required=True, help="folder to write the mask to")
-            sub.add_argument("--include", action="append", help="regular expression of the weights to cover")
-            sub.add_argument("--exclude", action="append", help="regular expression of the weights to leave out")
+            sub.add_argument("--include", action="append", help="regular expression: names of the weights to cover")
+            sub.add_argument("--exclude", action="append", help="regular expression: names of the weights to leave out")
     parsed = parser.parse_args(arguments)
     try:
         return parsed.run(parsed)
@@ -65,7 +72,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _inspect_mask(args: argparse.Namespace) -> int:
-    folder = find_folder(args.source, Ticket.FILES, Ticket.OPTIONAL_FILES, **_where(args))
+    folder = find_folder(args.source, Ticket.FILES, optional=Ticket.OPTIONAL_FILES, **_where(args))
     mask, config = Mask.from_pretrained(folder), read_config(folder / CONFIG_NAME)
     info = config.get("info", {})
     facts = {
@@ -90,7 +97,7 @@ def _inspect_mask(args: argparse.Namespace) -> int:
 
 
 def _facts(config: Mapping[str, Any]) -> dict[str, str]:
-    """What is particular to tickets, series and signed masks."""
+    """Return the facts that only tickets, series or signed masks have."""
     facts = {}
     if rewind := config.get("rewind"):
         how = rewind.get("repo_id") or (f"seed {rewind['seed']}" if "seed" in rewind else "by value")
@@ -136,7 +143,7 @@ def _diff(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     where = _where(args)
-    folder = find_folder(args.source, Ticket.FILES, Ticket.OPTIONAL_FILES, **where)
+    folder = find_folder(args.source, Ticket.FILES, optional=Ticket.OPTIONAL_FILES, **where)
     mask = Mask.from_pretrained(folder)  # checks every count and checksum
     model: Any = load_model(args.model)
     mask.check_fits(model)

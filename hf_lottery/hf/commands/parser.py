@@ -1,4 +1,7 @@
-"""RecipeParser: command line and YAML for a script. YAML gives defaults, the command line wins, typos are errors."""
+"""RecipeParser: options from YAML files and the command line.
+
+A YAML file gives defaults, the command line wins, and a misspelled option is an error.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +28,18 @@ class RecipeParser(HfArgumentParser):
     """
 
     def __init__(self, dataclass_types: Any, **kwargs):
-        # An abbreviated flag would be taken silently: --spars for --sparsity.
+        # Without this, an abbreviated flag is accepted silently: --spars for --sparsity.
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
-        self.add_argument("--config", help="A YAML file of defaults; the command line wins.")
+        self.add_argument("--config", help="A YAML file of defaults. The command line wins, then the last file.")
 
     def parse(self, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
-        """Parse the command line (or ``arguments``) into the dataclasses, in their order.
+        """Parse a command line into the dataclasses.
+
+        Args:
+            arguments: The command line. Default: that of this process.
+
+        Returns:
+            One instance of each dataclass, in their order.
 
         Raises:
             SystemExit: With a message on standard error, for an unknown key or a bad value.
@@ -50,11 +59,11 @@ class RecipeParser(HfArgumentParser):
                 self.error(f"every value must belong to a flag; received {unknown[0]!r}.")
         except (ValueError, NotImplementedError) as error:
             self.error(str(error))
-        # The last one holds what belongs to no dataclass: --config.
+        # The last of them holds --config, which belongs to no dataclass.
         return tuple(parsed[: len(list(self.dataclass_types))])
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong in one line, without the usage of two hundred flags."""
+        """Stop with one line that says what is wrong, without the usage of two hundred flags."""
         self.exit(2, f"{self.prog}: error: {message}\nSee {self.prog} --help for all flags.\n")
 
     def _take_configs(self, arguments: list[str]) -> list[Path]:
@@ -68,7 +77,7 @@ class RecipeParser(HfArgumentParser):
         return paths
 
     def _ruled_out(self, given: set[str]) -> set[str]:
-        """Keys that flags on the command line stand instead of: `--levels 3` drops the file's sparsity."""
+        """Return the keys of a file that the command line replaces by an alternative: `--levels 3` drops sparsity."""
         pairs = [pair for kind in self.dataclass_types for pair in getattr(kind, "ALTERNATIVES", ())]
         return {other for pair in pairs for one, other in (pair, pair[::-1]) if one in given}
 
@@ -85,12 +94,12 @@ class RecipeParser(HfArgumentParser):
             self.error(f"{path} must hold keys and values; received {type(values).__name__}.")
         if unknown := [key for key in values if key not in self._known()]:
             self._unknown(str(path), unknown)
-        for action in self._actions:  # a flag that is on by default has two: --x and --no_x
+        for action in self._actions:  # a flag that is on by default has two actions: --x and --no_x
             if action.dest in values and action.dest not in ruled_out:
                 value = values[action.dest]
                 if (value is None and action.default is not None) or (isinstance(value, list) and action.nargs is None):
                     self.error(f"{path}: {action.dest} must have a value of its own type; received {value!r}.")
-                # As text, argparse converts a number to the field's type; YAML itself reads 1e-3 as text.
+                # argparse converts text to the type of the field. YAML itself reads 1e-3 as text.
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
                 action.default = str(value) if is_number else value
                 action.required = False
@@ -107,7 +116,7 @@ class RecipeParser(HfArgumentParser):
 
 
 def _loader() -> Any:
-    """YAML 1.1 reads 2:4 as a number of base 60; here it is text, as it is on the command line."""
+    """Make a YAML loader that reads 2:4 as text, as on the command line; YAML 1.1 reads a number of base 60."""
     import yaml
 
     class Loader(yaml.SafeLoader):

@@ -1,20 +1,22 @@
-"""Train a saved ticket, or the controls it must beat.
+"""Train a saved ticket, or the controls that it must beat.
 
-    accelerate launch recipes/train_ticket.py --config recipes/digits/imp.yaml --ticket outputs/digits-imp/ticket \\
-        --output_dir outputs/digits-lth
+``--init ticket --mask ticket`` (the default) trains the lottery ticket. ``--init seed:7`` is the naive transfer to
+another initialization. ``--init checkpoint:FOLDER --mask aligned --aligned FOLDER`` trains the permuted mask (see
+align_mask.py). ``--mask random`` and ``--mask shuffled`` are controls that forget which weights were kept, and ``--mask
+none`` trains the dense network.
 
-``--init ticket --mask ticket`` (the default) is the lottery-ticket run; ``--init seed:7`` the naive transfer to another
-initialization; ``--init checkpoint:FOLDER --mask aligned --aligned FOLDER`` the permuted one (see align_mask.py);
-``--mask random`` and ``--mask shuffled`` forget which weights, ``--mask none`` trains dense.
+A ticket of "A Winning Sign" (Oh et al., 2025; see find_ticket.py) has signs that can be given to a network of any seed:
+``--init seed:7 --signs ticket``. Its controls are:
 
-A ticket of AWS (see find_ticket.py) wins from any seed with its signs:
+- no ``--signs``: the mask alone;
+- ``--signs random`` and ``--signs shuffled``;
+- ``--signs checkpoint:FOLDER``: the signs of a dense network;
+- ``--keep_norms``: the ticket's norm parameters as well;
+- ``--fold_norms``: the ticket's norm gains in the weights;
+- ``--init ticket``: the ticket's own network, trained on.
 
-    accelerate launch recipes/train_ticket.py --config recipes/digits/aws.yaml --ticket outputs/digits-aws/ticket \\
-        --init seed:7 --signs ticket --output_dir outputs/digits-sign-transfer
-
-Its controls: no ``--signs`` (mask only), ``--signs random``, ``--signs shuffled``, ``--signs checkpoint:FOLDER`` (a
-dense network's), ``--keep_norms`` (the ticket's norms as well), ``--fold_norms`` (its norm gains in the weights), and
-``--init ticket``, its network trained on.
+The command lines are in recipes/train_ticket.py; where only the package is installed, ``python -m
+hf_lottery.hf.commands.train_ticket`` runs it.
 """
 
 from __future__ import annotations
@@ -22,25 +24,28 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, default_data_collator
 
 from ...masks.mask import Mask
 from ...pruning.mask_from_scores import prune
-from ...pruning.scores import random, score_weights
+from ...pruning.scores import random_score, score_weights
 from ...report import write_report
 from ...signs.norm_folding import fold_norms_
 from ...signs.norms import NormParameters, norm_parameters
-from ...signs.signed_mask import ZEROS, SignedMask
-from ..commands.parser import RecipeParser
+from ...signs.signed_mask import ZEROS, SignAgreement, SignedMask
 from ..hub.reference import Reference
 from ..hub.ticket import Ticket
-from ..tasks.data import Data, DataArguments
+from ..tasks.data import Data, DataArguments, trainer_arguments
+from ..tasks.loading import load_task_data
+from ..tasks.models import AUTO_MODELS, ModelArguments, build_model, load_checkpoint
 from ..trainers.arguments import LotteryArguments
 from ..trainers.sparse_trainer import SparseTrainer
-from .common import AUTO_MODELS, ModelArguments, build_model, load_task_data, set_up, trainer_arguments
+from .launch import set_up
+from .parser import RecipeParser
 from .report_sections import training_sections
 
 MASKS = ("ticket", "aligned", "random", "shuffled", "none")
@@ -49,38 +54,47 @@ SIGNS = ("none", "ticket", "shuffled", "random")
 
 @dataclass
 class TicketArguments:
-    """Which ticket, and what of it."""
+    """Which ticket, and which parts of it to use."""
 
     ticket: str = field(metadata={"help": "Folder of the ticket, or of one level of a run."})
     init: str = field(
         default="ticket",
         metadata={"help": "Weights to start from: ticket, seed:N (a fresh initialization) or checkpoint:FOLDER."},
     )
-    mask: str = field(default="ticket", metadata={"help": f"One of {', '.join(MASKS)}."})
+    mask: str = field(default="ticket", metadata={"help": f"Mask to train under: {', '.join(MASKS)}."})
     aligned: str | None = field(default=None, metadata={"help": "Folder that align_mask.py wrote, for mask=aligned."})
     signs: str = field(
         default="none",
         metadata={
-            "help": "Signs that the weights to start from are given: ticket, those of the ticket's own weights; "
-            "shuffled within each parameter; random; checkpoint:FOLDER, those of a trained network; or none."
+            "help": "Signs to give to the weights: ticket (the signs of the ticket's own weights), shuffled (these, "
+            "within each parameter), random, checkpoint:FOLDER (the signs of a trained network) or none."
         },
     )
     magnitudes: str = field(
         default="init",
-        metadata={"help": "With signs, the magnitudes: init, constant (standard deviation) or checkpoint:FOLDER."},
+        metadata={
+            "help": "With signs: magnitudes of the weights: init, constant (the standard deviation of each parameter) "
+            "or checkpoint:FOLDER."
+        },
     )
     zeros: str = field(
         default="keep",
-        metadata={"help": "With signs, parameters that start at zero: keep them, or std, or source_median."},
+        metadata={
+            "help": "With signs: what parameters that start at zero become: keep (they stay zero), std or "
+            "source_median."
+        },
     )
-    keep_norms: bool = field(default=False, metadata={"help": "With signs, take the norm parameters of the ticket."})
+    keep_norms: bool = field(default=False, metadata={"help": "With signs: take the norm parameters of the ticket."})
     fold_norms: bool = field(
         default=False,
-        metadata={"help": "With signs, fold the ticket's norm gains into the linear layers that read them first."},
+        metadata={"help": "With signs: first fold the ticket's norm gains into the linear layers that read them."},
     )
     first_step: int | None = field(
         default=None,
-        metadata={"help": "Steps that lie behind the weights. Default: the ticket's with init=ticket, else 0."},
+        metadata={
+            "help": "Steps that the weights were already trained for. Default: those of the ticket with init=ticket, "
+            "else 0."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -94,6 +108,11 @@ class TicketArguments:
             if not (getattr(self, name) in words or (kind == "checkpoint" and folder)):
                 words = ", ".join((*words, "checkpoint:FOLDER"))
                 raise ValueError(f"{name} must be one of {words}; received {getattr(self, name)!r}.")
+        self._check_signs()
+        if (self.mask == "aligned") != (self.aligned is not None):
+            raise ValueError(f"aligned must be given with mask=aligned; received {self.mask} and {self.aligned}.")
+
+    def _check_signs(self) -> None:
         if self.zeros not in ZEROS:
             raise ValueError(f"zeros must be one of {', '.join(ZEROS)}; received {self.zeros!r}.")
         if self.signs == "none":
@@ -102,13 +121,11 @@ class TicketArguments:
                 if getattr(self, name) != value:
                     raise ValueError(f"{name} must come with signs; received {getattr(self, name)!r} with signs=none.")
         elif self.mask != "ticket":
-            raise ValueError(f"signs must come with mask=ticket, which they are of; received mask={self.mask}.")
-        if (self.mask == "aligned") != (self.aligned is not None):
-            raise ValueError(f"aligned must be given with mask=aligned; received {self.mask} and {self.aligned}.")
+            raise ValueError(f"signs must come with mask=ticket, whose weights have them; received mask={self.mask}.")
 
 
 def main() -> None:
-    """Run the recipe."""
+    """Run the command."""
     parser = RecipeParser([TicketArguments, ModelArguments, DataArguments, LotteryArguments])
     ticket_args, model_args, data_args, args = parser.parse()
     set_up(args)
@@ -125,7 +142,7 @@ def main() -> None:
         norms = norm_parameters(source, include=args.norm_include, exclude=args.norm_exclude)
         signed = SignedMask.from_model(source, ticket.mask, norms=norms)
         signed = choose_signs(ticket_args.signs, signed, args.seed)
-        give_signs(ticket_args, signed, model, norms, model_args)
+        give_signs(ticket_args, signed, model, norms, model_args.task)
     first_step = ticket.start.step if ticket_args.init == "ticket" else 0
     trainer = SparseTrainer(
         model=model,
@@ -142,38 +159,64 @@ def main() -> None:
     trainer.save_model()
     trainer.save_metrics("eval", metrics)
     if args.should_save:
-        sparsity = trainer.mask.sparsity if trainer.mask else 0.0
-        print(f"\ninit={ticket_args.init} mask={ticket_args.mask} sparsity={sparsity:.4f}")
-        print("\n".join(f"{name} = {value:.4f}" for name, value in metrics.items()))
-        folder = Path(args.output_dir)
-        about = {"model": type(model).__name__, "sparsity": f"{sparsity:.4f}", **asdict(ticket_args)}
-        sections = training_sections(about, metrics, trainer.mask, model, agreement, folder)
-        write_report(folder / "report.html", sections, title=f"Training of {type(model).__name__}")
-        print(f"report: {folder / 'report.html'}")
+        show_training(ticket_args, trainer, metrics, agreement, Path(args.output_dir))
+
+
+def show_training(
+    ticket_args: TicketArguments,
+    trainer: SparseTrainer,
+    metrics: dict[str, float],
+    agreement: SignAgreement | None,
+    folder: Path,
+) -> None:
+    """Print the metrics of a training, and write its page.
+
+    Args:
+        ticket_args: What was trained.
+        trainer: The trainer of the finished training.
+        metrics: Its metrics on the test data.
+        agreement: How far the network kept the signs that it was given, if it was given any.
+        folder: Where to write.
+    """
+    model = cast(nn.Module, trainer.model)
+    sparsity, network = trainer.mask.sparsity if trainer.mask else 0.0, type(model).__name__
+    print(f"\ninit={ticket_args.init} mask={ticket_args.mask} sparsity={sparsity:.4f}")
+    print("\n".join(f"{name} = {value:.4f}" for name, value in metrics.items()))
+    about = {"model": network, "sparsity": f"{sparsity:.4f}", **asdict(ticket_args)}
+    sections = training_sections(about, metrics, trainer.mask, model, agreement, folder)
+    write_report(folder / "report.html", sections, title=f"Training of {network}")
+    print(f"report: {folder / 'report.html'}")
 
 
 def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> PreTrainedModel:
-    """The model at the weights that ``init`` names."""
+    """Build the model at the weights that ``init`` names.
+
+    Args:
+        init: "ticket", "seed:N" or "checkpoint:FOLDER".
+        ticket: The ticket.
+        model_args: The network.
+        data: What it trains on.
+        seed: Draws what the ticket does not hold.
+    """
     kind, _, value = init.partition(":")
     if kind == "checkpoint":
-        return load_checkpoint(value, model_args)
-    rewind = ticket.start
-    if kind == "ticket" and isinstance(rewind, Reference) and rewind.repo_id is not None:
-        model = AUTO_MODELS[model_args.task].from_pretrained(rewind.repo_id, revision=rewind.revision)
-    elif kind == "ticket":
-        own = rewind.seed if isinstance(rewind, Reference) else None
-        model = build_model(model_args, data, seed if own is None else own)
+        return load_checkpoint(value, model_args.task)
+    if kind == "seed":
+        return build_model(model_args, data, int(value), fresh=True)
+    start = ticket.start
+    if isinstance(start, Reference) and start.repo_id is not None:
+        model = AUTO_MODELS[model_args.task].from_pretrained(start.repo_id, revision=start.revision)
     else:
-        model = build_model(model_args, data, int(value), fresh=True)
-    if kind == "ticket":
-        rewind.restore_(model)
+        own = start.seed if isinstance(start, Reference) else None
+        model = build_model(model_args, data, seed if own is None else own)
+    start.restore_(model)
     return model
 
 
 def signs_source(
     ticket_args: TicketArguments, ticket: Ticket, model_args: ModelArguments, data: Data, seed: int
 ) -> PreTrainedModel:
-    """The network that signs and norms are of: the ticket's own weights, or a checkpoint."""
+    """Build the network that signs and norms are taken from: the ticket's own weights, or a checkpoint."""
     origin = ticket_args.signs if ticket_args.signs.startswith("checkpoint:") else "ticket"
     source = start_weights(origin, ticket, model_args, data, seed)
     if ticket_args.fold_norms:
@@ -184,7 +227,7 @@ def signs_source(
 
 
 def choose_signs(name: str, signed: SignedMask, seed: int) -> SignedMask:
-    """The signs, or a control."""
+    """Choose the signs themselves, or a control: shuffled or random ones."""
     if name == "shuffled":
         return signed.shuffled(seed)
     return signed.randomized(seed) if name == "random" else signed
@@ -195,12 +238,20 @@ def give_signs(
     signed: SignedMask,
     model: PreTrainedModel,
     norms: NormParameters,
-    model_args: ModelArguments,
+    task: str,
 ) -> None:
-    """Sign the weights to start from, and say what that left out."""
+    """Give signs to the weights to start from, and log which parameters got none.
+
+    Args:
+        ticket_args: Which magnitudes, and whether to take the norms of the ticket.
+        signed: The signs.
+        model: The network that gets them.
+        norms: The norm parameters of the ticket.
+        task: What the network is for.
+    """
     magnitudes: Any = ticket_args.magnitudes
     if magnitudes.startswith("checkpoint:"):
-        magnitudes = load_checkpoint(magnitudes.partition(":")[2], model_args)
+        magnitudes = load_checkpoint(magnitudes.partition(":")[2], task)
     report = signed.transfer_(model, magnitudes=magnitudes, zeros=ticket_args.zeros)
     logging.info("%d parameters signed; zero, so without a sign: %s", len(report.signed), report.zero or "none")
     if ticket_args.keep_norms:
@@ -209,15 +260,8 @@ def give_signs(
                 model.get_parameter(name).copy_(trained)
 
 
-def load_checkpoint(folder: str, model_args: ModelArguments) -> PreTrainedModel:
-    """A trained model of the task."""
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"the checkpoint must be a folder; received {folder}, which does not exist.")
-    return AUTO_MODELS[model_args.task].from_pretrained(folder)
-
-
 def choose_mask(ticket_args: TicketArguments, mask: Mask, seed: int) -> Mask | None:
-    """The ticket's mask, the aligned one, or a control."""
+    """Choose the ticket's mask, the aligned mask, or a control; None trains the dense network."""
     name = ticket_args.mask
     if ticket_args.aligned:
         return Mask.from_pretrained(ticket_args.aligned)
@@ -229,5 +273,9 @@ def choose_mask(ticket_args: TicketArguments, mask: Mask, seed: int) -> Mask | N
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             zeros = {parameter: torch.zeros(entry.shape) for parameter, entry in mask.items()}
-            return prune(score_weights(zeros, random), mask.sparsity)
+            return prune(score_weights(zeros, random_score), mask.sparsity)
     return mask
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Tasks: the data and the networks that the recipes train."""

@@ -10,28 +10,32 @@ from transformers import Trainer
 
 
 def training_batches(trainer: Trainer, samples: int) -> list[dict[str, Any]]:
-    """This process's share of the first ``samples`` training samples, without labels, in batches.
+    """Make batches of the first training samples, without labels: this process's share of them.
 
     The order is that of an epoch of training with the Trainer's seed, whatever the number of processes.
+
+    Args:
+        trainer: Has the data, the collator and the batch size.
+        samples: How many samples all processes together take.
     """
     rows, size = _order(trainer)[:samples], trainer.args.per_device_train_batch_size
     return [without_labels(batch) for batch in _share(trainer, trainer.train_dataset, rows, size)]
 
 
 def example_batch(trainer: Trainer) -> dict[str, Any]:
-    """The first of the training batches, on every process."""
+    """Make the first of the training batches, the same on every process."""
     rows = _order(trainer)[: trainer.args.per_device_train_batch_size]
     return without_labels(_batch(trainer, trainer.train_dataset, rows))
 
 
 def evaluation_batches(trainer: Trainer) -> Iterator[dict[str, Any]]:
-    """This process's share of the test samples, with labels, in batches."""
+    """Make batches of the test samples, with labels: this process's share of them."""
     dataset: Any = trainer.eval_dataset
     return _share(trainer, dataset, range(len(dataset)), trainer.args.per_device_eval_batch_size)
 
 
 def without_labels(batch: dict[str, Any]) -> dict[str, Any]:
-    """What the network computes its logits from."""
+    """Leave the labels out of a batch, so that the network computes logits alone."""
     return {name: value for name, value in batch.items() if name != "labels"}
 
 
@@ -42,7 +46,7 @@ def _order(trainer: Trainer) -> list[int]:
 
 
 def _share(trainer: Trainer, dataset: Any, rows: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
-    """Every second batch of two processes; the last may have one less."""
+    """Deal the batches out in turn; the last processes may get one batch less."""
     for start in range(0, len(rows), size)[trainer.args.process_index :: trainer.args.world_size]:
         yield _batch(trainer, dataset, rows[start : start + size])
 

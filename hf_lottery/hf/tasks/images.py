@@ -1,0 +1,141 @@
+"""Images for a classifier: the data set of images and labels, augmentation, and preparation for a network."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import AutoImageProcessor
+
+from .columns import draw_rows, find_column, read_labels
+from .data import Data, DataArguments
+from .paper_networks import height_and_width
+
+logger = logging.getLogger(__name__)
+
+
+class ImageDataset(Dataset):
+    """Images and labels as ``{"pixel_values", "labels"}``.
+
+    Args:
+        images: Floats of shape [n, channels, height, width], or anything indexable that gives such images.
+        labels: Class numbers of shape [n].
+        augment: Shift and flip each image at random whenever it is read, see ``shift_and_flip``.
+    """
+
+    def __init__(self, images: Tensor | Sequence[Tensor] | _DecodedColumn, labels: Tensor, augment: bool = False):
+        self.images, self.labels, self.augment = images, labels, augment
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        image = self.images[index]
+        return {"pixel_values": shift_and_flip(image) if self.augment else image, "labels": self.labels[index]}
+
+
+class _DecodedColumn:
+    """The image column of a data set: each image is read, decoded and prepared when it is asked for."""
+
+    def __init__(self, dataset: Any, column: str, prepare: Callable[[Any], Tensor]):
+        self.dataset, self.column, self.prepare = dataset, column, prepare
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.prepare(self.dataset[int(index)][self.column])
+
+
+def shift_and_flip(image: Tensor) -> Tensor:
+    """Shift an image [channels, height, width] by up to 1/8 of its size, and flip it left-right half of the time.
+
+    This is padding followed by a random crop. What comes in at an edge repeats the edge, since 0 is not black in a
+    normalised image. Random numbers come from torch's global generator, which data loader workers seed differently.
+    """
+    height, width = image.shape[-2:]
+    down, right = (int(torch.randint(-(side // 8), side // 8 + 1, ())) for side in (height, width))
+    rows = (torch.arange(height) - down).clamp_(0, height - 1)
+    columns = (torch.arange(width) - right).clamp_(0, width - 1)
+    if torch.rand(()) < 0.5:
+        columns = columns.flip(0)
+    return image[:, rows[:, None], columns]
+
+
+def load_image_processor(model_name_or_path: str | None, from_pretrained: Mapping[str, Any]) -> Any:
+    """Load the image processor of a model; None if there is none."""
+    if model_name_or_path is None:
+        return None
+    try:
+        return AutoImageProcessor.from_pretrained(model_name_or_path, **from_pretrained)
+    except (OSError, ValueError):  # networks such as those of paper_networks.py are saved without one
+        logger.warning("%s has no image processor: images are resized and scaled to [-1, 1]", model_name_or_path)
+        return None
+
+
+def prepare_images(
+    args: DataArguments,
+    train: Any,
+    held_out: Any,
+    seed: int,
+    *,
+    processor: Any = None,
+    image_size: int | Sequence[int] | None = None,
+    num_channels: int | None = None,
+) -> Data:
+    """Prepare two splits of images for a classifier.
+
+    Args:
+        args: Columns, numbers of samples, augmentation.
+        train: The split to train on.
+        held_out: The split to evaluate on.
+        seed: Draws the samples.
+        processor: The image processor of the model. Without one, images are resized and scaled to [-1, 1].
+        image_size: Without a processor, the size to bring images to. Default: that of the first image.
+        num_channels: Without a processor, 1 or 3. Default: that of the first image.
+
+    Raises:
+        ValueError: A column is missing, or holds no images.
+    """
+    column = find_column(args.image_column_name, "image", (train, held_out), ("Image",), ("image", "img"))
+    names, labels, test_labels = read_labels(args, train, held_out)
+    first = train[0][column]
+    if not hasattr(first, "convert"):
+        received = type(first).__name__
+        raise ValueError(f"image column {column!r} must hold images; received {received}. Name another column.")
+    if processor is not None:
+        prepare = partial(_processed, processor=processor)
+    else:
+        size = first.size[::-1] if image_size is None else height_and_width(image_size)
+        channels = num_channels or (1 if first.mode in ("1", "L") else 3)
+        prepare = partial(_resized, size=size, num_channels=channels)
+    train_rows = draw_rows(labels, args.max_train_samples, seed)
+    rows = draw_rows(test_labels, args.max_eval_samples, seed)
+    channels, *size = prepare(first).shape
+    return Data(
+        train=ImageDataset(_DecodedColumn(train.select(train_rows), column, prepare), labels[train_rows], args.augment),
+        eval=ImageDataset(_DecodedColumn(held_out.select(rows), column, prepare), test_labels[rows]),
+        processing_class=processor,
+        label_names=names,
+        image_size=simplest_size(size),
+        num_channels=channels,
+    )
+
+
+def _processed(image: Any, *, processor: Any) -> Tensor:
+    return processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+
+
+def _resized(image: Any, *, size: tuple[int, int], num_channels: int) -> Tensor:
+    image = image.convert("L" if num_channels == 1 else "RGB").resize(size[::-1])
+    pixels = torch.tensor(np.asarray(image, dtype=np.float32)).view(*size, num_channels)
+    return (pixels / 127.5 - 1).permute(2, 0, 1).contiguous()
+
+
+def simplest_size(size: Sequence[int]) -> int | tuple[int, int]:
+    """An image size as a configuration writes it: the side of a square, or (height, width)."""
+    height, width = size
+    return height if height == width else (height, width)
