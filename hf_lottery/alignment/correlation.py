@@ -136,7 +136,7 @@ def correlations(
                 moments[site].spoil()
 
         with evaluating(target), _watching(target, chosen, pair):
-            run(target, batch, forward)
+            run(target, batch, forward=forward)
         for site in chosen:
             if held[site]:
                 moments[site].spoil()
@@ -157,7 +157,7 @@ def _record(
             raw.append((site, x, x._version))
 
     with evaluating(model), _watching(model, chosen, hold):
-        run(model, batch, forward)
+        run(model, batch, forward=forward)
     return held, raw
 
 

@@ -143,7 +143,7 @@ def _chosen(model: nn.Module, include: Patterns | None, exclude: Patterns | None
     """The parameters that count; a tied one is there once, under the first of its chosen names."""
     every = {name: p for name, p in named_weights(model).items() if p.requires_grad}
     chosen, seen = {}, set()
-    for name in select_names(every, include, exclude, what="a trainable parameter"):
+    for name in select_names(every, include=include, exclude=exclude, what="a trainable parameter"):
         if id(every[name]) not in seen:
             seen.add(id(every[name]))
             chosen[name] = every[name]

@@ -61,7 +61,7 @@ def overlap_by_parameter(
         fc.weight   0.3333  0.3333
     """
     a.check_same_structure(b)
-    chosen = select_names(a, include, exclude)
+    chosen = select_names(a, include=include, exclude=exclude)
     return Overlaps({name: overlap_of([(a[name].numpy(), b[name].numpy())]) for name in chosen})
 
 
@@ -88,7 +88,7 @@ def overlap_by_head(
         MaskMismatchError: The masks differ in names or shapes.
     """
     a.check_same_structure(b)
-    chosen = select_names(a, include, exclude)
+    chosen = select_names(a, include=include, exclude=exclude)
     if not chosen:
         raise ValueError("include and exclude must leave a parameter of the masks; received ones that leave none.")
     found = PartOverlaps()
@@ -130,7 +130,7 @@ def overlap_by_group(
     a.check_same_structure(b)
     spec.check_fits(a)
     found = PartOverlaps()
-    for group in select_names(spec.groups, include, exclude, what="a group", error=SymmetryError):
+    for group in select_names(spec.groups, include=include, exclude=exclude, what="a group", error=SymmetryError):
         if parents := spec.groups[group].parents:
             raise SymmetryError(f"group {group!r} must have no parents; received {parents}. Take {parents[0]!r}.")
         parts = list(_parts(a, b, spec, group))

@@ -141,7 +141,7 @@ def repaired(
     """
     source, target, batches = unwrap(source), unwrap(target), _reusable(batches)
     able = _layers_with_bias(source)
-    names = select_names(able, include, exclude, what="a linear or convolution layer with a bias")
+    names = select_names(able, include=include, exclude=exclude, what="a linear or convolution layer with a bias")
     if not names and not (include is exclude is None):
         raise ValueError("include and exclude must leave a layer to repair; received ones that leave none.")
     ends = []
@@ -311,7 +311,7 @@ def _reusable(batches: Iterable[Any]) -> Iterable[Any]:
 def _run_all(model: nn.Module, batches: Iterable[Any], forward: Forward | None) -> None:
     seen = torch.zeros((), device=reducing_device())
     for batch in batches:
-        run(model, batch, forward)
+        run(model, batch, forward=forward)
         seen += 1
     if not sum_over_processes(seen):
         raise ValueError("repair must see at least one batch; received none. Pass a list: an iterator may be used up.")

@@ -1,6 +1,6 @@
-"""PEFT adapters and masks: merge_adapter() keeps a sparse base sparse; sparse adapters tell what they train.
+"""PEFT adapters and masks: merge an adapter into a sparse base, and read which weights a sparse adapter trains.
 
-PEFT itself is never imported: a PEFT model brings its methods.
+PEFT itself is never imported, as a PEFT model has all the methods that are needed.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ _POSITIONS = (".shira_indices", ".supertuning_indices")
 def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
     """Merge the active adapters of a PEFT model into its sparse base, which keeps its zeros.
 
-    PEFT's ``merge_and_unload`` adds a dense update to every weight, pruned ones too. Here each weight becomes
-    ``base + mask * update``, with the update of all active adapters together: LoRA, DoRA and what else PEFT can merge,
-    and the trained copies of ``modules_to_save``. A warning tells how much of the update the mask dropped; the merged
-    model differs from the adapted one by that much. It is nothing for an adapter that trains kept weights only.
+    PEFT's ``merge_and_unload`` adds a dense update to every weight, also to pruned ones. Here each weight becomes
+    ``base + mask * update``, where the update is that of all active adapters together: LoRA, DoRA, every other adapter
+    that PEFT can merge, and the trained copies of ``modules_to_save``. The merged model differs from the adapted one by
+    the part of the update that the mask drops, and a warning says how large it is. Nothing is dropped from an adapter
+    that trains only kept weights.
 
     Args:
-        model: A PEFT model whose base is zero where ``mask`` prunes. It holds a copy of the adapted weights meanwhile,
-            and is used up, as by ``merge_and_unload``.
+        model: A PEFT model whose base is zero where ``mask`` prunes. The adapted weights are copied meanwhile. The
+            model cannot be used afterwards, as after ``merge_and_unload``.
         mask: The mask of the base model, by the names of the base model without adapters.
 
     Returns:
         The base model with the adapters merged; its pruned weights are exactly zero.
 
     Raises:
-        TypeError: ``model`` is no PEFT model that can be merged.
+        TypeError: ``model`` is not a PEFT model that can be merged.
         ValueError: The base is quantised or not sparse under the mask, or the adapters are merged already, tied to
             other weights, of a kind that cannot be masked, or not finite. Nothing was changed.
         MaskMismatchError: The mask is for another base model. Nothing was changed.
-        SparsityLeakError: PEFT does not return the weights it merged; a guard against versions that work otherwise.
+        SparsityLeakError: PEFT does not return the weights that it merged, because its version works differently.
 
     Example:
         >>> merged = merge_adapter(peft_model, mask)  # doctest: +SKIP
@@ -67,7 +68,7 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
     before = {key: parameter.detach().clone() for key, parameter in touched.items()}
     try:
         peft.merge_adapter(safe_merge=True)
-        _warn_of(_mask_update(mask, frozen, trained, before))  # here, so that it undoes the merge if it raises
+        _warn_of(_mask_update(mask, frozen, trained, before))  # inside try, as a warning may be raised as an error
     except BaseException:
         for key, parameter in touched.items():
             parameter.data = before[key]
@@ -76,7 +77,7 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
         raise
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
-        merged = peft.merge_and_unload(adapter_names=[])  # merge no more
+        merged = peft.merge_and_unload(adapter_names=[])  # they are merged already
     _check_merged(mask, merged, trained)
     return merged
 
@@ -84,10 +85,10 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
 def trained_positions(
     folder: Path, stored: Mapping[str, Any], model: nn.Module | Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
-    """Which weights a sparse adapter trains.
+    """Read which weights a sparse adapter trains.
 
     Args:
-        folder: Where it comes from, for messages.
+        folder: The folder of the adapter, for error messages.
         stored: Tensor name -> slice of a safetensors file of PEFT.
         model: The base model, which tells the shapes.
 
@@ -96,7 +97,7 @@ def trained_positions(
 
     Raises:
         ValueError: The adapter does not list positions, or there is no model.
-        MaskMismatchError: It is for another model.
+        MaskMismatchError: The adapter is for another model.
     """
     lists = [name for name in stored if name.endswith(_POSITIONS)]
     others = [name for name in stored if ".supertuning_lora_" in name or not lists]
@@ -116,7 +117,7 @@ def trained_positions(
         if weight not in weights:
             raise MaskMismatchError(f"{name!r} must be for a weight of the model; received none. Pass its base model.")
         entry = entries[weight] = torch.zeros(weights[weight].shape, dtype=torch.bool)
-        positions = stored[name][...].long()  # [rows and columns, k], or flat [k]; PEFT stores floats on Windows
+        positions = stored[name][...].long()  # [2, k] rows and columns, or flat [k]; PEFT stores floats on Windows
         target = entry if positions.ndim == 2 else entry.view(-1)
         axes = torch.atleast_2d(positions).unbind()
         if len(axes) != target.ndim or not all(
@@ -136,7 +137,7 @@ def _tuner_layers(base: nn.Module) -> dict[str, Any]:
 
 
 def _parameters(module: Any, trained: bool, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters by their names without adapters: of the base, or ``trained`` as they are after the merge."""
+    """Parameters by their names without adapters: those of the base, or if ``trained`` those after the merge."""
     if hasattr(module, "get_base_layer"):
         module = module.get_base_layer()
     elif {"original_module", "modules_to_save"} <= module._modules.keys():
@@ -159,7 +160,7 @@ def _check_mergeable(base: Any, layers: Mapping[str, Any]) -> None:
         if quantised or getattr(layer, "quantization_backend", None) or any(p.dtype not in _PLAIN for p in parameters):
             reason, way_out = "is quantised", "Load the base model without quantisation, and the adapter onto it."
         elif layer.merged_adapters:
-            # Unmerging leaves what rounding leaves: the pruned weights are not zero any more.
+            # Unmerging leaves rounding errors, so that pruned weights would not be exactly zero any more.
             reason, way_out = "is merged already", "Load base model and adapter again."
         elif any(owners[id(p)] > 1 for p in inner.parameters()):
             reason, way_out = "is tied to other weights", "Load the base model with tie_word_embeddings=False."
@@ -183,7 +184,7 @@ def _check_sparse(mask: Mask, base: Mapping[str, Tensor]) -> None:
 def _mask_update(
     mask: Mask, base: Mapping[str, Tensor], merged: Mapping[str, Tensor], before: Mapping[int, Tensor]
 ) -> dict[str, tuple[float, float]]:
-    """Take back what the merge did to pruned weights. Returns norms of each update: of what is taken back, of all."""
+    """Undo the merge at pruned weights. Return for each parameter the norms of the undone and of the whole update."""
     norms = {}
     for name, entry in mask.items():
         if id(merged[name]) in before:
@@ -213,6 +214,6 @@ def _check_merged(mask: Mask, model: nn.Module, merged: Mapping[str, Tensor]) ->
         weight = merged[name].detach()
         if weights.get(name) is not merged[name] or bool(weight[~entry.to(weight.device)].any()):
             raise SparsityLeakError(
-                f"PEFT must return the merged {name!r} as it is; received another. This version of PEFT merges "
-                "otherwise: report it, and use Mask.apply_ on the merged model meanwhile."
+                f"PEFT must return the merged {name!r} unchanged; received another tensor. This version of PEFT merges "
+                "in another way: report it, and use Mask.apply_ on the merged model meanwhile."
             )

@@ -1,4 +1,4 @@
-"""Forward: run a model on a batch, whatever kind of batch it is."""
+"""Forward: run a model on a batch of any kind."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 Forward = Callable[[nn.Module, Any], Any]
 
 
-def run(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
+def run(model: nn.Module, batch: Any, *, forward: Forward | None = None) -> Any:
     """Run a model on a batch and return its output.
 
     Args:
         model: The model.
         batch: A dict for ``model(**batch)``, a tuple or list for ``model(*batch)``, or a tensor. Its tensors are moved
             to the model's device.
-        forward: ``forward(model, batch)`` instead, with the batch as it came.
+        forward: Replaces the call of the model by ``forward(model, batch)``; the batch is not moved then.
     """
     if forward is not None:
         return forward(model, batch)

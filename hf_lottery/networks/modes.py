@@ -1,4 +1,4 @@
-"""Modes: run a block with a model in another mode, and put every module's own mode back."""
+"""Modes: run a block with a model in another mode, and restore the mode of every module afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def restored_modes(model: nn.Module) -> Iterator[None]:
-    """Let a block change the training mode of any module of ``model``; at the end every module has its own again."""
+    """Restore the training mode of every module of ``model`` at the end of a block, which may change them."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -22,7 +22,7 @@ def restored_modes(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Hold a model in eval mode without gradients; at the end every module has its own mode again."""
+    """Run a block with a model in eval mode and without gradients; at the end every module's mode is restored."""
     with restored_modes(model), torch.no_grad():
         model.eval()
         yield

@@ -1,4 +1,4 @@
-"""Plain names: parameters and buffers by the names they have without the wrappers of training frameworks."""
+"""Plain names: the names of parameters and buffers without the prefixes that training frameworks add."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from .shards import reshard
 
-# What training frameworks put in front of a parameter's own name.
+# Prefixes that training frameworks put before the name of a parameter.
 _WRAPPER_PARTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The module inside data-parallel and compile wrappers.
+    """Return the module inside data-parallel and compile wrappers.
 
-    A module of FSDP2 is returned as it is, with its parameters sharded again.
+    An FSDP2 module is returned itself, with its parameters sharded again.
     """
     while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel) or hasattr(model, "_orig_mod"):
         model = getattr(model, "_orig_mod", None) or model.get_submodule("module")
@@ -24,17 +24,17 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def plain_name(name: str) -> str:
-    """The name of a parameter without what ``torch.compile`` or a checkpoint wrapper adds to it."""
+    """Return the name of a parameter without the prefixes of ``torch.compile`` and checkpoint wrappers."""
     for part in _WRAPPER_PARTS:
         name = name.replace(part, "")
     return name
 
 
 def named_weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters by plain name, a tied parameter under every name that it has.
+    """Return the parameters by plain name; a tied parameter appears under each of its names.
 
     Args:
-        model: A module (also a compiled or data-parallel one), or already a mapping from name to tensor.
+        model: A module (also a compiled or data-parallel one), or a mapping from name to tensor, which is copied.
     """
     if not isinstance(model, nn.Module):
         return dict(model)
@@ -42,13 +42,13 @@ def named_weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by plain name, a tied one once; buffers that are not saved are included."""
+    """Return parameters and buffers by plain name, tied ones once; buffers that are not saved are included."""
     model = unwrap(model)
     return {plain_name(name): tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 def named_tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters and buffers by plain name, a tied one under every name; a mapping becomes a dict."""
+    """Return parameters and buffers by plain name, tied ones under each name; a mapping is copied."""
     if not isinstance(model, nn.Module):
         return dict(model)
     model = unwrap(model)

@@ -1,4 +1,4 @@
-"""Processes: what several processes of ``torch.distributed`` have together; one alone has what it has."""
+"""Processes: sums and lists over the processes of ``torch.distributed``; a single process is a group of one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ T = TypeVar("T")
 
 
 def several() -> bool:
-    """Whether this process is one of a group."""
+    """Whether this process is one of a group of ``torch.distributed``."""
     return dist.is_available() and dist.is_initialized()
 
 
 def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum over all processes, the same on each; ``x`` may be overwritten."""
+    """Return the sum over all processes, the same on each of them. ``x`` may be overwritten."""
     if several():
         x = x.contiguous()
         dist.all_reduce(x)
@@ -25,7 +25,7 @@ def sum_over_processes(x: Tensor) -> Tensor:
 
 
 def gathered(value: T) -> list[T]:
-    """The values of all processes, in their order; they are pickled, so let them be small."""
+    """Return the values of all processes, in their order. The values are pickled, so they should be small."""
     if not several():
         return [value]
     values: list = [None] * dist.get_world_size()
@@ -34,6 +34,6 @@ def gathered(value: T) -> list[T]:
 
 
 def reducing_device() -> torch.device:
-    """Where tensors must lie to be summed, for a process that has none."""
+    """Return the device on which tensors must lie to be summed, for a process without any."""
     nccl = several() and dist.get_backend() == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")

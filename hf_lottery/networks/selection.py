@@ -1,4 +1,4 @@
-"""select_names: the one way to choose names (of parameters, groups or layers) by regular expression."""
+"""Selection: the one way to choose names (of parameters, groups or layers) by regular expression."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ Patterns = str | Iterable[str]
 
 def select_names(
     names: Iterable[str],
+    *,
     include: Patterns | None = None,
     exclude: Patterns | None = None,
-    *,
     what: str = "a parameter",
     default: Iterable[str] | None = None,
     error: type[ValueError] = ValueError,
@@ -22,17 +22,17 @@ def select_names(
 ) -> list[str]:
     """Choose names by regular expression.
 
-    A pattern that is itself one of the names selects that name alone. Any other is a regular expression that may match
-    anywhere in a name.
+    A pattern that is itself one of the names selects only that name. Any other pattern is a regular expression that may
+    match anywhere in a name.
 
     Args:
         names: The names to choose from.
-        include: A pattern, or several of which one must match. None selects ``default``.
+        include: A pattern, or several; a name is chosen if one of them matches. None selects ``default``.
         exclude: A pattern, or several, of the names to take away again.
-        what: What a name is the name of, for the messages.
-        default: What ``include=None`` selects; all names unless given.
-        error: Class of the error to raise.
-        hint: Given a pattern that matches nothing, returns the end of the message, which says what to do.
+        what: The kind of thing that has the names, for the error messages.
+        default: The names that ``include=None`` selects; by default all of them.
+        error: The class of the error to raise.
+        hint: Returns the end of the error message, which says what to do, for a pattern that matches nothing.
         optional: Whether a pattern may match nothing.
 
     Returns:
@@ -79,7 +79,7 @@ def _matching(option: str, patterns: Patterns, names: list[str], what: str, erro
 
 
 def near_names(pattern: str, names: Iterable[str]) -> str:
-    """A sentence with the names that are most like a pattern, or with one of the names if none is."""
+    """Return a sentence with the names that are most like a pattern, or with the first name if none is."""
     names = list(names)
     near = difflib.get_close_matches(pattern, {*names, *".".join(names).split(".")}, n=3)
     return f"Near names: {', '.join(near)}." if near else f"The names are like {next(iter(names), 'none')!r}."

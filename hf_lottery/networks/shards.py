@@ -1,7 +1,7 @@
-"""Sharded tensors: the part of a tensor that this process holds, found and written without gathering the rest.
+"""Shards: find and write the part of a tensor that this process holds, without gathering the rest.
 
 ``torch.distributed.fsdp.fully_shard`` (FSDP2) makes every parameter a ``DTensor``: each process holds a block. All
-functions here take plain tensors too, which they leave as they are, so the code that calls them is written once. Those
+functions here also take plain tensors and return them unchanged, so that callers need no second branch. Functions
 marked *collective* must be called by every process, in the same order.
 """
 
@@ -16,38 +16,38 @@ from torch import Tensor, nn
 
 
 def is_sharded(tensor: Any) -> bool:
-    """Whether this is a DTensor. Its class is not named here, as importing it takes a third of a second."""
+    """Whether this is a DTensor. The class is not imported, as that takes a third of a second."""
     return hasattr(tensor, "placements")
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part that this process holds, detached; it shares memory with the tensor."""
+    """Return the part that this process holds, detached; it shares memory with the tensor."""
     tensor = tensor.detach()
     return cast(Any, tensor).to_local() if is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The whole tensor on this process's device, detached. Collective."""
+    """Return the whole tensor on this process's device, detached. Collective."""
     tensor = tensor.detach()
     if not is_sharded(tensor):
         return tensor
-    # Not every backend sends truth values.
+    # Not every backend can send bool tensors.
     sent = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor
     return cast(Any, sent).full_tensor().to(tensor.dtype)
 
 
 def part_of(full: Tensor, like: Tensor) -> Tensor:
-    """The view of a plain tensor that covers what this process holds of ``like``, a tensor of the same shape."""
+    """Return the view of a plain tensor that covers this process's part of ``like``, a tensor of the same shape."""
     return full[tuple(slice(begin, begin + size) for begin, size in block(like))] if is_sharded(like) else full
 
 
 def as_shards(full: Tensor, like: Tensor) -> Tensor:
-    """A plain tensor, the same on every process, as a DTensor with the layout of ``like``; nothing is sent."""
+    """Make a DTensor with the layout of ``like`` from a plain tensor that all processes have; nothing is sent."""
     return from_local(part_of(full, like).to(local(like).device).contiguous(), like)
 
 
 def from_local(part: Tensor, like: Tensor) -> Tensor:
-    """The DTensor with the layout of ``like`` of which this process holds ``part``; plain if ``like`` is."""
+    """Make the DTensor with the layout of ``like`` in which this process holds ``part``; plain if ``like`` is."""
     if not is_sharded(like):
         return part
     made = cast(Any, like)
@@ -56,17 +56,17 @@ def from_local(part: Tensor, like: Tensor) -> Tensor:
 
 
 def block(tensor: Tensor) -> list[tuple[int, int]]:
-    """Where the local part of a DTensor lies in the whole: ``(begin, size)`` for each axis.
+    """Return where the local part of a DTensor lies in the whole: ``(begin, size)`` for each axis.
 
     Raises:
-        NotImplementedError: The layout is not one of blocks, as that of FSDP together with tensor parallelism.
+        NotImplementedError: The parts are not blocks, as with FSDP together with tensor parallelism.
     """
     made, begin, size = cast(Any, tensor), [0] * tensor.ndim, list(tensor.shape)
     for dimension, placement in enumerate(made.placements):
         if placement.is_replicate():
             continue
         axis = getattr(placement, "dim", 0) % max(tensor.ndim, 1)
-        # torch gives every process ceil(n / processes) rows, and the last ones fewer or none.
+        # torch gives every process ceil(n / processes) rows; the last processes may get fewer or none.
         step = -(-size[axis] // made.device_mesh.size(dimension))
         first = min(made.device_mesh.get_local_rank(dimension) * step, size[axis])
         begin[axis] += first
@@ -74,21 +74,21 @@ def block(tensor: Tensor) -> list[tuple[int, int]]:
     blocks = all(type(p).__name__ in ("Shard", "Replicate") for p in made.placements)
     if not blocks or list(made._local_tensor.shape) != size:
         raise NotImplementedError(
-            f"a sharded tensor must lie in blocks, as fully_shard lays it; received {made.placements}. "
+            f"a sharded tensor must lie in blocks, as with fully_shard; received {made.placements}. "
             "Use FSDP2 alone, without tensor parallelism."
         )
     return list(zip(begin, size, strict=True))
 
 
 def counts_here(tensor: Tensor) -> bool:
-    """Whether this process counts what it holds: of several that hold the same, only the first does."""
+    """Whether this process counts its part: among processes that hold the same part, only the first one does."""
     made = cast(Any, tensor)
     pairs = enumerate(made.placements)
     return all(not p.is_replicate() or made.device_mesh.get_local_rank(dimension) == 0 for dimension, p in pairs)
 
 
 def sum_over_shards(numbers: np.ndarray, like: Tensor) -> np.ndarray:
-    """Sums of integers over all processes that hold a part of ``like``. Collective."""
+    """Sum integers over all processes that hold a part of ``like``. Collective."""
     mesh = cast(Any, like).device_mesh
     tensor = torch.from_numpy(np.ascontiguousarray(numbers, np.int64)).to(mesh.device_type)
     for dimension in range(mesh.ndim):
@@ -97,9 +97,10 @@ def sum_over_shards(numbers: np.ndarray, like: Tensor) -> np.ndarray:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let every FSDP2 module of ``model`` show its sharded parameters again.
+    """Let every FSDP2 module of ``model`` hold its sharded parameters again.
 
-    After a forward pass the outermost does not, and what is written to its gathered ones is lost without an error.
+    After a forward pass the outermost module holds gathered parameters, and values written to these are lost without
+    an error.
     """
     for module in model.modules():
         if "FSDP" in type(module).__name__ and callable(put_back := getattr(module, "reshard", None)):
@@ -107,6 +108,6 @@ def reshard(model: nn.Module) -> None:
 
 
 def class_name(module: nn.Module) -> str:
-    """The name of a module's own class; ``fully_shard`` makes a subclass of it that is called otherwise."""
+    """Return the name of a module's own class; ``fully_shard`` replaces it by a subclass with another name."""
     names = [kind.__name__ for kind in type(module).__mro__]
     return names[2] if names[1] == "FSDPModule" else names[0]

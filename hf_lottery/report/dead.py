@@ -70,10 +70,10 @@ def dead_units(
         parameter     dead neurons  neurons  dead heads  heads
         query.weight             3        4           1      2
     """
-    names = select_names([name for name, entry in mask.items() if entry.ndim > 1], include, exclude)
+    names = select_names([name for name, entry in mask.items() if entry.ndim > 1], include=include, exclude=exclude)
     counts: dict[str, int] = {}
     for pattern, count in (heads or {}).items():
-        for name in select_names(names, pattern, optional=True):
+        for name in select_names(names, include=pattern, optional=True):
             counts.setdefault(name, count)
     return DeadTable({name: _dead(name, mask[name], counts.get(name, 0)) for name in names})
 

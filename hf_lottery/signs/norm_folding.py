@@ -77,7 +77,7 @@ def fold_norms_(model: nn.Module, inputs: Any, *, forward: Forward | None = None
         try:
             for norm, offset in offsets.items():
                 _fold_(norm, offset, reads.readers[norm])
-            error = _difference(before, _floating(run(model, inputs, forward)))
+            error = _difference(before, _floating(run(model, inputs, forward=forward)))
             if not error <= reads.tolerance:
                 raise RuntimeError(
                     f"folding must leave the outputs within {reads.tolerance:.1g}; received a relative change of "
@@ -127,7 +127,7 @@ class _Reads(TorchDispatchMode):
                 handles.append(module.register_forward_hook(self._leave, with_kwargs=True))
         try:
             with self:
-                result = run(model, inputs, forward)
+                result = run(model, inputs, forward=forward)
         finally:
             for handle in handles:
                 handle.remove()

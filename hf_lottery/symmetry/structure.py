@@ -99,7 +99,9 @@ class Structure:
         def hint(pattern: str) -> str:
             return f"{near_names(pattern, self.groups)} list(spec.groups) shows all names."
 
-        return select_names(self.groups, include, exclude, what="a group", error=SymmetryError, hint=hint)
+        return select_names(
+            self.groups, include=include, exclude=exclude, what="a group", error=SymmetryError, hint=hint
+        )
 
     def freeze(self, include: Patterns, why: str) -> Self:
         """Return the same spec with more groups frozen.
