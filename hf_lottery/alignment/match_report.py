@@ -69,7 +69,8 @@ class MatchReport:
 
     def _title(self) -> str:
         end = "converged" if self.converged else "not converged"
-        return f"MatchReport({len(self.groups)} groups, {end} after {len(self.objective) - 1} sweeps)"
+        groups, sweeps = len(self.groups), len(self.objective) - 1
+        return f"MatchReport(groups: {groups}, sweeps: {sweeps}, {end})"
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [

@@ -52,7 +52,7 @@ class VerifyReport:
 
     def _title(self) -> str:
         control = f", {self.visible} axes seen to matter" if self.visible or self.inert else ""
-        return f"VerifyReport({len(self.errors)} groups, outputs change by {self.error:.1e} at most{control})"
+        return f"VerifyReport(groups: {len(self.errors)}, largest change of an output: {self.error:.1e}{control})"
 
     def _rows(self) -> list[tuple[str, ...]]:
         empty: dict[str, list[str]] = {}

@@ -129,7 +129,7 @@ def test_a_report_of_any_length_is_not_read(found, tmp_path):
 def test_a_match_prints_in_a_few_lines(found):
     lines = repr(found).splitlines()
     assert lines[0].startswith("Match(Permutation(")
-    assert lines[1].startswith("MatchReport(") and "converged after" in lines[1]
+    assert lines[1].startswith("MatchReport(") and lines[1].endswith(", converged)")
     assert lines[2].split() == ["group", "size", "matched", "identity", "random", "moved", "dead"]
     assert len(lines) == 3 + len(found.report.groups) and lines[3].split()[0] in found.report.groups
     html = found._repr_html_()
@@ -140,7 +140,7 @@ def test_a_long_report_is_cut_and_html_is_escaped():
     one = GroupMatch(7, 0.91234, 0.1, 0.0, 0.5, 3)
     report = MatchReport({f"<b>{i}": one for i in range(23)}, (0.0, 1.0, 2.0), False)
     lines = repr(report).splitlines()
-    assert lines[0] == "MatchReport(23 groups, not converged after 2 sweeps)"
+    assert lines[0] == "MatchReport(groups: 23, sweeps: 2, not converged)"
     assert lines[2].split() == ["<b>0", "7", "0.912", "0.100", "0.000", "50%", "3"]
     assert len(lines) == 23 and lines[-1] == "... and 3 more"
     html = report._repr_html_()

@@ -41,7 +41,7 @@ def test_architecture(name):
     assert report.error < 1e-8 and max(report.errors.values()) < 1e-8
     nested = sum(bool(group.parents) for group in spec.free.values())
     assert (len(spec.free), nested) == (architecture.groups, architecture.nested), spec
-    some, both = spec.coverage(prunable(model, include=".*"))
+    some, both = spec.coverage(names=prunable(model, include=".*"))
     assert some >= architecture.some - 1e-9 and both >= architecture.both, (some, both)
 
 
@@ -116,8 +116,9 @@ def test_tuple_inputs_wrappers_and_chosen_axes():
     x = torch.randn(3, 6)
     assert list(discover(model, (x,)).free) == ["a.weight[0]"]
     assert discover(torch.nn.DataParallel(model), (x,)) == discover(model, {"x": x})
-    spec = discover(model, (x,), freeze=[r"^a\."])
-    assert not spec.free and "frozen by" in spec.explain("head.weight")
+    for exclude in (r"^a\.", [r"^a\."], ["a.weight", "a.bias"]):
+        spec = discover(model, (x,), exclude=exclude)
+        assert not spec.free and "frozen: excluded by" in spec.explain("head.weight")
 
 
 def test_a_frozen_axis_remembers_why():
@@ -144,13 +145,13 @@ def test_arguments_of_the_wrong_kind():
     refuses("inputs must be", "received Tensor", TwoLayers(), torch.randn(3, 6), TypeError)
     refuses("inputs must be", "received list", TwoLayers(), [torch.randn(3, 6)], TypeError)
     refuses("model must be a torch module", "received function", lambda x: x, kind=TypeError)
-    refuses("freeze must be a list", "'a.weight'", TwoLayers(), kind=TypeError, freeze="a.weight")
     refuses("outputs must be a list", "'0'", TwoLayers(), kind=TypeError, outputs="0")
 
 
-def test_a_freeze_pattern_without_a_match():
-    refuses("freeze must match", "'decoder'", TwoLayers(), freeze=["decoder"])
-    refuses("freeze must hold regular expressions", "'('", TwoLayers(), freeze=["("])
+def test_patterns_are_checked():
+    message = "exclude must match the name of a parameter or buffer"
+    refuses(message, "'decoder'", TwoLayers(), exclude=["a", "decoder"])
+    refuses("exclude must be a valid regular expression", "'('", TwoLayers(), exclude=["("])
 
 
 def test_quantised_weights():

@@ -27,6 +27,7 @@ from hf_lottery.symmetry.layout import (
     wild,
 )
 from hf_lottery.symmetry.solve import solve
+from hf_lottery.symmetry.spec import PermutationSpec
 from hf_lottery.symmetry.trace import Trace
 
 
@@ -163,7 +164,7 @@ def probe(function, *inputs, fixed=(), free=None, seeds=3):
     results = {f"out{i}": t for i, t in enumerate([made] if isinstance(made, torch.Tensor) else made)}
     assert not trace.unknown
     axes |= {name: trace.of(tensor) for name, tensor in results.items()}
-    spec = solve(axes, trace.seen, trace.lookups)
+    spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups))
     for seed in range(seeds):
         permutation = spec.random(seed)
         moved = permutation({f"in{i}": tensor for i, tensor in enumerate(inputs)})

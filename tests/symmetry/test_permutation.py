@@ -126,7 +126,7 @@ def test_a_tied_weight_moves_once_and_stays_tied():
 def test_tensors_that_do_not_move_are_not_touched():
     model, spec, _ = network("mlp")
     versions = {name: p._version for name, p in model.named_parameters()}
-    permute_(model, spec.random(0, groups=["h2"]))
+    permute_(model, spec.random(0, include=["h2"]))
     assert [name for name, p in model.named_parameters() if p._version != versions[name]] == [
         "2.weight",
         "2.bias",
@@ -170,7 +170,7 @@ class Cached(nn.Linear):
 
 def test_caches_of_weights_are_forgotten():
     model, spec = nn.Sequential(Cached(3, 4, bias=False)).eval(), spec_of({"i": 3, "o": 4}, {"0.weight": ("o", "i")})
-    x, p = torch.randn(2, 3), spec.random(0, groups=["o"])
+    x, p = torch.randn(2, 3), spec.random(0, include=["o"])
     before = model(x)
     permute_(model, p)
     assert torch.equal(model(x), before[:, p.entry("o").tolist()])
@@ -198,10 +198,19 @@ def test_a_permutation_is_immutable_and_prints():
     mine = np.array([2, 0, 1])
     p = Permutation(spec, {"units": mine, "f": [0, 1]})
     mine[:] = [0, 1, 2]
-    assert p.entry("units").tolist() == [2, 0, 1] and list(p.entries) == ["units"] and p.report is None
+    assert p.entry("units").tolist() == [2, 0, 1] and list(p.entries) == ["units"]
     with pytest.raises(ValueError, match="read-only"):
         p.entries["units"][0] = 1
     assert repr(p) == "Permutation(1 of 1 free groups move, 3 indices)"
+    assert "<td>units</td><td>3</td><td>3</td>" in p._repr_html_() and repr(p) in p._repr_html_()
+
+
+def test_one_tensor_is_moved_by_its_name():
+    spec = spec_of({"units": 3, "f": (2, (), "because")}, {"bias": ("units",), "other": ("f",)})
+    p = Permutation(spec, {"units": [2, 0, 1]})
+    bias, other = torch.tensor([10, 20, 30]), torch.tensor([1, 2])
+    assert p.move("bias", bias).tolist() == [30, 10, 20] and bias.tolist() == [10, 20, 30]
+    assert p.move("other", other) is other
 
 
 def test_other_tensors_are_refused():

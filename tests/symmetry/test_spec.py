@@ -78,17 +78,44 @@ def test_random_moves_everything_that_is_free(name):
 
 def test_random_of_some_groups():
     _, spec, _ = network("gqa")
-    assert set(spec.random(0, groups="^qd$|stream").entries) == {"qd", "stream"}
-    assert set(spec.random(0, groups=["vd"]).entries) == {"vd"}
+    assert set(spec.random(0, include="^qd$|stream").entries) == {"qd", "stream"}
+    assert set(spec.random(0, include=["vd"]).entries) == {"vd"}
 
 
-def test_selection_is_checked():
+def test_selection():
     _, spec, _ = network("mlp")
-    assert spec.select("^h") == ["h1", "h2"]
-    with pytest.raises(SymmetryError, match="must match a group; received 'nothing'"):
-        spec.select("nothing")
-    with pytest.raises(SymmetryError, match="a group must be in the spec; received 'h'"):
-        spec.select(["h"])
+    assert spec.select("^h") == spec.select(["h2", "h1"]) == ["h1", "h2"]
+    assert spec.select(None) == ["in", "h1", "h2", "out"]
+    assert spec.select("h|out", exclude=["h2"]) == ["h1", "out"]
+    assert spec.select([]) == []
+
+
+def test_a_full_name_selects_that_group_alone():
+    """Also a name that is no regular expression, or that another name contains."""
+    spec = spec_of({"a.b[0]": 3, "a.b[0]#2": 3, "(": 2}, {"t": ("a.b[0]", "a.b[0]#2", "(")})
+    assert spec.select("a.b[0]") == ["a.b[0]"] and spec.select(["(", "a.b[0]#2"]) == ["a.b[0]#2", "("]
+    assert set(spec.random(0, include="a.b[0]").entries) == {"a.b[0]"}
+    assert list(spec.freeze("(", "test").free) == ["a.b[0]", "a.b[0]#2"]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda spec: spec.select("nothing"), "include must match the name of a group; received 'nothing'"),
+        (
+            lambda spec: spec.select(["h1", "h11"]),
+            r"received 'h11', which matches none. Near names: .*list\(spec.groups\)",
+        ),
+        (lambda spec: spec.select(None, exclude="nothing"), "exclude must match the name of a group"),
+        (lambda spec: spec.freeze("nothing", "why"), "include must match the name of a group"),
+        (lambda spec: spec.random(0, include="["), r"include must be a valid regular expression; received '\['"),
+        (lambda spec: spec.select(""), "include must be a regular expression; received an empty one"),
+        (lambda spec: spec.random(0, include="in"), "group 'in' must keep its order, it is frozen"),
+    ],
+)
+def test_selection_is_checked(call, message):
+    with pytest.raises(SymmetryError, match=message):
+        call(network("mlp")[1])
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -115,9 +142,9 @@ def test_coverage():
     _, spec, _ = network("resnet")
     kernels = {"stem.weight": 216, "conv1.weight": 720, "depthwise.weight": 90, "conv2.weight": 720, "head.weight": 160}
     assert spec.coverage() == (1.0, (720 + 90 + 720) / sum(kernels.values()))
-    assert spec.coverage(["conv1.weight"]) == (1.0, 1.0)
-    assert spec.freeze("mid", "test").coverage(["depthwise.weight"]) == (0.0, 0.0)
-    assert spec.coverage([]) == (0.0, 0.0)
+    assert spec.coverage(names=["conv1.weight"]) == (1.0, 1.0)
+    assert spec.freeze("mid", "test").coverage(names=["depthwise.weight"]) == (0.0, 0.0)
+    assert spec.coverage(names=[]) == (0.0, 0.0)
 
 
 def test_freeze_keeps_the_first_reason():
@@ -141,12 +168,22 @@ def test_explain_and_table():
     assert lines[-1].split() == ["vocab", "12", "2", "input", "or", "output"]
 
 
+def test_a_long_table_is_cut_and_html_is_escaped():
+    spec = spec_of({"<b>": (2, (), "why")} | {f"g{i}": 2 for i in range(30)}, {})
+    lines = repr(spec).splitlines()
+    assert lines[0] == "PermutationSpec(0 tensors, 30 of 31 groups free)"
+    assert len(lines) == 23 and lines[2].split()[0] == "g0" and lines[-1] == "... and 11 more"
+    html = spec.freeze("^g", "also")._repr_html_()
+    assert "&lt;b&gt;" in html and "<b>" not in html and "and 11 more" in html and "0 of 31 groups free" in html
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_load_save(name, tmp_path):
     _, spec, _ = network(name)
     spec.save(tmp_path / "spec.json")
     again = PermutationSpec.load(tmp_path / "spec.json")
     assert again == spec and again.fingerprint == spec.fingerprint and again.shapes == spec.shapes
+    assert type(again) is type(spec.freeze(".*", "test")) is PermutationSpec
 
 
 def test_the_file_stays_small_and_keeps_odd_positions(tmp_path):

@@ -17,7 +17,7 @@ from hf_lottery.symmetry.groups import Axis, Block, Group
 from hf_lottery.symmetry.permutation import permute_
 from hf_lottery.symmetry.spec import PermutationSpec
 from hf_lottery.symmetry.trace import plain_kernels
-from hf_lottery.symmetry.verification import Prover, culprits, verify
+from hf_lottery.symmetry.verification import Prover, VerifyReport, culprits, verify
 
 
 def without_tie(spec: PermutationSpec, group: str, tensor: str) -> PermutationSpec:
@@ -65,7 +65,7 @@ def test_a_deleted_tie_is_found(name):
         assert group in str(e.value)
 
 
-@pytest.mark.parametrize("name", ["llama", "vit", "resnet18"])
+@pytest.mark.parametrize("name", ["llama", "vit", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_an_axis_that_was_unfrozen_is_found(name):
     architecture = ARCHITECTURES[name]
     torch.manual_seed(0)
@@ -359,3 +359,26 @@ def test_a_spec_verifies_itself():
     assert spec.verify(model, inputs, seed=3) == verify(spec, model, inputs, seed=3)
     with pytest.raises(SymmetryVerificationError, match="must leave every output within 0"):
         spec.verify(model, inputs, rtol=0)
+
+
+def test_a_report_prints_as_a_table():
+    model = TwoLayers()
+    report = discover(model, x(3, 6)).verify(model, x(4, 6))
+    title, header, row = repr(report).splitlines()
+    assert title.startswith("VerifyReport(groups: 1, largest change of an output: ") and title.endswith(
+        "3 axes seen to matter)"
+    )
+    assert header == "group         change  proof is empty for" and row.split()[0] == "a.weight[0]"
+
+
+def test_a_long_report_shows_the_worst_group_first():
+    errors = {f"<b>{i}": i * 1e-12 for i in range(30)}
+    inert = [("<b>29", "key.bias", axis) for axis in range(4)]
+    report = VerifyReport(3e-11, errors, inert)
+    lines = repr(report).splitlines()
+    assert lines[0] == "VerifyReport(groups: 30, largest change of an output: 3.0e-11, 0 axes seen to matter)"
+    assert lines[2].split(None, 2) == ["<b>29", "2.9e-11", "key.bias[0], key.bias[1] and 2 more"]
+    assert len(lines) == 23 and lines[-1] == "... and 10 more"
+    html = report._repr_html_()
+    assert "&lt;b&gt;29" in html and "<b>" not in html and "and 10 more" in html
+    assert repr(VerifyReport(1e-13)).splitlines()[0] == "VerifyReport(groups: 0, largest change of an output: 1.0e-13)"
