@@ -1,39 +1,109 @@
 """Scores: how much each weight matters. A score is a function of one weight tensor and the evidence about it.
 
 Every score here, and any of your own, is called as ``score(weight, evidence)`` and returns a tensor of the weight's
-shape; the higher, the longer the weight stays. :func:`score_weights` calls it for every weight of a model,
-:func:`gather_evidence` collects gradients and input norms from batches for the scores that need them.
+shape; the higher, the longer the weight stays. :func:`needs` declares what a score reads of its evidence, so that a
+search gathers that and nothing else. A score that declares nothing may read the weight and its start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..networks.names import named_weights
-from ..networks.shards import as_shards, class_name, is_sharded, reshard
-
-
-class Evidence(NamedTuple):
-    """What is known about one weight tensor besides its values. A score reads what it needs.
-
-    Attributes:
-        gradient: dL/dw summed over the batches; shape of the weight.
-        input_norm: L2 norm of each input feature over all batches and positions; broadcasts against the weight.
-        start: The weight at the start of the training that led to its present value; shape of the weight.
-    """
-
-    gradient: Tensor | None = None
-    input_norm: Tensor | None = None
-    start: Tensor | None = None
-
+from ..networks.shards import as_shards, is_sharded
+from .evidence import Evidence
 
 Score = Callable[[Tensor, Evidence], Tensor]
+_Score = TypeVar("_Score", bound=Callable[..., Tensor])
+_UNDECLARED: Any = object()
 
 
+def needs(*fields: str) -> Callable[[_Score], _Score]:
+    """Declare what a score reads of its evidence.
+
+    Args:
+        fields: Names among ``gradient``, ``input_norm`` and ``start``, or none for a score of the weight alone.
+
+    Returns:
+        A decorator that returns the very same function.
+
+    Raises:
+        ValueError: There is no such evidence.
+
+    Example:
+        >>> @needs("gradient")
+        ... def taylor(weight, evidence):
+        ...     return (weight.detach() * evidence.gradient).square()
+    """
+    if unknown := set(fields) - set(Evidence._fields):
+        raise ValueError(f"needs must name {', '.join(Evidence._fields)}; received {min(unknown)!r}.")
+
+    def declare(score: _Score) -> _Score:
+        score.needs = frozenset(fields)  # pyright: ignore[reportFunctionMemberAccess]
+        return score
+
+    return declare
+
+
+def needed_by(score: Score) -> frozenset[str]:
+    """What a score has declared to read of its evidence; ``start`` alone if it has declared nothing."""
+    while isinstance(score, partial) and not hasattr(score, "needs"):
+        score = score.func
+    return getattr(score, "needs", frozenset({"start"}))
+
+
+class _Probe(Evidence):
+    """Evidence for a dry call: reading what the score has not declared is an error."""
+
+    gradient = property(lambda self: self[0])  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    input_norm = property(lambda self: self[1])  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+    start = property(lambda self: self[2])  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        value = super().__getitem__(index)
+        if value is _UNDECLARED:
+            name = Evidence._fields[index]
+            raise ValueError(
+                f"a score must declare what it reads of its evidence; received one that reads {name} undeclared. "
+                f"Decorate it with @needs({name!r})."
+            )
+        return value
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+
+def check_score(score: Score, weights: Mapping[str, Tensor]) -> None:
+    """Call a score on made-up evidence, before anything is trained, to find out whether it will work afterwards.
+
+    It is called on one weight of each shape and type. Torch's random numbers go on as if it had not been called.
+
+    Args:
+        score: The score.
+        weights: Name -> weight.
+
+    Raises:
+        ValueError: The score reads evidence that it has not declared, or returns another shape than the weight's.
+    """
+    declared, seen = needed_by(score), set()
+    with torch.random.fork_rng([w.device for w in weights.values() if w.is_cuda]), torch.no_grad():
+        for name, weight in weights.items():
+            kind = (weight.shape, weight.dtype)
+            if kind not in seen and not is_sharded(weight):
+                made_up = torch.ones_like(weight)
+                fields = [made_up if field in declared else _UNDECLARED for field in Evidence._fields]
+                score_weights({name: weight}, score, evidence={name: _Probe(*fields)})
+            seen.add(kind)
+
+
+@needs()
 def magnitude(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # noqa: B008  # immutable
     """|w|.
 
@@ -43,11 +113,13 @@ def magnitude(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # noq
     return weight.detach().abs()
 
 
+@needs()
 def random_score(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # noqa: B008
     """Uniform in [0, 1), drawn on the CPU from torch's global generator: the control every ticket must beat."""
     return torch.rand(weight.shape).to(weight.device)
 
 
+@needs("gradient")
 def saliency(weight: Tensor, evidence: Evidence) -> Tensor:
     """|w * dL/dw|: the first-order change of the loss when the weight goes.
 
@@ -61,6 +133,7 @@ def saliency(weight: Tensor, evidence: Evidence) -> Tensor:
     return (weight.detach() * _required(evidence.gradient, "gradient", "saliency")).abs()
 
 
+@needs("start")
 def movement(weight: Tensor, evidence: Evidence) -> Tensor:
     """(w^2 - w_start^2) / 2: how far training moved the weight away from zero; negative when it moved towards it.
 
@@ -75,6 +148,7 @@ def movement(weight: Tensor, evidence: Evidence) -> Tensor:
     return (weight.detach().square() - _required(evidence.start, "start", "movement").square()) / 2
 
 
+@needs("input_norm")
 def wanda(weight: Tensor, evidence: Evidence) -> Tensor:
     """|w| * ||x||: magnitude times the L2 norm of the input feature it multiplies.
 
@@ -89,7 +163,10 @@ def wanda(weight: Tensor, evidence: Evidence) -> Tensor:
 
 
 def score_weights(
-    weights: nn.Module | Mapping[str, Tensor], score: Score = magnitude, evidence: Mapping[str, Evidence] | None = None
+    weights: nn.Module | Mapping[str, Tensor],
+    score: Score = magnitude,
+    *,
+    evidence: Mapping[str, Evidence] | None = None,
 ) -> dict[str, Tensor]:
     """Score every weight tensor.
 
@@ -125,87 +202,6 @@ def score_weights(
 def _sharded(value: Tensor, weight: Tensor) -> Tensor:
     """What is the same on every process, in the layout of the weight."""
     return as_shards(value.expand(weight.shape), weight) if is_sharded(weight) and not is_sharded(value) else value
-
-
-def gather_evidence(
-    model: nn.Module, batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor], *, within: Mapping[str, Tensor]
-) -> dict[str, Evidence]:
-    """Collect gradients and input norms of the weights ``within`` over some batches.
-
-    The model keeps its weights, buffers, mode and gradients: it is run in evaluation mode, and gradients that were
-    there are put back. On several processes the evidence is of this process's batches, and for you to sum, as
-    LotteryTrainer does; the gradients of FSDP2 are means over the processes already.
-
-    Args:
-        model: The model, on the device of the batches.
-        batches: What ``loss`` takes.
-        loss: ``loss(model, batch)`` returns the scalar to differentiate.
-        within: Name -> parameter to gather evidence for, such as ``prunable(model)``.
-
-    Returns:
-        Name -> Evidence with the sum of the gradients, and the input norm where the parameter is the weight of a
-        linear or convolution module.
-
-    Raises:
-        ValueError: There are no batches, or a parameter got no gradient from any of them.
-    """
-    reshard(model)
-    names = {id(parameter): name for name, parameter in within.items()}
-    squares: dict[str, Tensor] = {}
-    handles = [
-        module.register_forward_pre_hook(_square_inputs(squares, names[id(weight)]))
-        for module in model.modules()
-        if isinstance(weight := getattr(module, "weight", None), Tensor) and id(weight) in names
-    ]
-    kept_gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    count = 0
-    try:
-        model.zero_grad(set_to_none=True)
-        for count, batch in enumerate(batches, start=1):  # noqa: B007
-            loss(model, batch).backward()
-        if not count:
-            raise ValueError("batches must hold at least one batch; received none. Was the loader used up?")
-        return {name: _evidence(name, parameter, squares.get(name)) for name, parameter in within.items()}
-    finally:
-        for handle in handles:
-            handle.remove()
-        for name, parameter in model.named_parameters():
-            parameter.grad = kept_gradients[name]
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _evidence(name: str, parameter: Tensor, square: Tensor | None) -> Evidence:
-    if parameter.grad is None:
-        raise ValueError(f"{name!r} must get a gradient from the batches; received none. Is it frozen or unused?")
-    return Evidence(gradient=parameter.grad, input_norm=None if square is None else square.sqrt())
-
-
-def _square_inputs(squares: dict[str, Tensor], name: str):
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        square = _input_squares(module, inputs[0].detach().float()) if inputs else None
-        if square is not None:
-            squares[name] = squares[name] + square if name in squares else square
-
-    return hook
-
-
-def _input_squares(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Sum of squares of each input feature, shaped to broadcast against ``module.weight``."""
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        spatial = module.weight.ndim - 2
-        per_channel = x.square().sum(dim=[d for d in range(x.ndim) if d != x.ndim - spatial - 1])
-        # A group of filters sees only its own slice of the channels.
-        per_filter = per_channel.view(module.groups, -1).repeat_interleave(module.out_channels // module.groups, 0)
-        return per_filter.view(*per_filter.shape, *[1] * spatial)
-    per_feature = x.reshape(-1, x.shape[-1]).square().sum(0)
-    if isinstance(module, nn.Linear):
-        return per_feature[None, :]
-    if class_name(module) == "Conv1D":  # GPT-2 keeps its weights as [inputs, outputs]
-        return per_feature[:, None]
-    return None
 
 
 def _required(value: Tensor | None, what: str, score: str) -> Tensor:

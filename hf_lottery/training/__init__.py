@@ -1,0 +1,22 @@
+"""Training: hold a network at a mask, return to a moment, and find a ticket level after level."""
+
+from . import rewind
+from .levels import Level, Start
+from .rewind import RewindPoint, parse_rewind
+from .search import find_ticket
+from .snapshot import Snapshot, save_snapshot
+from .sparsity import SparseHandle, SparsityLeakError, keep_sparse
+
+__all__ = [
+    "Level",
+    "RewindPoint",
+    "Snapshot",
+    "SparseHandle",
+    "SparsityLeakError",
+    "Start",
+    "find_ticket",
+    "keep_sparse",
+    "parse_rewind",
+    "rewind",
+    "save_snapshot",
+]

@@ -27,7 +27,7 @@ _TYPES = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Snapshot:
     """Weights and buffers of a model at one moment, on the CPU.
 
@@ -90,6 +90,10 @@ class Snapshot:
                 )
         for name, tensor in self.tensors.items():
             local(state[name]).copy_(part_of(tensor, state[name]))
+
+    def __repr__(self) -> str:
+        numbers = sum(tensor.numel() for tensor in self.tensors.values())
+        return f"Snapshot(step {self.step}, {len(self.tensors)} tensors, {numbers:,} numbers)"
 
     def sha256(self) -> str:
         """Hash of names, dtypes, shapes and bytes, the same for the same weights wherever they were saved."""

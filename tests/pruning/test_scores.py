@@ -48,7 +48,7 @@ def test_score_weights_takes_any_callable_and_names_the_culprit():
     assert score_weights(model, lambda w, e: -w)["weight"].tolist() == (-model.weight).tolist()
     evidence = {"weight": Evidence(start=model.weight + 1)}
     assert torch.equal(
-        score_weights({"weight": model.weight}, lambda w, e: e.start, evidence)["weight"], model.weight + 1
+        score_weights({"weight": model.weight}, lambda w, e: e.start, evidence=evidence)["weight"], model.weight + 1
     )
     with pytest.raises(ValueError, match=r"'weight': saliency must be given evidence with a gradient; received none"):
         score_weights(model, saliency)

@@ -61,7 +61,12 @@ class SparseTrainer(Trainer):
 
     @property
     def network(self) -> torch.nn.Module:
+        """The model."""
         return cast(torch.nn.Module, self.model)
+
+    def loss(self, model: torch.nn.Module, inputs: Any) -> torch.Tensor:
+        """The loss that is trained, of a model on one prepared batch."""
+        return cast(torch.Tensor, self.compute_loss(model, inputs))
 
     def train(self, *args, **kwargs) -> TrainOutput:
         """Train as the Trainer does, from ``first_step`` on.

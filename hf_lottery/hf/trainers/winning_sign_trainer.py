@@ -74,9 +74,7 @@ class WinningSignTrainer(LotteryTrainer):
                 "rewind_by_reference must be off here; received True. A signed ticket starts from trained weights."
             )
         self.interpolation = self.lottery.norm_interpolation or "step"
-        self.norms = norm_parameters(
-            self.network, include=self.lottery.norm_include, exclude=self.lottery.norm_exclude
-        )
+        self.norms = norm_parameters(self.network, include=self.lottery.norm_include, exclude=self.lottery.norm_exclude)
         if not self.norms and self.interpolation != "none":
             logger.warning(
                 "%s has no norm parameters: AWS is learning-rate rewinding here.", type(self.network).__name__
@@ -143,10 +141,10 @@ class WinningSignTrainer(LotteryTrainer):
         self._drawn_at = step
         return np.random.default_rng([self.args.seed, self._level, 2, step, self._micro_batch]).random()
 
-    def _train_level(self, run: RunFolder, number: int, moment: int, ignore_keys) -> None:
-        self._find_initial(run)
+    def _begin_level(self, number: int) -> tuple[Mask, Snapshot]:
+        self._find_initial(self._run)
         self._drawn_at = -1
-        super()._train_level(run, number, moment, ignore_keys)
+        return super()._begin_level(number)
 
     def _find_initial(self, run: RunFolder) -> None:
         # From disk, as a resumed run may have been given another model.

@@ -1,0 +1,70 @@
+"""The tickets of a search: of its last level, and of every other when they are pushed to the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from ...masks.mask import Mask
+from ...masks.mask_series import MaskSeries
+from ...networks.shards import class_name
+from ...training.snapshot import Snapshot
+from ..hub.reference import Reference
+from ..hub.ticket import Ticket
+from ..hub.transfer import base_model
+from .run_folder import RunFolder
+
+
+def last_ticket(
+    run: RunFolder,
+    model: nn.Module,
+    start: Snapshot | Reference,
+    *,
+    settings: Mapping[str, Any],
+    history: list[dict[str, Any]],
+    token: str | None,
+) -> Ticket:
+    """The ticket of the last level of a search.
+
+    Args:
+        run: The search's folder, which holds the masks of all levels.
+        model: The search's model.
+        start: Where the ticket starts, or a reference to it.
+        settings: What defines the search.
+        history: One record a level.
+        token: For the Hub, which knows the commit of the base model.
+    """
+    levels = len(history)
+    config = getattr(model, "config", None)
+    config = config if isinstance(config, PreTrainedConfig) else None
+    info = {"level": levels - 1, "architecture": class_name(model), "settings": dict(settings), "history": history}
+    if config is not None and (base := base_model(config, token=token)):
+        info["base_model"] = base
+    series = MaskSeries(Mask.from_pretrained(run.level(number)) for number in range(levels))
+    return Ticket(series[-1], start, info, config, series)
+
+
+def push_levels(ticket: Ticket, run: RunFolder, repo_id: str, *, private: bool | None, token: str | None) -> None:
+    """Push the ticket of every level in a commit of its own, tagged ``level-03``; the last one stays on top."""
+    assert ticket.series is not None
+    for level in range(len(ticket.series)):
+        one = _level_ticket(ticket, run, level)
+        message = f"Level {level}, sparsity {one.mask.sparsity:.4f}"
+        one.push_to_hub(repo_id, tag=f"level-{level:02d}", private=private, token=token, commit_message=message)
+
+
+def _level_ticket(ticket: Ticket, run: RunFolder, level: int) -> Ticket:
+    """The ticket of a level, made from the last one."""
+    series, start = ticket.series, ticket.start
+    assert series is not None
+    if level == len(series) - 1:
+        return ticket
+    if isinstance(start, Snapshot):  # a reference is to the same weights for every level
+        start = run.read_start(level)[1]
+    info = {**ticket.info, "level": level, "history": ticket.info["history"][: level + 1]}
+    until = MaskSeries(series[: level + 1])
+    return replace(ticket, mask=until[-1], start=start, info=info, series=until)

@@ -1,0 +1,118 @@
+"""Evidence: what is known about a weight besides its values, and how it is gathered from batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..networks.modes import restored_modes
+from ..networks.shards import class_name, reshard
+
+
+class Evidence(NamedTuple):
+    """What is known about one weight tensor besides its values. A score reads what it needs.
+
+    Attributes:
+        gradient: dL/dw summed over the batches; shape of the weight.
+        input_norm: L2 norm of each input feature over all batches and positions; broadcasts against the weight.
+        start: The weight at the start of the training that led to its present value; shape of the weight.
+    """
+
+    gradient: Tensor | None = None
+    input_norm: Tensor | None = None
+    start: Tensor | None = None
+
+
+def gather_evidence(
+    model: nn.Module,
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    within: Mapping[str, Tensor],
+    fields: Collection[str] = ("gradient", "input_norm"),
+) -> dict[str, Evidence]:
+    """Collect gradients and input norms of the weights ``within`` over some batches.
+
+    The model keeps its weights, buffers, mode and gradients. It is run in evaluation mode, and gradients that were
+    there are put back. On several processes each gets the evidence of its own batches, and you sum it, as
+    LotteryTrainer does. The gradients of FSDP2 are means over the processes already.
+
+    Args:
+        model: The model, on the device of the batches.
+        batches: What ``loss`` takes.
+        loss: ``loss(model, batch)`` returns the scalar to differentiate.
+        within: Name -> parameter to gather evidence for, such as ``prunable(model)``.
+        fields: What to gather. Without ``"gradient"`` there is no backward pass, and frozen weights are fine.
+
+    Returns:
+        Name -> Evidence with the sum of the gradients, and the input norm where the parameter is the weight of a
+        linear or convolution module.
+
+    Raises:
+        ValueError: There are no batches, or a parameter got no gradient from any of them.
+    """
+    reshard(model)
+    names = {id(parameter): name for name, parameter in within.items()}
+    squares: dict[str, Tensor] = {}
+    handles = [
+        module.register_forward_pre_hook(_square_inputs(squares, names[id(weight)]))
+        for module in model.modules()
+        if "input_norm" in fields
+        and isinstance(weight := getattr(module, "weight", None), Tensor)
+        and id(weight) in names
+    ]
+    kept_gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    differentiate = "gradient" in fields
+    count = 0
+    try:
+        with restored_modes(model), torch.set_grad_enabled(differentiate):
+            model.eval()
+            model.zero_grad(set_to_none=True)
+            for count, batch in enumerate(batches, start=1):  # noqa: B007
+                value = loss(model, batch)
+                if differentiate:
+                    value.backward()
+        if not count:
+            raise ValueError("batches must hold at least one batch; received none. Was the loader used up?")
+        gradients = {name: _gradient(name, parameter) for name, parameter in within.items()} if differentiate else {}
+        norms = {name: square.sqrt() for name, square in squares.items()}
+        return {name: Evidence(gradients.get(name), norms.get(name)) for name in within}
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, parameter in model.named_parameters():
+            parameter.grad = kept_gradients[name]
+
+
+def _gradient(name: str, parameter: Tensor) -> Tensor:
+    if parameter.grad is None:
+        raise ValueError(f"{name!r} must get a gradient from the batches; received none. Is it frozen or unused?")
+    return parameter.grad
+
+
+def _square_inputs(squares: dict[str, Tensor], name: str):
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        square = _input_squares(module, inputs[0].detach().float()) if inputs else None
+        if square is not None:
+            squares[name] = squares[name] + square if name in squares else square
+
+    return hook
+
+
+def _input_squares(module: nn.Module, x: Tensor) -> Tensor | None:
+    """Sum of squares of each input feature, shaped to broadcast against ``module.weight``."""
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        spatial = module.weight.ndim - 2
+        per_channel = x.square().sum(dim=[d for d in range(x.ndim) if d != x.ndim - spatial - 1])
+        # A group of filters sees only its own slice of the channels.
+        per_filter = per_channel.view(module.groups, -1).repeat_interleave(module.out_channels // module.groups, 0)
+        return per_filter.view(*per_filter.shape, *[1] * spatial)
+    per_feature = x.reshape(-1, x.shape[-1]).square().sum(0)
+    if isinstance(module, nn.Linear):
+        return per_feature[None, :]
+    if class_name(module) == "Conv1D":  # GPT-2 keeps its weights as [inputs, outputs]
+        return per_feature[:, None]
+    return None

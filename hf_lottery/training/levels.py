@@ -1,0 +1,112 @@
+"""Levels: the loop of train, prune and rewind, for whoever can train one level.
+
+``find_ticket`` runs it in memory, ``LotteryTrainer`` on disk and over processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..masks.mask import Mask
+from ..pruning.mask_from_scores import prune
+from ..pruning.scopes import Scope, global_ranking
+from .snapshot import Snapshot
+
+
+class Start(NamedTuple):
+    """What a training function must know about the level it trains.
+
+    Attributes:
+        level: Number of the level; 0 is dense. Seed the data order with it for a run that can be repeated.
+        step: Optimizer steps that lie behind the weights: start the learning-rate schedule here, train the rest.
+        fine_tune: Whether to train at a small constant rate instead of the schedule (``rewind=none``).
+    """
+
+    level: int
+    step: int = 0
+    fine_tune: bool = False
+
+
+@dataclass(frozen=True, repr=False)
+class Level:
+    """A trained level.
+
+    Attributes:
+        number: 0 is dense.
+        mask: What the level kept.
+        sparsity: Fraction of the covered weights removed, in [0, 1].
+        metrics: What the training function returned.
+        start: The weights the level was trained from; with ``mask`` they are the ticket.
+    """
+
+    number: int
+    mask: Mask
+    sparsity: float
+    metrics: Any
+    start: Snapshot
+
+    def __repr__(self) -> str:
+        return f"Level({self.number}, sparsity {self.sparsity:.4f}, metrics {self.metrics!r})"
+
+
+def run_levels(
+    sparsities: Sequence[float],
+    *,
+    begin: Callable[[int], tuple[Mask, Snapshot]],
+    train: Callable[[int, Mask, Snapshot], Any],
+    next_mask: Callable[[Level, float], Mask],
+    hand_over: Callable[[int, Mask], None],
+    first: int = 0,
+) -> Iterator[Level]:
+    """Train level after level, and prune after each but the last.
+
+    Args:
+        sparsities: The sparsity of every level; that of level 0 is 0.
+        begin: ``begin(number)`` puts the model where the level starts. Returns the level's mask and that start.
+        train: ``train(number, mask, start)`` trains one level under its mask to the end. Returns its metrics.
+        next_mask: ``next_mask(level, sparsity)`` prunes the model that was just trained.
+        hand_over: ``hand_over(number, mask)`` keeps what a later ``begin(number)`` needs.
+        first: The level to begin with, for a search that goes on; the levels before it are not trained again.
+
+    Yields:
+        One :class:`Level` for each sparsity. The model holds its trained weights.
+    """
+    for number in range(first, len(sparsities)):
+        mask, start = begin(number)
+        level = Level(number, mask, mask.sparsity, train(number, mask, start), start)
+        if number + 1 < len(sparsities):
+            hand_over(number + 1, next_mask(level, sparsities[number + 1]))
+        yield level
+
+
+def check_levels(
+    weights: Mapping[str, Tensor], sparsities: Sequence[float], *, scope: Scope, min_density: float
+) -> None:
+    """Find out before any training whether every level can be pruned, with random scores.
+
+    Raises:
+        ValueError: Scope, sparsities and ``min_density`` contradict each other, or a level removes nothing.
+    """
+    total = sum(weight.numel() for weight in weights.values())
+    for number, (before, after) in enumerate(pairwise(sparsities), start=1):
+        if round(before * total) == round(after * total):
+            raise ValueError(
+                f"level {number} must remove weights; received sparsity {before:g} and then {after:g} of {total} "
+                "weights. Prune more at each level, or fewer levels."
+            )
+    if scope is global_ranking and not min_density:
+        return  # one ranking over everything can always be cut
+    generator = torch.Generator().manual_seed(0)
+    scores = {name: torch.rand(weight.shape, generator=generator) for name, weight in weights.items()}
+    mask = Mask.dense(weights)
+    for number, sparsity in enumerate(sparsities[1:], start=1):
+        try:
+            mask = prune(scores, sparsity, scope=scope, min_density=min_density, within=mask)
+        except ValueError as error:
+            raise ValueError(f"level {number}, sparsity {sparsity:g}, cannot be pruned: {error}") from error
