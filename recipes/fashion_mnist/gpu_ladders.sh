@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The ladders of the papers' size on Fashion-MNIST, for machines with GPUs: ResNet-20 of four widths, and a ViT. A GPU
-# holds several small networks: --workers 6 trains six side by side. With --plan it only says what they cost; after an
-# interruption the same command goes on.
+# The ladders on Fashion-MNIST at the size of the papers, for machines with GPUs: ResNet-20 in four widths, and a ViT.
+# A GPU holds several small networks: --workers 6 trains six of them side by side. With --plan the script only prints
+# what the ladders cost. After an interruption the same command goes on.
 #
 #     recipes/fashion_mnist/gpu_ladders.sh [flags of transfer_ladder.py]
 set -euo pipefail

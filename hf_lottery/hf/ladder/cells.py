@@ -1,7 +1,8 @@
-"""The cells of the transfer ladder: what each one is, what it needs, and where its result lies.
+"""The cells of the transfer ladder: what each one is, what it needs, and where its result is kept.
 
-A cell is a search of one network, or one row of the ladder for one target: a final training. It is named by a hash of
-all that defines it, the cells it needs included, so a result on disk is good as long as its name comes up again.
+A cell is a search of one network, or one row of the ladder for one target, which is a final training. Its name contains
+a hash of everything that defines it, including the cells that it needs. So a result on disk is valid as long as its
+name is asked for again.
 """
 
 from __future__ import annotations
@@ -16,75 +17,77 @@ from pathlib import Path
 from typing import Any, cast
 
 from ...storage.atomic import sweep
-from ..commands.common import ModelArguments, load_task_data, trainer_arguments
 from ..commands.parser import RecipeParser
-from ..tasks.data import Data, DataArguments
+from ..tasks.data import Data, DataArguments, trainer_arguments
+from ..tasks.loading import load_task_data
+from ..tasks.models import ModelArguments
 from ..trainers.arguments import LotteryArguments
 from ..trainers.run_settings import run_settings
+from .paired import split_pair
+from .rows import ROWS, SEARCHES
 
-SEARCHES = {"imp": None, "lrr": "none", "aws": "step"}  # and how norms are interpolated
-# Row -> the searches it needs of the source and of the target, and the row whose solution its barrier leads to: of the
-# target, but for the signs, which come from the source.
-ROWS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str | None]] = {
-    "dense": ((), ("imp",), None),
-    "lth": ((), ("imp",), None),
-    "random": (("imp",), ("imp",), "lth"),
-    "naive": (("imp",), ("imp",), "lth"),
-    "permuted_weight": (("imp",), ("imp",), "lth"),
-    "permuted_activation": (("imp",), ("imp",), "lth"),
-    "permuted_early": (("imp",), ("imp",), "lth"),
-    "permuted_residual": (("imp",), ("imp",), "lth"),
-    "lrr": ((), ("lrr", "imp"), None),
-    "lrr_signs": (("lrr",), ("imp",), "lrr"),
-    "aws": ((), ("aws", "imp"), None),
-    "aws_signs": (("aws",), ("imp",), "aws"),
-    "aws_mask": (("aws",), ("imp",), "aws"),
-    "random_signs": (("aws",), ("imp",), "aws"),
-    "permuted_signs": (("aws", "imp"), ("imp",), "aws"),
-}
-_SIGN_SETTINGS = ("dense_epochs", "level_epochs", "level_lr_scheduler_type")  # of the searches for signs only
+_ABOUT = "; ".join(f"{name}: {row.about}" for name, row in ROWS.items())
+# Settings that only the searches for signs use.
+_SIGN_SETTINGS = ("dense_epochs", "level_epochs", "level_lr_scheduler_type")
 
 
 @dataclass
 class LadderArguments:
-    """Which networks and rows, and how to match."""
+    """The networks and rows of a ladder, how to match, and what to show.
+
+    Raises:
+        ValueError: A row is unknown, there are fewer than two seeds, or a number is below 1.
+    """
 
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "Seeds of the networks, two or more."}
     )
     rows: list[str] = field(
-        default_factory=lambda: [row for row in ROWS if row != "permuted_residual"],
-        metadata={"help": f"Rows of the ladder: {', '.join(ROWS)}. permuted_residual is for networks with attention."},
+        default_factory=lambda: [name for name, row in ROWS.items() if row.by_default],
+        metadata={"help": f"Rows of the ladder; those that others are compared to are added. {_ABOUT}."},
     )
-    match_batches: int = field(default=32, metadata={"help": "Training batches to match activations on."})
+    pairs: list[str] | None = field(
+        default=None,
+        metadata={"help": "Pairs of rows whose paired difference is shown too, such as aws_signs-aws_mask."},
+    )
+    match_batches: int = field(default=32, metadata={"help": "Number of training batches to match activations on."})
     title: str | None = field(
-        default=None, metadata={"help": "What tables and pictures call it. Default: network, data."}
+        default=None, metadata={"help": "Name of the ladder in tables and pictures. Default: network and data."}
     )
-    sparsities: list[float] | None = field(default=None, metadata={"help": "A ladder at each of these sparsities."})
-    rewinds: list[str] | None = field(default=None, metadata={"help": "A ladder for each of these rewind points."})
+    sparsities: list[float] | None = field(
+        default=None, metadata={"help": "Make a ladder at each of these sparsities."}
+    )
+    rewinds: list[str] | None = field(default=None, metadata={"help": "Make a ladder for each of these rewind points."})
     widths: list[int] | None = field(
-        default=None, metadata={"help": "A ladder for each of these values of width in the configuration."}
+        default=None, metadata={"help": "Make a ladder for each of these values of width in the configuration."}
     )
     workers: int | None = field(
-        default=None, metadata={"help": "Cells side by side. Default: one a GPU, or one a core of the CPU."}
+        default=None, metadata={"help": "How many cells are computed side by side. Default: one a GPU, or one a core."}
     )
-    plan: bool = field(default=False, metadata={"help": "Print what is left to do and its cost, and stop."})
+    plan: bool = field(default=False, metadata={"help": "Print what is left to do and what it costs, and stop."})
 
     def __post_init__(self) -> None:
-        if unknown := set(self.rows) - ROWS.keys():
+        paired = [name for pair in self.pairs or [] for name in split_pair(pair)]
+        if unknown := {*self.rows, *paired} - ROWS.keys():
             raise ValueError(f"rows must be among {', '.join(ROWS)}; received {min(unknown)!r}.")
         if len(set(self.seeds)) < 2:
             raise ValueError(f"seeds must be two or more; received {self.seeds}. Each network has another as source.")
         for name in ("match_batches", "workers"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; received {value}.")
-        needed = {"lth", "naive", *(end for row in self.rows if (end := ROWS[row][2]))}
-        self.rows = [row for row in ROWS if row in {*self.rows, *needed}]
+        asked = {*self.rows, *paired}
+        needed = {"lth", "naive", *(end for name in asked if (end := ROWS[name].end))}
+        self.rows = [name for name in ROWS if name in asked | needed]
 
 
 @dataclass(frozen=True, order=True)
 class Cell:
-    """One search (``kind`` of SEARCHES) or row (of ROWS) of the network with this seed."""
+    """One search or row of the network with this seed.
+
+    Attributes:
+        kind: A name of ``ROWS``, or ``search_`` and a name of ``SEARCHES``.
+        seed: The seed of the network.
+    """
 
     kind: str
     seed: int
@@ -97,17 +100,17 @@ class Ladder:
     """All cells of a ladder, with the data and settings to compute them.
 
     Args:
-        which: Networks and rows.
-        model_args: The network.
+        which: The networks and rows.
+        model_args: The model.
         data_args: What it trains on.
-        args: The search and the final training; ``dense_epochs``, ``level_epochs`` and ``level_lr_scheduler_type``
-            are of the searches for signs.
-        alike: A ladder on the same data, which are then loaded once for both.
+        args: Settings of the searches and of the final training. Only the searches for signs use ``dense_epochs``,
+            ``level_epochs`` and ``level_lr_scheduler_type``.
+        alike: Another ladder on the same data, which are then loaded once for both.
     """
 
     def __init__(
         self, which: LadderArguments, model_args: ModelArguments, data_args: DataArguments, args: Any,
-        alike: Ladder | None = None,
+        *, alike: Ladder | None = None,
     ):  # fmt: skip
         self._alike = alike
         self.which, self.model_args, self.data_args = which, model_args, data_args
@@ -115,14 +118,14 @@ class Ladder:
         self.folder = Path(cast(str, args.output_dir))
 
     @classmethod
-    def of(cls, command: Sequence[str], alike: Ladder | None = None) -> Ladder:
-        """The ladder that a command line asks for, sweeps aside."""
+    def of(cls, command: Sequence[str], *, alike: Ladder | None = None) -> Ladder:
+        """Make the ladder that a command line asks for, without its sweeps."""
         parser = RecipeParser([LadderArguments, ModelArguments, DataArguments, LotteryArguments])
         return cls(*parser.parse(command), alike=alike)
 
     @property
     def cells(self) -> list[Cell]:
-        """Every cell, after those that it needs."""
+        """Every cell of the ladder; each comes after those that it needs."""
         rows = [Cell(row, seed) for row in self.which.rows for seed in self.which.seeds]
         found: dict[Cell, None] = {}
 
@@ -136,28 +139,32 @@ class Ladder:
         return list(found)
 
     def source(self, target: int) -> int:
-        """The network before the target, in the ring of all."""
+        """Return the seed of the network before the target in the ring."""
         return self.which.seeds[self.which.seeds.index(target) - 1]
 
     def needs(self, cell: Cell) -> list[Cell]:
-        """The cells whose results a cell reads."""
+        """Return the cells whose results a cell reads."""
         if not self.is_row(cell):
             return []
-        of_source, of_target, end = ROWS[cell.kind]
-        source = self.source(cell.seed)
-        needed = [Cell(f"search_{kind}", source) for kind in of_source]
-        needed += [Cell(f"search_{kind}", cell.seed) for kind in of_target]
-        if end is not None:
-            needed.append(Cell(end, cell.seed if end == "lth" else source))
-        return needed
+        row, source = ROWS[cell.kind], self.source(cell.seed)
+        needed = [Cell(f"search_{kind}", source) for kind in row.of_source]
+        needed += [Cell(f"search_{kind}", cell.seed) for kind in row.of_target]
+        return needed if (end := self.end(cell)) is None else [*needed, end]
+
+    def end(self, cell: Cell) -> Cell | None:
+        """Return the cell to whose solution the barrier of a row leads; None if the row has no barrier."""
+        end = ROWS[cell.kind].end
+        if end is None:
+            return None
+        return Cell(end, cell.seed if end == "lth" else self.source(cell.seed))
 
     @staticmethod
     def is_row(cell: Cell) -> bool:
-        """Whether a cell is a row, not a search."""
+        """Return whether a cell is a row; otherwise it is a search."""
         return not cell.kind.startswith("search_")
 
     def digest(self, cell: Cell) -> str:
-        """The hash of what defines a cell."""
+        """Return the hash of everything that defines a cell."""
         if cell not in self._digests:
             model = self.model_args
             what = {
@@ -176,30 +183,30 @@ class Ladder:
         return {}
 
     def file(self, cell: Cell) -> Path:
-        """Where the result of a cell lies."""
+        """Return the file of a cell's result."""
         return self.folder / "cells" / f"{cell}-{self.digest(cell)}.json"
 
     def result(self, cell: Cell) -> dict[str, Any] | None:
-        """The result of a cell, if there is one."""
+        """Read the result of a cell; None if there is none yet."""
         file = self.file(cell)
         return json.loads(file.read_text()) if file.exists() else None
 
     def sweep(self) -> None:
-        """Delete what killed workers had begun to write."""
+        """Delete the files that killed workers left unfinished."""
         for folder in ("cells", "solutions"):
             sweep(self.folder / folder)
 
     def searched(self, kind: str, seed: int) -> Path:
-        """The folder of a search."""
+        """Return the folder of a search."""
         cell = Cell(f"search_{kind}", seed)
         return self.folder / "searches" / f"{cell}-{self.digest(cell)}"
 
     def solution(self, cell: Cell) -> Path:
-        """The file of the network that a row trained."""
+        """Return the file of the network that a row trained."""
         return self.folder / "solutions" / f"{cell}-{self.digest(cell)}.safetensors"
 
     def arguments_of(self, cell: Cell) -> LotteryArguments:
-        """The settings of a cell."""
+        """Make the settings of a cell."""
         args = copy.copy(self.args)
         args.seed, args.save_strategy = cell.seed, "no"
         interpolation = SEARCHES.get(cell.kind.removeprefix("search_"))
@@ -219,5 +226,5 @@ class Ladder:
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
-        """What every Trainer takes besides network and settings."""
+        """The arguments of every Trainer, except its model and its settings."""
         return trainer_arguments(self.model_args.task, self.data)

@@ -4,26 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..commands.common import build_model
 from ..plan import plan_search
 from ..plan.search import time_text
+from ..tasks.models import build_model
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.winning_sign_trainer import WinningSignTrainer
-from .cells import SEARCHES, Cell, Ladder
+from .cells import Cell, Ladder
 from .sweep import Point
 
 
-def plan(points: Sequence[Point]) -> str:
-    """Cells, steps and time that are left; nothing is written."""
+def plan_ladders(points: Sequence[Point]) -> str:
+    """Describe the cells, the steps and the time that are left; nothing is written.
+
+    Args:
+        points: The ladders.
+    """
     left = {point: cells for point in points if (cells := _left(point.ladder))}
     if not left:
-        return "nothing is left to do."
+        return "Nothing is left to do."
     costs = [_cost(point.ladder, cells) for point, cells in left.items()]
     lines = [f"{point.name or 'the ladder'}: {text}" for point, (text, _) in zip(left, costs, strict=True)]
     time = time_text(sum(seconds for _, seconds in costs))
     lines.append(
-        f"Roughly {time} of one process for all forward and backward passes, from one that was measured; optimizer, "
-        "matching and evaluation come on top."
+        f"One process needs roughly {time} for all forward and backward passes, estimated from one that was measured; "
+        "optimizer, matching and evaluation come on top."
     )
     return "\n".join(lines)
 
@@ -33,16 +37,17 @@ def _left(ladder: Ladder) -> list[Cell]:
 
 
 def _cost(ladder: Ladder, left: Sequence[Cell]) -> tuple[str, float]:
-    """What is left of one ladder, as text, and the seconds of its forward and backward passes."""
-    seed = ladder.which.seeds[0]
-    costs = {kind: plan_search(_trainer(ladder, Cell(f"search_{kind}", seed)), matching=False) for kind in SEARCHES}
-    search = costs["imp"]
+    """Describe what is left of one ladder, and estimate the seconds of its forward and backward passes."""
+    searches = [cell for cell in left if not ladder.is_row(cell)]
+    # The search "imp" tells how long a final training is, even if its own cells are finished.
+    kinds, seed = {"search_imp", *(cell.kind for cell in searches)}, ladder.which.seeds[0]
+    costs = {kind: plan_search(_trainer(ladder, Cell(kind, seed)), matching=False) for kind in kinds}
+    search = costs["search_imp"]
     seconds, final = (search.seconds or 0) / search.steps, search.levels[-1].steps
-    steps = sum(final if ladder.is_row(cell) else costs[cell.kind.removeprefix("search_")].steps for cell in left)
-    searches = sum(not ladder.is_row(cell) for cell in left)
+    steps = sum(final if ladder.is_row(cell) else costs[cell.kind].steps for cell in left)
     text = (
-        f"{len(left)} of {len(ladder.cells)} cells are left: {searches} searches and {len(left) - searches} final "
-        f"trainings, {steps:,} optimizer steps"
+        f"{len(left)} of {len(ladder.cells)} cells are left: {len(searches)} searches and {len(left) - len(searches)} "
+        f"final trainings, {steps:,} optimizer steps"
     )
     return text, steps * seconds
 

@@ -1,4 +1,4 @@
-"""The numbers of a finished ladder: means, paired intervals, the share of the gap that a row closes, costs."""
+"""The numbers of a finished ladder: means, paired intervals, the share of the gap that a row closes, and costs."""
 
 from __future__ import annotations
 
@@ -16,58 +16,48 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from scipy import stats
 
 from ...storage.atomic import write_atomically
+from ...version import __version__
 from .cells import Cell, Ladder
+from .paired import gap_closed, interval
+from .rows import SEARCHES
 from .sweep import Point
 
 DIAGNOSTICS = ("overlap", "chance", "correlation", "kept_signs", "sparsity", "cpu_seconds", "seconds")
 
 
-def interval(differences: np.ndarray) -> tuple[float, float]:
-    """Mean and half-width of the 95 % t-interval of paired differences."""
-    error = stats.sem(differences)
-    return float(differences.mean()), float(error * stats.t.ppf(0.975, len(differences) - 1))
+def about(point: Point) -> dict[str, Any]:
+    """Return what the numbers were obtained with: command, code, device and versions."""
+    script = Path(sys.argv[0]).name
+    script = f"recipes/{script}" if script == "transfer_ladder.py" else "-m hf_lottery.hf.ladder.main"
+    flags = re.sub(r"--output_dir[ =]\S+ ?", "", " ".join(sys.argv[1:])).strip()  # a private path helps nobody
+    return {
+        "command": f"{script} {flags}", "point": point.name, "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(Path(__file__)), "version": __version__, "device": _device(),
+        "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+    }  # fmt: skip
 
 
-def gap_closed(row: np.ndarray, naive: np.ndarray, lth: np.ndarray) -> tuple[float, float, float] | None:
-    """The mean gain over naive as a share of the ticket's own, with its 95 % interval (Fieller).
+def commit(file: Path) -> str | None:
+    """Return the commit of the repository that holds a file.
 
     Args:
-        row: The measure of a row for every target, shape [seeds].
-        naive: That of the mask as it was found.
-        lth: That of the target's own ticket.
+        file: A source file.
 
     Returns:
-        The share and the ends of its interval, or None where the ticket's own gain is not told from 0.
-
-    References:
-        Fieller, 1954, "Some Problems in Interval Estimation".
+        The short hash; None without git, and for a file that no repository tracks, such as one of an installed package.
     """
-    gain, whole = row - naive, lth - naive
-    count = len(gain)
-    t = stats.t.ppf(0.975, count - 1)
-    (var_gain, both), (_, var_whole) = t**2 * np.cov(gain, whole) / count
-    x, y = gain.mean(), whole.mean()
-    a, b, c = y**2 - var_whole, x * y - both, x**2 - var_gain
-    if a <= 0:
-        return None
-    root = max(b**2 - a * c, 0.0) ** 0.5
-    return float(x / y), float((b - root) / a), float((b + root) / a)
-
-
-def about(point: Point) -> dict[str, Any]:
-    """What the numbers were obtained with."""
     git = shutil.which("git")
-    head = [git, "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(head, capture_output=True, text=True).stdout.strip() if git else ""
-    flags = re.sub(r"--output_dir[ =]\S+ ?", "", " ".join(sys.argv[1:])).strip()  # where is nobody else's concern
-    return {
-        "command": f"recipes/transfer_ladder.py {flags}", "point": point.name, "date": time.strftime("%Y-%m-%d"),
-        "commit": commit, "device": _device(), "python": platform.python_version(), "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }  # fmt: skip
+    if git is None:
+        return None
+
+    def ask(*question: str) -> str | None:
+        answer = subprocess.run([git, "-C", str(file.parent), *question], capture_output=True, text=True)
+        return answer.stdout.strip() if answer.returncode == 0 else None
+
+    # An environment may lie inside a repository that does not track it.
+    return ask("rev-parse", "--short", "HEAD") if ask("ls-files", "--error-unmatch", file.name) else None
 
 
 def _device() -> str:
@@ -82,7 +72,7 @@ class LadderResults:
     """The results of a finished ladder.
 
     Args:
-        ladder: All of whose cells have results.
+        ladder: A ladder whose cells all have results.
     """
 
     def __init__(self, ladder: Ladder):
@@ -92,33 +82,47 @@ class LadderResults:
         self.scale, self.measure = (1.0, "loss") if is_loss else (100.0, "accuracy")
 
     def values(self, row: str, name: str = "measure") -> np.ndarray:
-        """A result of a row for every target, in the order of the seeds; NaN where there is none."""
+        """Return a result of a row for every target, in the order of the seeds; NaN where there is none."""
         return np.array([self.found[Cell(row, seed)].get(name, np.nan) for seed in self.seeds], dtype=float)
 
     def mean(self, row: str, name: str) -> float | None:
-        """The mean over the targets, or None where there is none."""
+        """Return the mean over the targets; None if a target has no such result."""
         mean = float(self.values(row, name).mean())
         return None if np.isnan(mean) else mean
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        """The numbers of the table by row, accuracies and barriers in percent."""
+        """Return the numbers of the table by row, accuracies and barriers in percent."""
         naive, lth = (self.scale * self.values(row) for row in ("naive", "lth"))
         rows = {}
         for row in self.ladder.which.rows:
             values = self.scale * self.values(row)
             mean, half = interval(values - naive)
-            barrier = self.mean(row, "barrier")
             rows[row] = {
                 "values": values.tolist(), "minus_naive": mean, "half_width": half,
-                "gap_closed": gap_closed(values, naive, lth),
-                "barrier": None if barrier is None else self.scale * barrier,
+                "gap_closed": gap_closed(values, naive, lth), "barrier": self._scaled(row, "barrier"),
                 **{name: self.mean(row, name) for name in DIAGNOSTICS},
                 "cpu_with_needs": self.cost(row, "cpu_seconds"), "with_needs": self.cost(row, "seconds"),
+                "initial_norms": self._scaled(f"search_{row}", "initial_norms") if row in SEARCHES else None,
+                "match": self.match(row),
             }  # fmt: skip
         return rows
 
+    def _scaled(self, row: str, name: str) -> float | None:
+        mean = self.mean(row, name)
+        return None if mean is None else self.scale * mean
+
+    def match(self, row: str) -> dict[str, list[float]] | None:
+        """Return group -> similarity of its units as they were and as matched, mean over the targets.
+
+        None if the row was not aligned, or by a version that did not keep this.
+        """
+        found = [self.found[Cell(row, seed)].get("match", {}) for seed in self.seeds]
+        if {} in found:
+            return None
+        return {group: np.mean([match[group] for match in found], axis=0).tolist() for group in found[0]}
+
     def cost(self, row: str, name: str) -> float:
-        """Seconds of a row and of all cells that it needs, mean over the targets."""
+        """Return the seconds of a row and of all cells that it needs, mean over the targets."""
         total = 0.0
         for seed in self.seeds:
             needed, stack = set(), [Cell(row, seed)]
@@ -131,13 +135,21 @@ class LadderResults:
 
 
 def write_results(point: Point) -> dict[str, Any]:
-    """The results of a ladder, written as JSON to its folder."""
+    """Write the results of a ladder as JSON to its folder.
+
+    Args:
+        point: A ladder whose cells all have results.
+
+    Returns:
+        What was written.
+    """
     ladder = point.ladder
     found = LadderResults(ladder)
     network, data = ladder.model_args.load_config().model_type, ladder.data_args.dataset_name
     results = {
         "title": ladder.which.title or f"{network} on {data}", "about": about(point), "measure": found.measure,
         "seconds": "GPU" if torch.cuda.is_available() else "CPU", "seeds": found.seeds, "rows": found.rows(),
+        "pairs": ladder.which.pairs or [],
     }  # fmt: skip
     write_atomically(ladder.folder / f"{point.stem}.json", (json.dumps(results, indent=1) + "\n").encode())
     return results

@@ -1,27 +1,32 @@
-"""Show the results of ladders again: a table each, or one number of all side by side.
+"""Show the results of ladders again: a table of each, or one number of all side by side.
 
     python -m hf_lottery.hf.ladder.show docs/ladder/mnist1d-mlp.json
     python -m hf_lottery.hf.ladder.show docs/ladder/*.json --compare minus_naive --rows lth permuted_weight
+    python -m hf_lottery.hf.ladder.show docs/ladder/mnist1d-mlp.json --pairs aws_signs-aws_mask
 
-Reads the ``ladder.json`` that transfer_ladder.py wrote.
+The files are what transfer_ladder.py writes as ``ladder.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from ...report import markdown_table
-from .table import COMPARED, comparison, label, obtained, plot, table
+from .table import COMPARED, comparison, difference_table, label, ladder_table, obtained, plot_ladders
 
 
 def main() -> None:
-    """Run the script."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("ladders", nargs="+", type=Path, help="Results of ladders.")
+    parser.add_argument("ladders", nargs="+", type=Path, help="Files with the results of ladders.")
     parser.add_argument("--compare", choices=COMPARED, help="The number to show side by side.")
     parser.add_argument("--rows", nargs="+", help="Rows to compare and to draw. Default: all.")
+    parser.add_argument(
+        "--pairs", nargs="+", help="Pairs of rows whose paired difference is shown. Default: those of the ladder."
+    )
     parser.add_argument("--picture", type=Path, help="PNG to write: differences to naive with their intervals.")
     args = parser.parse_args()
     ladders = [json.loads(path.read_text()) for path in args.ladders]
@@ -29,9 +34,14 @@ def main() -> None:
         print(markdown_table(*comparison(ladders, args.compare, args.rows)))
     else:
         for found in ladders:
-            print(f"### {label(found)}\n\n{obtained(found)}\n\n{markdown_table(*table(found))}\n")
+            try:
+                tables = [ladder_table(found), difference_table(found, args.pairs)]
+            except ValueError as error:
+                sys.exit(str(error))
+            texts = [markdown_table(*table) for table in tables if table.rows]
+            print("\n\n".join([f"### {label(found)}", obtained(found), *texts]) + "\n")
     if args.picture:
-        plot(args.picture, ladders, args.rows)
+        plot_ladders(args.picture, ladders, args.rows)
 
 
 if __name__ == "__main__":

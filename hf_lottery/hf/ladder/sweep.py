@@ -15,7 +15,7 @@ class Point:
     """One ladder of a sweep.
 
     Attributes:
-        name: What is swept, as in ``"sparsity=0.9, width=2"``; empty without a sweep.
+        name: The swept settings, such as ``"sparsity=0.9, width=2"``; empty without a sweep.
         ladder: The ladder.
     """
 
@@ -24,16 +24,16 @@ class Point:
 
     @property
     def stem(self) -> str:
-        """The stem of its files: ``ladder``, or ``ladder-sparsity-0.9-width-2``."""
+        """The stem of its files, such as ``ladder`` or ``ladder-sparsity-0.9-width-2``."""
         return "-".join(filter(None, ["ladder", *self.name.replace("=", "-").replace(":", "-").split(", ")]))
 
 
 def points(command: Sequence[str]) -> list[Point]:
-    """The ladders that a command line asks for, in the order of its sweeps.
+    """Make the ladders that a command line asks for, in the order of its sweeps.
 
     Args:
-        command: Without the name of the script. Each ladder's command is this one and flags for the swept settings,
-            so a point is checked and hashed as a ladder of its own would be.
+        command: The command line without the name of the script. Each ladder's own command line is this one with flags
+            for the swept settings, so it is checked and hashed as a ladder alone would be.
 
     Raises:
         SystemExit: The command line is wrong, or the configuration has no width to sweep.
@@ -41,7 +41,7 @@ def points(command: Sequence[str]) -> list[Point]:
     first = Ladder.of(command)
     which, overrides = first.which, first.model_args.config_overrides
     if which.widths and not hasattr(config := first.model_args.load_config(), "width"):
-        sys.exit(f"widths must be those of a configuration that has a width; received one of {config.model_type}.")
+        sys.exit(f"widths need a configuration that has a width; received one of {config.model_type}, which has none.")
     before = f"{overrides}," if overrides else ""
     axes = [
         [(f"sparsity={value}", ["--sparsity", str(value)]) for value in which.sparsities or []],

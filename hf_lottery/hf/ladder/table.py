@@ -10,34 +10,49 @@ import numpy as np
 
 from ...report import Picture, Section, Table
 from ...report.style import curve_style, picture, write_csv
-from ..commands.common import mean_and_std
+from .paired import interval, mean_and_std, split_pair
 
-Results = Mapping[str, Any]  # of one ladder, as `ladder_results.write_results` gives them
-HEADER = (
-    "row", "", "minus naive, 95 %", "gap closed (95 %)", "barrier", "overlap (chance)", "correlation", "kept signs",
-    "{} s", "with what it needs",
-)  # fmt: skip
-_DECIMALS = {"barrier": 2, "correlation": 2, "kept_signs": 3}
-# What ladders can be compared in.
+Results = Mapping[str, Any]  # what `results.write_results` returns for one ladder
+# Name of a number -> heading of its column. What no row has gets no column.
+_COLUMNS = {
+    "measure": "", "minus_naive": "minus naive, 95 %", "gap_closed": "gap closed (95 %)", "barrier": "barrier",
+    "overlap": "overlap (chance)", "correlation": "correlation", "kept_signs": "kept signs",
+    "initial_norms": "initial norms",
+}  # fmt: skip
+_OPTIONAL = ("initial_norms",)
+_DECIMALS = {"barrier": 2, "correlation": 2, "kept_signs": 3, "initial_norms": 2}
+# The numbers in which several ladders can be compared.
 COMPARED = ("measure", "minus_naive", "gap_closed", "barrier", "correlation", "overlap", "kept_signs")
 
 
-def table(results: Results) -> Table:
-    """Every number of one ladder."""
+def ladder_table(results: Results) -> Table:
+    """Make a table of every number of one ladder.
+
+    Args:
+        results: The results of the ladder.
+    """
     seconds = ("seconds", "with_needs") if results["seconds"] == "GPU" else ("cpu_seconds", "cpu_with_needs")
-    columns = ("measure", "minus_naive", "gap_closed", "barrier", "overlap", "correlation", "kept_signs", *seconds)
-    header = [results["measure"] if name == "" else name.format(results["seconds"]) for name in HEADER]
-    return Table(header, [[row, *(cell(results, row, name) for name in columns)] for row in results["rows"]])
+    rows = results["rows"]
+    columns = [name for name in _COLUMNS if name not in _OPTIONAL or any(row.get(name) for row in rows.values())]
+    named = [_COLUMNS[name] or results["measure"] for name in columns]
+    header = ["row", *named, f"{results['seconds']} s", "with what it needs"]
+    return Table(header, [[row, *(number_text(results, row, name) for name in (*columns, *seconds))] for row in rows])
 
 
-def cell(results: Results, row: str, name: str) -> str:
-    """A number of a row as text; a dash where there is none."""
+def number_text(results: Results, row: str, name: str) -> str:
+    """Write a number of a row as text; a dash where there is none.
+
+    Args:
+        results: The results of the ladder.
+        row: The row.
+        name: The number, such as those of :data:`COMPARED`.
+    """
     found = results["rows"].get(row)
     if found is None or (row == "naive" and name in ("minus_naive", "gap_closed")):
         return "-"
     if name == "measure":
-        return mean_and_std(np.array(found["values"]), _digits(results))
-    value = found[name]
+        return mean_and_std(np.array(found["values"]), digits=_digits(results))
+    value = found.get(name)
     if value is None:
         return "-"
     if name == "minus_naive":
@@ -54,26 +69,70 @@ def _digits(results: Results) -> int:
     return 3 if results["measure"] == "loss" else 2
 
 
-def comparison(ladders: Sequence[Results], name: str, rows: Sequence[str] | None = None) -> Table:
-    """One number of several ladders side by side.
+def difference_table(results: Results, pairs: Sequence[str] | None = None) -> Table:
+    """Make a table of the differences between pairs of rows, paired by target.
 
     Args:
-        ladders: Results of the ladders.
-        name: Which number, of :data:`COMPARED`.
-        rows: Which rows. Default: all.
+        results: The results of the ladder.
+        pairs: Pairs such as ``aws_signs-aws_mask``. Default: those that the ladder was asked for.
+
+    Raises:
+        ValueError: A pair names a row that the ladder does not have.
+    """
+    lines = []
+    for pair in results.get("pairs", []) if pairs is None else pairs:
+        names = split_pair(pair)
+        if missing := [name for name in names if name not in results["rows"]]:
+            raise ValueError(
+                f"pairs must name rows of the ladder, {', '.join(results['rows'])}; received {missing[0]!r}."
+            )
+        first, second = (np.array(results["rows"][name]["values"]) for name in names)
+        mean, half = interval(first - second)
+        digits = _digits(results)
+        positive = f"{(first > second).sum()} of {len(first)}"
+        lines.append([" - ".join(names), f"{mean:+.{digits}f} ± {half:.{digits}f}", positive])
+    return Table(["paired difference", f"{results['measure']}, 95 %", "positive"], lines)
+
+
+def match_table(results: Results) -> Table:
+    """Make a table of how similar the matched units are, by row and group, before and after alignment.
+
+    Args:
+        results: The results of the ladder.
+    """
+    matches = {row: match for row, found in results["rows"].items() if (match := found.get("match"))}
+    lines = [
+        [row, group, *(f"{x:.2f}" for x in pair)] for row, match in matches.items() for group, pair in match.items()
+    ]
+    return Table(["row", "group of units", "as they were", "as matched"], lines)
+
+
+def comparison(ladders: Sequence[Results], name: str, rows: Sequence[str] | None = None) -> Table:
+    """Make a table of one number of several ladders side by side.
+
+    Args:
+        ladders: The results of the ladders.
+        name: The number, one of :data:`COMPARED`.
+        rows: The rows to compare. Default: all.
     """
     rows = list(rows or dict.fromkeys(row for results in ladders for row in results["rows"]))
-    lines = [[row, *(cell(results, row, name) for results in ladders)] for row in rows]
+    lines = [[row, *(number_text(results, row, name) for results in ladders)] for row in rows]
     return Table([name.replace("_", " "), *map(label, ladders)], [line for line in lines if set(line[1:]) != {"-"}])
 
 
 def label(results: Results) -> str:
-    """The name of a ladder, with its place in a sweep."""
+    """Return the name of a ladder, with its place in a sweep."""
     return ", ".join(filter(None, [results["title"], results["about"]["point"]]))
 
 
-def plot(path: Path, ladders: Sequence[Results], rows: Sequence[str] | None = None) -> None:
-    """The paired differences to naive with their 95 % intervals, for one ladder or several."""
+def plot_ladders(path: Path, ladders: Sequence[Results], rows: Sequence[str] | None = None) -> Picture:
+    """Draw the paired differences to naive with their 95 % intervals, for one ladder or several.
+
+    Args:
+        path: The PNG to write; the numbers are written beside it as CSV.
+        ladders: The results of the ladders.
+        rows: The rows to draw. Default: all.
+    """
     drawn = rows or list(dict.fromkeys(row for results in ladders for row in results["rows"]))
     rows = [row for row in reversed(drawn) if row != "naive"]
     numbers = []
@@ -94,23 +153,34 @@ def plot(path: Path, ladders: Sequence[Results], rows: Sequence[str] | None = No
         axes.set_xlabel(f"{measure} minus naive{', points' if measure == 'accuracy' else ''}")
         axes.legend(loc="best", fontsize="small")
     write_csv(path, ["ladder", "row", "minus_naive", "half_width"], numbers)
+    return Picture(path, "Difference to the mask as it was found, paired by target; bars are 95 % intervals.")
 
 
 def sections(ladders: Sequence[Results], folder: Path) -> list[Section]:
-    """A page of ladders; the picture is written to ``folder``."""
-    plot(folder / "ladder.png", ladders)
-    caption = "Difference to the mask as it was found, paired by target; bars are 95 % intervals."
-    found = [Section(label(results), obtained(results), table(results)) for results in ladders]
+    """Make the page of some ladders.
+
+    Args:
+        ladders: The results of the ladders.
+        folder: Where the picture is written.
+    """
+    found = []
+    for results in ladders:
+        name = label(results)
+        found.append(Section(name, obtained(results), ladder_table(results)))
+        more = {"Paired differences": difference_table(results), "Similarity of units": match_table(results)}
+        found += [Section(f"{title}: {name}", table=table) for title, table in more.items() if table.rows]
     if len(ladders) > 1:
         compared = {name: comparison(ladders, name) for name in COMPARED[:3]}
-        found += [Section(f"Compared: {name.replace('_', ' ')}", "", t) for name, t in compared.items() if t.rows]
-    return [*found, Section("Picture", caption, None, Picture(folder / "ladder.png", caption))]
+        found += [Section(f"Compared: {name.replace('_', ' ')}", table=t) for name, t in compared.items() if t.rows]
+    drawn = plot_ladders(folder / "ladder.png", ladders)
+    return [*found, Section("Picture", drawn.alt, picture=drawn)]
 
 
 def obtained(results: Results) -> str:
-    """How the numbers of a ladder were obtained."""
+    """Say how the numbers of a ladder were obtained."""
     about, sparsity = results["about"], results["rows"]["naive"]["sparsity"]
+    code = about["commit"] or f"version {about['version']}"
     return (
-        f"{len(results['seeds'])} seeds, {100 * sparsity:.1f} % sparse. {about['command']} at {about['commit']} on "
+        f"{len(results['seeds'])} seeds, {100 * sparsity:.1f} % sparse. {about['command']} at {code} on "
         f"{about['device']}, {about['date']}; torch {about['torch']}, transformers {about['transformers']}."
     )

@@ -1,4 +1,4 @@
-"""Workers: the cells of ladders side by side, one process a core or GPU, each with one thread and many cells."""
+"""Workers: processes that compute the cells of ladders side by side, one for each core or GPU, with one thread each."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from ..commands.common import set_up
+from ..commands.launch import set_up
 from .cells import Cell
-from .compute import compute
+from .compute import compute_cell
 from .sweep import Point, points
 
-_points: list[Point] = []  # of this worker
+_points: list[Point] = []  # the ladders, in a worker
 
 
 def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None) -> list[str]:
@@ -29,10 +29,10 @@ def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None)
     Args:
         asked: The ladders.
         command: The command line that asks for them.
-        workers: How many cells side by side. Default: one a GPU, or one a core.
+        workers: How many cells are computed side by side. Default: one for each GPU, or one for each core.
 
     Returns:
-        The cells that failed, or that need one that did; why is on the standard error.
+        The cells that failed, or that need one that failed; the reasons are printed to standard error.
 
     Raises:
         BrokenProcessPool: A worker was killed.
@@ -54,7 +54,7 @@ def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None)
                 if finished >= {ladder.file(needed) for needed in ladder.needs(cell)}:
                     del waiting[file]
                     running[pool.submit(_compute, i, cell)] = file
-            if not running:  # what is left needs a cell that failed
+            if not running:  # everything left needs a cell that failed
                 return [*failed, *(str(cell) for _, cell in waiting.values())]
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 file, error = running.pop(future), future.result()
@@ -82,11 +82,11 @@ def _pool(command: Sequence[str], workers: int | None) -> ProcessPoolExecutor:
 
 
 def _begin(command: Sequence[str], slots: Any, parent: int) -> None:
-    """Build the ladders in a worker. One that outlives its parent would train a cell that the next run trains too."""
+    """Build the ladders in a worker, and end it with its parent; the next run would train the same cell otherwise."""
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     gpu = slots.get()
     if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)  # the Trainer would use all it sees
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(gpu)  # a Trainer uses every GPU that it sees
     torch.set_num_threads(1)
     _points.extend(points(command))
     set_up(_points[0].ladder.args)
@@ -100,7 +100,7 @@ def _end_with(parent: int) -> None:
 
 def _compute(point: int, cell: Cell) -> str | None:
     try:
-        compute(_points[point].ladder, cell)
+        compute_cell(_points[point].ladder, cell)
     except Exception:
         return traceback.format_exc()
     return None

@@ -1,0 +1,60 @@
+"""Statistics of rows that were measured on the same targets: paired intervals, and the share of a gap that closes."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """Split a pair of rows, such as ``aws_signs-aws_mask``, into its two names.
+
+    Raises:
+        ValueError: There are not two names.
+    """
+    first, separator, second = pair.partition("-")
+    if not first or not separator or not second or "-" in second:
+        raise ValueError(f"pairs must name two rows, such as aws_signs-aws_mask; received {pair!r}.")
+    return first, second
+
+
+def mean_and_std(values: np.ndarray, *, digits: int = 2) -> str:
+    """Write the mean and the standard deviation (n - 1) of some values."""
+    deviation = values.std(ddof=1) if len(values) > 1 else 0.0
+    return f"{values.mean():.{digits}f} ± {deviation:.{digits}f}"
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """Return the mean and the half-width of the 95 % t-interval of paired differences.
+
+    Args:
+        differences: One difference for every target, shape [seeds].
+    """
+    error = stats.sem(differences)
+    return float(differences.mean()), float(error * stats.t.ppf(0.975, len(differences) - 1))
+
+
+def gap_closed(row: np.ndarray, naive: np.ndarray, lth: np.ndarray) -> tuple[float, float, float] | None:
+    """Return the mean gain over naive as a share of the ticket's own gain, with its 95 % interval.
+
+    Args:
+        row: The measure of a row for every target, shape [seeds].
+        naive: The same for the source's mask as it is.
+        lth: The same for the target's own ticket.
+
+    Returns:
+        The share and the ends of its interval; None if the ticket's own gain cannot be told from 0.
+
+    References:
+        Fieller, 1954, "Some Problems in Interval Estimation".
+    """
+    gain, whole = row - naive, lth - naive
+    count = len(gain)
+    t = stats.t.ppf(0.975, count - 1)
+    (var_gain, both), (_, var_whole) = t**2 * np.cov(gain, whole) / count
+    x, y = gain.mean(), whole.mean()
+    a, b, c = y**2 - var_whole, x * y - both, x**2 - var_gain
+    if a <= 0:
+        return None
+    root = max(b**2 - a * c, 0.0) ** 0.5
+    return float(x / y), float((b - root) / a), float((b + root) / a)

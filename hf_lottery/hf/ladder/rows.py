@@ -1,0 +1,220 @@
+"""The rows of the transfer ladder: what each one trains, what it needs, and where its barrier leads.
+
+References:
+    Adnan et al., 2025, "Sparse Training from Random Initialization", arXiv:2505.05143: ``lth``, ``naive`` and the rows
+    that permute. Oh, Baik and Lee, 2025, "Find A Winning Sign", arXiv:2504.05357: the rows of signs.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ...alignment.match import Match
+from ...masks.mask import Mask
+from ...signs.signed_mask import SignedMask
+from ...training.snapshot import Snapshot
+from ..hub.ticket import Ticket
+
+# Search -> how it interpolates norm parameters. imp is iterative magnitude pruning, lrr learning-rate rewinding,
+# aws A Winning Sign.
+SEARCHES = {"imp": None, "lrr": "none", "aws": "step"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The network that a row trains, and how to reach what the searches of both networks left.
+
+    Attributes:
+        network: The target network at its own rewind point.
+        seed: The seed of the target.
+        source: The seed of the source.
+        searched: Kind of search and seed -> folder of that search.
+        matching: How units are matched, the source's network, the target's network -> match.
+        norms: A network -> its norm parameters by name.
+    """
+
+    network: PreTrainedModel
+    seed: int
+    source: int
+    searched: Callable[[str, int], Path]
+    matching: Callable[[str, PreTrainedModel, PreTrainedModel], Match]
+    norms: Callable[[nn.Module], Mapping[str, Tensor]]
+
+    def ticket(self, search: str, seed: int) -> Ticket:
+        """Load the ticket that a search found."""
+        return Ticket.from_pretrained(self.searched(search, seed) / "ticket")
+
+    def signs(self, search: str) -> SignedMask:
+        """Load the signed mask that a search of the source found."""
+        return SignedMask.from_pretrained(self.searched(search, self.source) / "signed")
+
+    def dense(self, seed: int) -> PreTrainedModel:
+        """Load the dense network of a seed, trained to the end."""
+        return type(self.network).from_pretrained(self.searched("imp", seed) / "level-00/trained")
+
+    def rewound(self, seed: int) -> PreTrainedModel:
+        """Load the network of a seed at its rewind point."""
+        model = copy.deepcopy(self.network)
+        cast(Snapshot, self.ticket("imp", seed).start).restore_(model)
+        return model
+
+    def match(self, how: str) -> Match:
+        """Match the source's dense network to the target's.
+
+        Args:
+            how: "weight", "activation" or "residual" for the trained networks, "early" for those at the rewind point.
+        """
+        load = self.rewound if how == "early" else self.dense
+        return self.matching(how, load(self.source), load(self.seed))
+
+
+class Reused(NamedTuple):
+    """What the target is trained under.
+
+    Attributes:
+        mask: The mask; None trains a dense network.
+        signed: The signed mask whose signs the network was given, if it was given any.
+        match: The match by which mask and signs were aligned, if they were.
+    """
+
+    mask: Mask | None = None
+    signed: SignedMask | None = None
+    match: Match | None = None
+
+
+def _no_mask(target: Target) -> Reused:
+    return Reused()
+
+
+def _own_mask(target: Target) -> Reused:
+    return Reused(target.ticket("imp", target.seed).mask)
+
+
+def _own_subnetwork(target: Target, search: str) -> Reused:
+    ticket = target.ticket(search, target.seed)
+    ticket.apply_(target.network)
+    return Reused(ticket.mask)
+
+
+def _mask(target: Target, search: str = "imp") -> Reused:
+    return Reused(target.ticket(search, target.source).mask)
+
+
+def _shuffled_mask(target: Target) -> Reused:
+    return Reused(target.ticket("imp", target.source).mask.shuffled(target.seed))
+
+
+def _permuted_mask(target: Target, how: str) -> Reused:
+    found = target.match(how)
+    return Reused(found.permutation(target.ticket("imp", target.source).mask), match=found)
+
+
+def _give(target: Target, signed: SignedMask, found: Match | None = None) -> Reused:
+    signed.transfer_(target.network)
+    return Reused(signed.mask, signed, found)
+
+
+def _signs(target: Target, search: str = "aws") -> Reused:
+    return _give(target, target.signs(search))
+
+
+def _signs_and_norms(target: Target, search: str) -> Reused:
+    trained = cast(Snapshot, target.ticket(search, target.source).start).tensors
+    with torch.no_grad():
+        for name, norm in target.norms(target.network).items():
+            norm.copy_(trained[name])
+    return _signs(target, search)
+
+
+def _random_signs(target: Target) -> Reused:
+    return _give(target, target.signs("aws").randomized(target.seed))
+
+
+def _shuffled_signs(target: Target) -> Reused:
+    return _give(target, target.signs("aws").shuffled(target.seed))
+
+
+def _dense_signs(target: Target) -> Reused:
+    dense = target.dense(target.source)
+    return _give(target, SignedMask.from_model(dense, target.signs("aws").mask, norms=target.norms(dense)))
+
+
+def _permuted_signs(target: Target) -> Reused:
+    found, signed = target.match("activation"), target.signs("aws")
+    mask, signs = found.permutation(signed.mask), found.permutation(dict(signed))
+    return _give(target, SignedMask(mask, signs, medians=signed.medians), found)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of reusing a ticket.
+
+    Attributes:
+        reuse: Prepares the target's network in place and returns what it is trained under.
+        about: What the row is, for the help text.
+        of_source: The searches of the source that it reads.
+        of_target: The searches of the target that it reads. All rows start at the rewind point of "imp".
+        end: The row to whose solution its barrier leads, if it has one: "lth" of the target, "lrr" or "aws" of the
+            source.
+        by_default: Whether a ladder that does not choose its rows has this one.
+    """
+
+    reuse: Callable[[Target], Reused]
+    about: str
+    of_source: tuple[str, ...] = ()
+    of_target: tuple[str, ...] = ("imp",)
+    end: str | None = None
+    by_default: bool = True
+
+
+_MASK = partial(Row, of_source=("imp",), end="lth")
+_LRR = partial(Row, of_source=("lrr",), end="lrr")
+_AWS = partial(Row, of_source=("aws",), end="aws")
+
+ROWS: dict[str, Row] = {
+    "dense": Row(_no_mask, "no mask"),
+    "lth": Row(_own_mask, "the mask of the target's own ticket"),
+    "random": _MASK(_shuffled_mask, "the source's mask, shuffled within each layer"),
+    "naive": _MASK(_mask, "the source's mask as it is"),
+    "permuted_weight": _MASK(
+        partial(_permuted_mask, how="weight"), "naive, aligned by the weights of the dense networks"
+    ),
+    "permuted_activation": _MASK(
+        partial(_permuted_mask, how="activation"), "naive, aligned by the activations of the dense networks"
+    ),
+    "permuted_early": _MASK(partial(_permuted_mask, how="early"), "naive, aligned by activations at the rewind point"),
+    "permuted_residual": _MASK(
+        partial(_permuted_mask, how="residual"),
+        "permuted_activation with the residual stream matched too, for transformers and mixers",
+        by_default=False,
+    ),
+    "lrr": Row(partial(_own_subnetwork, search="lrr"), "the target's own subnetwork of LRR", of_target=("lrr", "imp")),
+    "lrr_signs": _LRR(partial(_signs, search="lrr"), "mask and signs of the source's LRR"),
+    "lrr_mask": _LRR(partial(_mask, search="lrr"), "the mask of the source's LRR alone", by_default=False),
+    "lrr_signs_norms": _LRR(
+        partial(_signs_and_norms, search="lrr"),
+        "mask, signs and trained norm parameters of the source's LRR",
+        by_default=False,
+    ),
+    "aws": Row(partial(_own_subnetwork, search="aws"), "the target's own subnetwork of AWS", of_target=("aws", "imp")),
+    "aws_signs": _AWS(_signs, "mask and signs of the source's AWS"),
+    "aws_mask": _AWS(partial(_mask, search="aws"), "the mask of the source's AWS alone"),
+    "random_signs": _AWS(_random_signs, "the mask of the source's AWS with random signs"),
+    "shuffled_signs": _AWS(_shuffled_signs, "aws_signs, the signs shuffled within each layer", by_default=False),
+    "dense_signs": _AWS(
+        _dense_signs,
+        "the mask of the source's AWS with the signs of its dense network",
+        of_source=("aws", "imp"),
+        by_default=False,
+    ),
+    "permuted_signs": _AWS(_permuted_signs, "aws_signs, aligned by activations", of_source=("aws", "imp")),
+}
