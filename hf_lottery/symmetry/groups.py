@@ -17,10 +17,10 @@ class Group:
     """One class of axes that are permuted together.
 
     Attributes:
-        name: Unique and readable, such as ``encoder.layers.0.fc1.weight[0]``.
+        name: A unique, readable name such as ``encoder.layers.0.fc1.weight[0]``.
         size: Number of indices.
         parents: Groups on whose index this permutation may depend, outermost first, closed under ancestors.
-        frozen: Why it may not be permuted; None if it may.
+        frozen: Why the group may not be permuted; None if it may.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Axis:
 
     Attributes:
         leaves: Group names, outermost first; may be empty where the block has one index on this axis.
-        positions: int64, shape = sizes of the leaves: where along the tensor's axis each multi-index lies.
+        positions: Where along the tensor's axis each multi-index lies, int64; its shape is the sizes of the leaves.
     """
 
     leaves: tuple[str, ...]
@@ -51,7 +51,7 @@ class Axis:
 
 
 class Slot(NamedTuple):
-    """One occurrence of a group in a block: on which axis, and which slots hold the parents of that very occurrence."""
+    """One occurrence of a group in a block: its axis, and the slots that hold its parents."""
 
     axis: int
     group: str
@@ -60,15 +60,15 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a tensor: the product of its axes. The blocks of a tensor are disjoint and cover it."""
+    """A part of a tensor, the product of its axes. The blocks of a tensor are disjoint and cover it."""
 
     axes: tuple[Axis, ...]
 
     def slots(self, groups: Mapping[str, Group]) -> tuple[Slot, ...]:
-        """The groups of this block in order, each with its parents found: on its own axis first, else on another.
+        """Return the groups of this block in order, each with its parents: on its own axis first, else on another.
 
         Raises:
-            SymmetryError: A parent is not in the block, or it is not clear which occurrence is meant.
+            SymmetryError: A parent is not in the block, or it is not clear which of its occurrences is meant.
         """
         places = [(axis, name) for axis, one in enumerate(self.axes) for name in one.leaves]
         found = []
@@ -105,7 +105,7 @@ def check_group(group: Group, groups: Mapping[str, Group]) -> None:
 
 
 def check_blocks(name: str, blocks: tuple[Block, ...], groups: Mapping[str, Group]) -> tuple[int, ...]:
-    """The shape that the blocks add up to, once they are known to be disjoint and to cover it."""
+    """Check that blocks are disjoint and cover a shape, and return that shape."""
     if not blocks or len({len(block.axes) for block in blocks}) != 1:
         raise SymmetryError(f"the blocks of {name!r} must have one axis per tensor dimension; received {len(blocks)}.")
     for block in blocks:
@@ -142,7 +142,7 @@ def _overlap(a: Block, b: Block) -> bool:
 
 
 def axis_to_json(axis: Axis) -> dict[str, Any]:
-    """Positions as ``start + strides . index`` where they are so, else as a flat list."""
+    """Describe an axis as JSON: its positions as ``start + strides . index`` if they are regular, else as a list."""
     positions = axis.positions
     start, strides = int(positions.reshape(-1)[0]), []
     for k, size in enumerate(positions.shape):
@@ -154,7 +154,7 @@ def axis_to_json(axis: Axis) -> dict[str, Any]:
 
 
 def axis_from_json(data: Mapping[str, Any], sizes: Mapping[str, int]) -> Axis:
-    """What :func:`axis_to_json` made, as an axis again; ``sizes`` are those of the groups."""
+    """Read an axis that :func:`axis_to_json` described; ``sizes`` are those of the groups."""
     leaves = tuple(data["leaves"])
     shape = tuple(sizes[leaf] for leaf in leaves)
     if "positions" in data:

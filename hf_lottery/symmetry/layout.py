@@ -1,8 +1,9 @@
 """Layouts: what every axis of a tensor is made of, and the algebra that ties axes of different tensors together.
 
-An axis is a row-major product of *nodes*. A node is an atom (an axis that nobody has taken apart), a product (an axis
-that was viewed as several) or a sum (one that was cut into blocks). Operations unify nodes; structure that one tensor
-shows is then known of every tensor with the same node. A *wild* node is an axis along which a tensor is constant.
+An axis is a row-major product of *nodes*. A node is an atom (an axis that was never taken apart), a product (an axis
+that was viewed as several) or a sum (an axis that was cut into blocks). Operations unify nodes; the structure that one
+tensor shows is then known for every tensor with the same node. A *wild* node is an axis along which a tensor is
+constant.
 
 Cutting an axis separates the other axes of that tensor for each block: in a fused ``q|k|v`` the head order of q need
 not be that of k. Each block gets *children* of the other nodes, which are merged with their base at the end if the base
@@ -27,7 +28,7 @@ class Node:
         parts: The nodes of a product (outermost first) or sum.
         frozen: Why it must stay as it is, or None.
         children: (sum, offset) -> the node that stands for this one in that block.
-        members: Of a sum: the nodes that have children in its blocks.
+        members: For a sum, the nodes that have children in its blocks.
     """
 
     _count = itertools.count()
@@ -48,7 +49,7 @@ class Node:
 
 
 def find(node: Node) -> Node:
-    """The node that stands for ``node`` after all unifications."""
+    """Return the node that stands for ``node`` after all unifications."""
     while node.link is not None:
         if node.link.link is not None:
             node.link = node.link.link
@@ -57,7 +58,7 @@ def find(node: Node) -> Node:
 
 
 def factors(axis: Iterable[Node]) -> list[Node]:
-    """The axis as a flat product of atoms, sums and wild nodes; nothing of size 1 but sums' own parts."""
+    """Return an axis as a flat product of atoms, sums and wild nodes, without nodes of size 1."""
     flat: list[Node] = []
     for node in map(find, axis):
         if node.kind == "product":
@@ -68,27 +69,27 @@ def factors(axis: Iterable[Node]) -> list[Node]:
 
 
 def size_of(axis: Iterable[Node]) -> int:
-    """Length of an axis."""
+    """Return the length of an axis."""
     return math.prod(node.size for node in axis)
 
 
 def wild(size: int) -> Layout:
-    """An axis along which a tensor is constant."""
+    """Make an axis along which a tensor is constant."""
     return (Node(size, "wild"),) if size != 1 else ()
 
 
 def frozen(size: int, why: str) -> Layout:
-    """An axis that must stay as it is."""
+    """Make an axis that must stay as it is."""
     return (Node(size, frozen=why),) if size != 1 else ()
 
 
 def atom(size: int) -> Layout:
-    """An axis of which nothing is known yet."""
+    """Make an axis of which nothing is known yet."""
     return (Node(size),) if size != 1 else ()
 
 
 def freeze(axis: Iterable[Node], why: str) -> None:
-    """Freeze all that an axis is made of, in every tensor that has it; the first reason is remembered."""
+    """Freeze everything that an axis is made of, in every tensor that has it; the first reason is remembered."""
     for node in map(find, axis):
         if node.kind == "wild":
             continue
@@ -101,15 +102,15 @@ def freeze(axis: Iterable[Node], why: str) -> None:
 
 
 def is_frozen(node: Node) -> bool:
-    """Whether nothing of the node may be permuted."""
+    """Tell whether no part of the node may be permuted."""
     node = find(node)
     if node.parts:
         return all(is_frozen(part) for part in node.parts)
     return node.kind == "wild" or node.size == 1 or node.frozen is not None
 
 
-def unify(first: Iterable[Node], second: Iterable[Node], why: str = "two views of one axis do not align") -> Layout:
-    """Tie two axes of the same length; returns what is known of them (a wild part takes on the other's)."""
+def unify(first: Iterable[Node], second: Iterable[Node]) -> Layout:
+    """Tie two axes of the same length and return what is known of them; a wild part becomes the other axis's part."""
     first, second = tuple(first), tuple(second)
     x, y, known = factors(first), factors(second), []
     while x and y:
@@ -119,16 +120,17 @@ def unify(first: Iterable[Node], second: Iterable[Node], why: str = "two views o
             del x[0], y[0]
         elif a.size < b.size:
             if not _split(b, a.size):
-                return _misaligned(first, second, why)
+                return _misaligned(first, second)
             y[:1] = factors([b]) if b.kind != "wild" else b.parts
         else:
             if not _split(a, b.size):
-                return _misaligned(first, second, why)
+                return _misaligned(first, second)
             x[:1] = factors([a]) if a.kind != "wild" else a.parts
     return tuple(find(node) for node in known)
 
 
-def _misaligned(first: Layout, second: Layout, why: str) -> Layout:
+def _misaligned(first: Layout, second: Layout) -> Layout:
+    why = "two views of one axis do not align"
     freeze(first, why)
     freeze(second, why)
     return frozen(size_of(first), why)
@@ -154,14 +156,14 @@ def _tie(a: Node, b: Node) -> Node:
 
 
 def _align_sums(a: Node, b: Node) -> None:
-    # A cut may open a part that is a sum itself, and so bring new boundaries.
+    # A cut may open a part that is itself a sum, which brings new boundaries.
     while missing := {*_offsets(a)} ^ {*_offsets(b)}:
         if not all(_cut_at(a, offset) and _cut_at(b, offset) for offset in missing):
             freeze([a, b], "two axes are cut at places that do not align")
             return
     for left, right in zip(list(a.parts), list(b.parts), strict=True):
         unify([left], [right])
-    # The same cut: the blocks' children are the same too.
+    # Both sums are cut at the same places, so the children of their blocks are the same too.
     b_children = [(node, key, child) for node, key, child in _with_children(b)]
     a_offsets = _offsets(a)
     b.link = a
@@ -180,7 +182,7 @@ def _with_children(sum_: Node) -> list[tuple[Node, tuple[Node, int], Node]]:
 
 
 def _split(node: Node, outer: int) -> bool:
-    """Make a node a product of ``outer`` and the rest; False if that is not possible."""
+    """Make a node a product of ``outer`` and the rest; return False if that is not possible."""
     node = find(node)
     if node.size % outer or node.kind == "sum":
         return False
@@ -206,12 +208,12 @@ def _adopt(node: Node, sum_: Node, offset: int, child: Node) -> None:
 
 
 def known_child(node: Node, sum_: Node, offset: int) -> Node | None:
-    """What stands for ``node`` in a block, if that was ever asked."""
+    """Return what stands for ``node`` in a block; None if :func:`child_of` was never asked for it."""
     return next((child for (key, at), child in node.children.items() if at == offset and find(key) is sum_), None)
 
 
 def child_of(node: Node, sum_: Node, offset: int) -> Node:
-    """What stands for ``node`` in the block of ``sum_`` at ``offset``."""
+    """Return what stands for ``node`` in the block of ``sum_`` at ``offset``; make it if need be."""
     node, sum_ = find(node), find(sum_)
     if node.kind == "wild" or node.size == 1 or node is sum_:
         return node
@@ -233,7 +235,7 @@ def _offsets(sum_: Node) -> list[int]:
 
 
 def _cut_at(node: Node, offset: int) -> bool:
-    """Make a node a sum with a boundary at ``offset``; False if its structure forbids it."""
+    """Make a node a sum with a boundary at ``offset``; return False if its structure forbids it."""
     node = find(node)
     if offset in (0, node.size):
         return True
@@ -253,7 +255,7 @@ def _cut_at(node: Node, offset: int) -> bool:
             if halves is None:
                 return False
             node.parts[index : index + 1] = halves
-            # What stood for the other axes in the whole part stands for them in each half.
+            # The nodes that stood for the other axes in the whole part stand for them in each half.
             for other, (_, at), child in _with_children(node):
                 if at == start:
                     unify([child], [child_of(other, node, offset)])
@@ -263,7 +265,7 @@ def _cut_at(node: Node, offset: int) -> bool:
 
 
 def _halves(part: Node, offset: int) -> list[Node] | None:
-    """A part of a sum as the parts before and after ``offset``; None if its structure forbids the cut."""
+    """Cut a part of a sum into the parts before and after ``offset``; None if its structure forbids the cut."""
     part = find(part)
     if part.kind == "product":
         outer, *rest = factors([part])
@@ -280,10 +282,11 @@ def _flat_sum(node: Node) -> list[Node]:
 
 
 def cut(axis: Iterable[Node], start: int, stop: int) -> tuple[Layout, Node | None, int] | None:
-    """The block ``[start, stop)`` of an axis.
+    """Cut the block ``[start, stop)`` out of an axis.
 
     Returns:
-        Layout of the block, the sum that was cut, and the block's offset in it; None if the structure forbids the cut.
+        Layout of the block, the sum that was cut (None if there is none), and the block's offset in it; or None if the
+        structure forbids the cut.
     """
     flat = factors(axis)
     inner = math.prod(node.size for node in flat[1:])
@@ -307,10 +310,10 @@ def cut(axis: Iterable[Node], start: int, stop: int) -> tuple[Layout, Node | Non
 
 
 def concatenate(axes: Sequence[Layout]) -> Layout:
-    """The axis that has the given ones one after the other."""
+    """Join axes, one after the other, into one."""
     parts: list[Node] = []
     for axis in axes:
-        # What is constant along a part is so in any order: an atom of its own says no less, and can be tied.
+        # A part that is constant is so in any order. An atom of its own says the same, and can be tied to others.
         flat = [Node(node.size) if node.kind == "wild" else node for node in factors(axis)] or [Node(1)]
         if len(flat) == 1:
             parts += _flat_sum(flat[0])
@@ -320,7 +323,7 @@ def concatenate(axes: Sequence[Layout]) -> Layout:
 
 
 def regroup(axes: Sequence[Layout], sizes: Sequence[int]) -> list[Layout] | None:
-    """The axes of a view: the factors in row-major order, dealt out to other sizes; None if they do not align."""
+    """Deal out the factors of some axes, in row-major order, to the sizes of a view; None if they do not align."""
     flat = [node for axis in axes for node in factors(axis)]
     result: list[Layout] = []
     for size in sizes:

@@ -1,7 +1,7 @@
-"""The permutation file: named integer arrays and the spec they are for <-> three files in a folder, nothing else.
+"""The permutation file: named integer arrays and the spec they are for, as three files in a folder.
 
-``permutation.safetensors`` holds the entries, ``permutation_spec.json`` the spec, and ``permutation_config.json`` says
-what they mean and carries the checksum of the first and the fingerprint of the second.
+``permutation.safetensors`` holds the entries, ``permutation_spec.json`` the spec. ``permutation_config.json`` describes
+the entries and states the checksum of the first file and the fingerprint of the spec.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ def write_permutation(
     """Write entries and spec into ``folder``, in one step.
 
     Args:
-        folder: The final place.
+        folder: Where to write.
         entries: Group name -> integers.
-        fingerprint: Of the spec.
-        save_spec: Writes the spec to a path.
+        fingerprint: Fingerprint of the spec.
+        save_spec: A function that writes the spec to a path.
     """
     data = save({name: entry.astype(np.int32) for name, entry in entries.items()})
     config = {

@@ -26,9 +26,9 @@ def rule(*names: str, positions: bool = False) -> Callable[[Rule], Rule]:
     """Register how an ATen operation passes layouts on: ``rule(trace, out, *args, **kwargs)`` -> axes of ``out``.
 
     Args:
-        names: Names without their overload; a name also serves the operation in place.
-        positions: The rule takes care of integers that are positions along an axis. After any other rule the axis they
-            are positions of is frozen.
+        names: Names of operations without their overload. A name also covers the operation in place.
+        positions: Whether the rule handles integers that are positions along an axis. After any other rule, the axis
+            that they are positions of is frozen.
     """
 
     def register(function: Rule) -> Rule:
@@ -45,11 +45,11 @@ class Trace(TorchDispatchMode):
     """Labels every tensor of a forward pass.
 
     Attributes:
-        seen: The axes of every tensor there was, for finding out which axes always go together.
+        seen: The axes of every tensor of the pass, from which follows which axes always go together.
         unknown: Name of each operation without a rule -> how often it ran.
         reached: ``id`` of each tensor that an operation read.
-        operation: Name of the operation at hand.
-        given: Its arguments by name.
+        operation: Name of the current operation.
+        given: Arguments of the current operation by name.
     """
 
     def __init__(self) -> None:
@@ -58,14 +58,14 @@ class Trace(TorchDispatchMode):
         self.keep: list[Tensor] = []  # an id is only good as long as its tensor lives
         self.aliases: dict[tuple[Any, ...], Axes] = {}
         self.seen: list[Axes] = []
-        self.lookups: list[tuple[Layout, Layout]] = []  # positions that were looked up in an axis: they stand for it
+        self.lookups: list[tuple[Layout, Layout]] = []  # axes of positions, and the axis that they were looked up in
         self.values: dict[int, Layout] = {}  # integer tensors whose values are positions along an axis
         self.constants: set[int] = set()  # tensors that were there before the pass and are no parameters
         self.unknown: dict[str, int] = {}
         self.reached: set[int] = set()
         self.sources: dict[tuple[Any, ...], int] = {}
         self.written: dict[int, _Writes] = {}  # by memory
-        self.as_of: dict[int, int] = {}  # how often its memory had been written to when a tensor was labelled
+        self.as_of: dict[int, int] = {}  # tensor -> number of writes to its memory when it was labelled
         self.operation = ""
         self._call: tuple[Any, ...] = ()
 
@@ -80,7 +80,7 @@ class Trace(TorchDispatchMode):
 
     @property
     def given(self) -> dict[str, Any]:
-        """The arguments of the operation at hand by the names of its schema, defaults included."""
+        """The arguments of the current operation by the names of its schema, including defaults."""
         func, args, kwargs = self._call
         names = [argument.name for argument in func._schema.arguments]
         defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
@@ -95,16 +95,16 @@ class Trace(TorchDispatchMode):
         self.keep.append(tensor)
         self.seen.append(axes)
 
-    def source(self, tensor: Tensor, axes: Axes | None = None) -> Axes:
-        """Label a parameter, which may also be read through an alias such as ``.data``."""
-        axes = axes or tuple(atom(size) for size in tensor.shape)
+    def source(self, tensor: Tensor) -> Axes:
+        """Label a parameter with new axes; it may also be read through an alias such as ``.data``."""
+        axes = tuple(atom(size) for size in tensor.shape)
         self.label(tensor, axes)
         self.aliases[_place(tensor)] = axes
         self.sources[_place(tensor)] = id(tensor)
         return axes
 
     def of(self, tensor: Tensor) -> Axes:
-        """The axes of a tensor; a constant's are frozen."""
+        """Return the axes of a tensor; those of a constant are frozen."""
         found = self.axes.get(id(tensor))
         if found is None:
             found = self.aliases.get(_place(tensor))
@@ -113,7 +113,7 @@ class Trace(TorchDispatchMode):
             self.label(tensor, found)
             self.constants.add(id(tensor))
         elif _has_constant(found) and self._is_stale(tensor):
-            # It was constant once, but something was written through another view of its memory.
+            # The tensor was constant, but something was written through another view of its memory.
             for axes in self.written[_memory(tensor)].axes:
                 for axis in axes:
                     freeze(axis, _IN_PARTS)
@@ -131,7 +131,7 @@ class Trace(TorchDispatchMode):
             freeze(axis, why)
 
     def lose_positions(self, tensor: Tensor, why: str) -> None:
-        """Freeze the axis that a tensor's values are positions of: they are used in a way that has no rule."""
+        """Freeze the axis that a tensor's values are positions of, as they are used in a way that has no rule."""
         if id(tensor) in self.values:
             freeze(self.values.pop(id(tensor)), why)
 
@@ -154,7 +154,7 @@ class Trace(TorchDispatchMode):
         known = _rule_name(func, name)
         try:
             axes = RULES[known](self, out, *args, **kwargs) if known else NotImplemented
-        except Exception as error:  # whatever a rule did not foresee: all that it did so far is to tie axes
+        except Exception as error:  # a case that the rule did not foresee; it may have tied axes so far, which is safe
             axes, name = NotImplemented, f"{name} ({type(error).__name__})"
         if axes is NotImplemented:
             self.refuse(name, out, args, kwargs)
@@ -172,17 +172,17 @@ class Trace(TorchDispatchMode):
                 self.label(tensor, its_axes)
 
     def write(self, tensor: Tensor, axes: Axes) -> None:
-        """Note that a tensor was written to: the views of what was constant there are constant no more."""
+        """Note that a tensor was written to; constant views of the same memory are no longer constant."""
         self.written.setdefault(_memory(tensor), _Writes()).add(tensor, axes)
         base = tensor._base
         if base is not None and id(base) in self.axes and _has_constant(self.axes[id(base)]):
             self.label(base, _filled(self.axes[id(base)], base, tensor, axes))
 
     def refuse(self, name: str, out: Any, args, kwargs) -> None:
-        """Freeze all that an operation without a rule touches: always right."""
+        """Freeze everything that an operation without a rule touches, which is always right."""
         results = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
         if results and not any(tensor.numel() for tensor in results):
-            for tensor in results:  # nothing came out of it, as for an expert without tokens
+            for tensor in results:  # the results are empty, as for an expert without tokens
                 self.label(tensor, tuple(frozen(size, "empty") for size in tensor.shape))
             return
         why = f"no rule for the operation {name}"
@@ -200,7 +200,7 @@ class Trace(TorchDispatchMode):
 
 
 class _Writes:
-    """What was written into one piece of memory, and which of its elements when."""
+    """The writes into one piece of memory: which axes were written, and the time of the last write per element."""
 
     def __init__(self) -> None:
         self.axes: list[Axes] = []
@@ -212,7 +212,7 @@ class _Writes:
         self._times(view).fill_(len(self.axes))
 
     def last(self, view: Tensor) -> int:
-        """The number of the last write that a view shows; of any write if the memory was read as another type."""
+        """Return the number of the last write that a view shows, or of any write if the types differ."""
         if not view.numel():
             return 0
         return int(self._times(view).max()) if {*self.times} <= {view.dtype} else len(self.axes)
@@ -225,7 +225,7 @@ class _Writes:
 
 
 class _Reads(TorchFunctionMode):
-    """Sees what the dispatcher does not: values that leave torch."""
+    """Sees the values that leave torch, which the dispatcher does not see."""
 
     _LEAVING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 
@@ -238,7 +238,7 @@ class _Reads(TorchFunctionMode):
             self.trace.freeze(args[0], "read as numbers")
             self.trace.lose_positions(args[0], "read as numbers")
         if func is torch.nn.functional.one_hot and len(args) == 2 and args[1] > 0 and not kwargs:
-            # As torch does, without the check that reads the least and greatest position.
+            # This is torch's own result without the check that reads the smallest and largest position.
             zeros = torch.zeros(*args[0].shape, args[1], dtype=args[0].dtype, device=args[0].device)
             return zeros.scatter(-1, args[0].unsqueeze(-1), 1)
         return func(*args, **(kwargs or {}))
@@ -254,7 +254,7 @@ def _rule_name(func, name: str) -> str | None:
 
 
 def _targets(func, args, kwargs) -> list[Any]:
-    """The arguments that an operation writes to."""
+    """Return the arguments that an operation writes to."""
     found = []
     for i, argument in enumerate(func._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
@@ -268,7 +268,7 @@ def _has_constant(axes: Axes) -> bool:
 
 
 def _filled(old: Axes, base: Tensor, view: Tensor, axes: Axes) -> Axes:
-    """The axes of a tensor that was constant in places, after a view of it was written: matched by their strides."""
+    """Return the axes of a partly constant tensor after a view of it was written; axes are matched by strides."""
     shown = [i for i in range(view.ndim) if view.shape[i] > 1]
     strides = {view.stride(i): i for i in shown}
     own = [step for step, size in zip(base.stride(), base.shape, strict=True) if size > 1]
@@ -293,11 +293,11 @@ def _kept(axis: Layout, size: int) -> Layout:
 
 
 def _block_filled(axis: Layout, size: int, start: int, block: Layout, length: int) -> Layout:
-    """An axis of which one block was written."""
+    """Return an axis after one block of it was written."""
     if length == size:
         return unify(axis, block)
     if not any(node.kind == "wild" for node in factors(axis)):
-        return axis  # the view was cut out of it, and is tied to it
+        return axis  # the view was cut out of this axis, and is tied to it
     whole = atom(size)
     found = None if all(map(is_frozen, factors(block))) else cut(whole, start, start + length)
     if found is None:
@@ -323,7 +323,7 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
         return (id(tensor),)
 
 
-# Without these a recurrent layer is one operation. (Not by their `flags`, which warn of settings that are not touched.)
+# With these kernels a recurrent layer is one operation. (Torch's `flags` would warn of settings that are not touched.)
 _FUSED_RECURRENCE = (
     (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
     (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),

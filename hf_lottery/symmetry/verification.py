@@ -51,7 +51,8 @@ class VerifyReport:
         return f"<p>{self._title()}</p>\n{html_table(_HEADER, self._rows(), limit=SHOWN)}"
 
     def _title(self) -> str:
-        control = f", {self.visible} axes seen to matter" if self.visible or self.inert else ""
+        axes = self.visible + len(self.inert)
+        control = f", control: {self.visible} of {axes} axes matter" if axes else ""
         return f"VerifyReport(groups: {len(self.errors)}, largest change of an output: {self.error:.1e}{control})"
 
     def _rows(self) -> list[tuple[str, ...]]:

@@ -365,9 +365,8 @@ def test_a_report_prints_as_a_table():
     model = TwoLayers()
     report = discover(model, x(3, 6)).verify(model, x(4, 6))
     title, header, row = repr(report).splitlines()
-    assert title.startswith("VerifyReport(groups: 1, largest change of an output: ") and title.endswith(
-        "3 axes seen to matter)"
-    )
+    assert title.startswith("VerifyReport(groups: 1, largest change of an output: ")
+    assert title.endswith("control: 3 of 3 axes matter)")
     assert header == "group         change  proof is empty for" and row.split()[0] == "a.weight[0]"
 
 
@@ -376,7 +375,7 @@ def test_a_long_report_shows_the_worst_group_first():
     inert = [("<b>29", "key.bias", axis) for axis in range(4)]
     report = VerifyReport(3e-11, errors, inert)
     lines = repr(report).splitlines()
-    assert lines[0] == "VerifyReport(groups: 30, largest change of an output: 3.0e-11, 0 axes seen to matter)"
+    assert lines[0] == "VerifyReport(groups: 30, largest change of an output: 3.0e-11, control: 0 of 4 axes matter)"
     assert lines[2].split(None, 2) == ["<b>29", "2.9e-11", "key.bias[0], key.bias[1] and 2 more"]
     assert len(lines) == 23 and lines[-1] == "... and 10 more"
     html = report._repr_html_()

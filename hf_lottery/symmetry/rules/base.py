@@ -1,4 +1,4 @@
-"""What several rules share: broadcasting, cutting a block out, and positions that are carried along."""
+"""Helpers that several rules share: broadcasting, cutting out a block, and passing positions on."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ KERNEL = "a convolution kernel's axis"
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int]) -> Axes:
-    """Unify tensors as a pointwise operation does; what has length 1 or is constant along an axis gives way."""
+    """Unify tensors as a pointwise operation does; an axis of length 1, or a constant one, takes the other's layout."""
     return broadcast_axes([(tensor.shape, trace.of(tensor)) for tensor in tensors], shape)
 
 
 def broadcast_axes(labelled: Sequence[tuple[Sequence[int], Axes]], shape: Sequence[int]) -> Axes:
+    """Unify axes as :func:`broadcast` does, given pairs of a shape and its axes."""
     result: list[Layout] = [wild(size) for size in shape]
     for sizes, axes in labelled:
         start = len(shape) - len(axes)
@@ -31,17 +32,19 @@ def broadcast_axes(labelled: Sequence[tuple[Sequence[int], Axes]], shape: Sequen
     return tuple(result)
 
 
-def tensors_in(args: Any, kwargs: Any = None) -> list[Tensor]:
-    return [v for v in tree_leaves((args, kwargs)) if isinstance(v, Tensor)]
+def tensors_in(*args: Any) -> list[Tensor]:
+    """Return all tensors among arguments, also inside lists and dicts."""
+    return [v for v in tree_leaves(args) if isinstance(v, Tensor)]
 
 
 def carry_values(trace: Trace, out: Tensor, source: Tensor) -> None:
+    """Note that the values of ``out`` are the same positions as those of ``source``, if those are positions."""
     if id(source) in trace.values:
         trace.values[id(out)] = trace.values[id(source)]
 
 
 def narrow(trace: Trace, axes: Sequence[Layout], axis: int, start: int, stop: int) -> list[Layout]:
-    """The axes with one of them cut to a block."""
+    """Cut one of the axes to a block, and return all axes."""
     axes = list(axes)
     if (start, stop) == (0, size_of(axes[axis])):
         return axes
@@ -50,7 +53,7 @@ def narrow(trace: Trace, axes: Sequence[Layout], axis: int, start: int, stop: in
         axes[axis] = frozen(0, why)
         return axes
     if all(is_frozen(node) and find(node).kind != "sum" for node in factors(axes[axis])):
-        # Positions and batches: what holds for one block is asked of all.
+        # Frozen axes, such as positions and batches, are not cut: what holds for one block must hold for all.
         constant = all(node.kind == "wild" for node in factors(axes[axis]))
         axes[axis] = wild(stop - start) if constant else frozen(stop - start, why)
         return axes
@@ -61,7 +64,7 @@ def narrow(trace: Trace, axes: Sequence[Layout], axis: int, start: int, stop: in
         return axes
     axes[axis], sum_, offset = found
     if sum_ is not None:
-        # The block itself comes first on its axis; all else is told apart by block.
+        # The block itself comes first on its axis; every other node gets its child for this block.
         axes = [
             tuple(node if (i, j) == (axis, 0) else child_of(node, sum_, offset) for j, node in enumerate(layout))
             for i, layout in enumerate(axes)

@@ -1,4 +1,4 @@
-"""Rules of products that sum over an axis: matrices, convolutions, attention."""
+"""Rules of products that sum over an axis: matrix products, convolutions, attention."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def contract_vector(trace: Trace, out: Tensor, first: Tensor, second: Tensor):
 
 @rule("addmv", "addr", "outer", "ger")
 def outer(trace: Trace, out: Tensor, *tensors: Tensor, **kwargs):
-    """Products of vectors."""
+    """Tie the axes of outer products, with or without a tensor that is added."""
     axes = tuple(layout for tensor in tensors[-2:] for layout in trace.of(tensor))
     if trace.operation == "addmv":
         axes = contract_vector(trace, out, *tensors[-2:])
@@ -50,7 +50,7 @@ def outer(trace: Trace, out: Tensor, *tensors: Tensor, **kwargs):
 
 @rule("linalg_solve_triangular", "triangular_solve", "linalg_solve", "_linalg_solve_ex")
 def solve_triangular(trace: Trace, out: Any, first: Tensor, second: Tensor, **kwargs):
-    """``first @ out = second``: the equations are in a fixed order."""
+    """Freeze the equations of ``first @ out = second``, which have a fixed order."""
     a, b = trace.of(first), trace.of(second)
     if trace.operation != "linalg_solve_triangular" or not trace.given.get("left", True):
         return NotImplemented

@@ -1,4 +1,4 @@
-"""Rules of what keeps every element in its place, and of constants."""
+"""Rules of operations that keep every element in its place, and of constants."""
 
 from __future__ import annotations
 

@@ -121,5 +121,5 @@ def pool(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
 
 @rule("_is_all_true", "_is_any_true")
 def whether(trace: Trace, out: Tensor, source: Tensor):
-    """One number for a whole tensor, the same in any order."""
+    """Return no axes: the result is one number for a whole tensor, the same in any order."""
     return ()

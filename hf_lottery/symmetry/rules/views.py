@@ -49,7 +49,7 @@ def view(trace: Trace, out: Tensor, source: Tensor, *args):
 
 
 def _segments(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """The shortest runs of axes that hold the same elements before and after a view."""
+    """Yield the shortest runs of axes that hold the same elements before and after a view."""
     i = j = 0
     while i < len(old) or j < len(new):
         start, a, b = (i, j), 1, 1
@@ -66,7 +66,7 @@ def _segments(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[tuple[in
 
 
 def _view_of_nothing(trace: Trace, out: Tensor, source: Tensor) -> Axes:
-    """The last axes, as far as they agree: what an expert without tokens does with its units counts all the same."""
+    """Keep the last axes as far as they agree, since an expert without tokens still ties its units."""
     axes = [frozen(size, "empty") for size in out.shape]
     for i in range(1, min(out.ndim, source.ndim) + 1):
         if out.shape[-i] != source.shape[-i] or not out.shape[-i]:
@@ -149,6 +149,6 @@ def split(trace: Trace, out: Sequence[Tensor], source: Tensor, sizes: Any, axis:
 
 @rule("as_strided")
 def as_strided(trace: Trace, out: Tensor, source: Tensor, *args, **kwargs):
-    """Kernels restride their result to another memory format; a real change of shape has no rule."""
+    """Keep the axes where a kernel restrides its result to another memory format; a change of shape has no rule."""
     axes = trace.of(source)
     return axes if out is source and [size_of(axis) for axis in axes] == list(out.shape) else NotImplemented
