@@ -11,8 +11,10 @@ import pytest
 import torch
 from transformers import EvalPrediction
 
-from hf_lottery import Barrier, Mask, SignedMask, classification_metrics, load_metric, predicted_classes
+from hf_lottery import Mask, SignedMask
+from hf_lottery.connectivity.barrier import Barrier
 from hf_lottery.hf import metrics
+from hf_lottery.hf.metrics import classification_metrics, load_metric, predicted_classes
 
 SUPPORT = Path(__file__).parents[1] / "support"
 OURS = ("accuracy", "error_barrier", "mask_overlap", "sign_agreement")

@@ -4,9 +4,8 @@ import copy
 
 import pytest
 import torch
+from pre_norm_networks import Block, Case, OnePlusNorm, same, state
 from torch import nn
-from torch.nn import functional as F
-from torch.nn.utils.parametrizations import weight_norm
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -71,14 +70,6 @@ def stirred(model: nn.Module) -> nn.Module:
     return model
 
 
-def state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def same(model: nn.Module, before: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
 @torch.no_grad()
 def outputs(model: nn.Module, inputs) -> torch.Tensor:
     return model(**inputs).logits if isinstance(inputs, dict) else model(inputs)
@@ -137,7 +128,7 @@ def test_bert_is_left_alone():
     }
     model = stirred(bert(BertForSequenceClassification))
     before = state(model)
-    message = r"must have a layer or RMS norm that only .* received BertForSequenceClassification, where none of 5 is"
+    message = r"must have a layer or RMS norm that only .* received BertForSequenceClassification, .*for none of 5"
     with pytest.raises(ValueError, match=message):
         fold_norms_(model, TEXT)
     assert same(model, before)
@@ -152,28 +143,6 @@ def test_what_forward_returns_is_what_stays():
     before = outputs(model, inputs)
     assert last - set(fold_norms_(model, inputs, forward=outputs)) == {"decoder.final_layer_norm"}
     torch.testing.assert_close(outputs(model, inputs), before, rtol=1e-10, atol=1e-10)
-
-
-class OnePlusNorm(nn.Module):
-    """As Gemma's, with a shift that is registered first."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.bias = nn.Parameter(torch.zeros(size))
-        self.weight = nn.Parameter(torch.zeros(size))
-
-    def forward(self, x):
-        return (x - x.mean(-1, keepdim=True)) * (1 + self.weight) + self.bias  # with the strides of x
-
-
-class Block(nn.Module):
-    def __init__(self, norm: nn.Module, bias: bool = True):
-        super().__init__()
-        self.norm, self.q, self.k = norm, nn.Linear(4, 4, bias=bias), nn.Linear(4, 4, bias=bias)
-
-    def forward(self, x):
-        y = self.norm(x).reshape(-1, 4)
-        return x + (self.q(y) * F.dropout(self.k(input=y), 0.5, self.training)).reshape(x.shape)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -210,137 +179,6 @@ def test_column_signs_flip_and_pruned_weights_stay_zero():
     assert (gain < 0).any() and (gain > 0).any() and (old == 0).any()
     assert torch.equal(layer.weight.sign(), old.sign() * gain.sign()[:, None])  # [in, out]
     assert torch.equal(layer.weight == 0, old == 0)
-
-
-class Case(nn.Module):
-    """A norm that can be folded, and one whose output is read in a way of its own; 4 tokens of 4 features."""
-
-    def __init__(self, read, norm: nn.Module | None = None, reader: nn.Module | None = None):
-        super().__init__()
-        self.good, self.norm = Block(nn.LayerNorm(4)), norm or nn.LayerNorm(4)
-        self.a, self.b, self.read = reader or nn.Linear(4, 4), nn.Linear(4, 4), read
-
-    def forward(self, x):
-        return self.good(x), self.read(self, x)
-
-
-class Doubled(nn.Linear):
-    def forward(self, input):
-        return super().forward(input) + input
-
-
-class ChannelsFirstNorm(nn.LayerNorm):
-    def forward(self, x):
-        return F.layer_norm(x, (4,)) * self.weight[:, None] + self.bias[:, None]
-
-
-class ScaledFirstNorm(nn.RMSNorm):
-    def forward(self, x):
-        return F.rms_norm(x * self.weight, (4,))
-
-
-class PairNorm(nn.LayerNorm):
-    def forward(self, x):
-        return super().forward(x), x
-
-
-class ThreeNorm(nn.LayerNorm):
-    def __init__(self):
-        super().__init__(4)
-        self.more = nn.Parameter(torch.ones(4))
-
-    def forward(self, x):
-        return super().forward(x) * self.more
-
-
-def twice(net, x):
-    return net.a(net.norm(x)) + net.b(net.norm(-x))
-
-
-def written(net, x):
-    y = net.norm(x)
-    z = net.a(y)
-    y += 1
-    return z + net.b(y)
-
-
-def weight_used(net, x):
-    return net.a(net.norm(x)) + F.linear(x, net.a.weight)
-
-
-ALONE = {
-    "residual": Case(lambda net, x: net.norm(x) + net.a(net.norm.forward(x))),
-    "residual and linear": Case(lambda net, x: (y := net.norm(x)) + net.a(y)),
-    "pooling": Case(lambda net, x: (y := net.norm(x)).mean(1) + net.a(y)[:, 0]),
-    "one token": Case(lambda net, x: net.a(net.norm(x)[:, 0])),
-    "one sequence": Case(lambda net, x: net.a(net.norm(x)[:1])),
-    "indexing": Case(lambda net, x: net.a(net.norm(x)[torch.arange(2), 1])),
-    "an output": Case(lambda net, x: ((y := net.norm(x)), net.a(y))),
-    "a view as output": Case(lambda net, x: (net.a(y := net.norm(x)), y.transpose(1, 2))),
-    "token mixing": Case(lambda net, x: net.a(net.norm(x).transpose(1, 2))),
-    "token mixing in memory's order": Case(lambda net, x: net.a(net.norm(x.mT).mT), OnePlusNorm(4)),
-    "copied in inference mode": Case(
-        torch.inference_mode()(lambda net, x: net.a(y := net.norm(x)) + y.mT.reshape(2, 16).view(2, 4, 4))
-    ),
-    "pairs of features": Case(lambda net, x: net.a(net.norm(x).view(2, 8, 2)), reader=nn.Linear(2, 4)),
-    "called twice": Case(twice),
-    "reader called twice": Case(lambda net, x: net.a(net.norm(x)) + net.a(x)),
-    "no reader": Case(lambda net, x: net.norm(x).sum()),
-    "not called": Case(lambda net, x: net.a(x)),
-    "written to": Case(written),
-    "weight used elsewhere": Case(weight_used),
-    "another kind of linear layer": Case(lambda net, x: net.a(net.norm(x)), reader=Doubled(4, 4)),
-    "convolution": Case(lambda net, x: net.a(net.norm(x)), reader=nn.Conv1d(4, 4, 1)),
-    "parametrized": Case(lambda net, x: net.a(net.norm(x)), reader=weight_norm(nn.Linear(4, 4))),
-    "shift without bias": Case(lambda net, x: net.a(net.norm(x)), reader=nn.Linear(4, 4, bias=False)),
-    "another axis": Case(lambda net, x: net.a(net.norm(x)), ChannelsFirstNorm(4)),
-    "two axes": Case(lambda net, x: net.a(net.norm(x)), nn.LayerNorm((4, 4))),
-    "scaled before": Case(lambda net, x: net.a(net.norm(x)), ScaledFirstNorm(4)),
-    "two outputs": Case(lambda net, x: net.a(net.norm(x)[0]), PairNorm(4)),
-    "three parameters": Case(lambda net, x: net.a(net.norm(x)), ThreeNorm()),
-    "batch norm": Case(lambda net, x: net.a(net.norm(x.view(8, 4))), nn.BatchNorm1d(4)),
-}
-FOLDED = {
-    "itself": Case(lambda net, x: net.a(net.norm(x)) * net.b(x)),
-    "flattened": Case(lambda net, x: net.a(net.norm(x).view(8, 4))),
-    "dropout": Case(lambda net, x: net.a(F.dropout(net.norm(x), training=net.training))),
-    "transposed to and fro": Case(lambda net, x: net.a(net.norm(x).mT.mT)),
-    "inference mode": Case(torch.inference_mode()(lambda net, x: net.a(net.norm(x).reshape(8, 4)))),
-    "not contiguous": Case(lambda net, x: net.a(net.norm(x.mT)), OnePlusNorm(4)),
-    "two names": Case(lambda net, x: net.a(net.norm(x))),
-}
-FOLDED["two names"].alias = FOLDED["two names"].a
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("name", [*ALONE, *FOLDED])
-def test_readers(name):
-    model = copy.deepcopy((ALONE | FOLDED)[name]).double()
-    for parameter in model.parameters():
-        parameter.copy_(torch.randn_like(parameter))
-    x, old = torch.randn(2, 4, 4).double(), state(model)
-    before = model.eval()(x)
-    assert fold_norms_(model, x) == (("good.norm",) if name in ALONE else ("good.norm", "norm"))
-    torch.testing.assert_close(model(x), before, rtol=1e-12, atol=1e-12)
-    parts = ("norm.", "a.", "b.") if name in ALONE else ("b.",)
-    assert all(torch.equal(w, old[key]) for key, w in model.state_dict().items() if key.startswith(parts))
-
-
-@pytest.mark.parametrize("tie", ["norms", "an earlier norm", "readers", "memory"])
-def test_ties(tie):
-    """Also to a parameter that the pass does not use."""
-    model = Case(lambda net, x: net.a(net.norm(x)))
-    if tie == "norms":
-        model.other = nn.LayerNorm(4)
-        model.other.weight = model.norm.weight
-    elif tie == "an earlier norm":
-        model.good.other = nn.LayerNorm(4)
-        model.good.other.weight = model.norm.weight
-    elif tie == "readers":
-        model.b.weight = model.a.weight
-    else:
-        model.b.weight.data = model.a.weight.data.T
-    assert fold_norms_(model, torch.randn(2, 4, 4)) == ("good.norm",)
 
 
 def test_outputs_are_told_apart_where_memory_is_used_again():
@@ -417,7 +255,7 @@ def test_bad_input():
     message = "the forward pass must return floating-point tensors to compare; received NoneType"
     with pytest.raises(ValueError, match=message):
         fold_norms_(model, torch.randn(2, 4), forward=lambda net, x: None)
-    with pytest.raises(ValueError, match="received Linear, where none of 0 is"):
+    with pytest.raises(ValueError, match="received Linear, where this holds for none of 0"):
         fold_norms_(nn.Linear(4, 4), torch.randn(2, 4))
     with pytest.raises(RuntimeError, match="normalized_shape"):
         fold_norms_(model, torch.randn(2, 3))

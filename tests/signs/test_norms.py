@@ -10,7 +10,8 @@ from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from transformers import ConvNextConfig, ConvNextModel, GPT2Config, GPT2LMHeadModel, OlmoConfig, OlmoModel
 
-from hf_lottery import interpolated_norms, norm_parameters, norm_path
+from hf_lottery import interpolated_norms, norm_parameters
+from hf_lottery.signs.norms import norm_path
 
 
 def moved(kind, seed=0):

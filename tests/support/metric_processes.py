@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from hf_lottery import load_metric
+from hf_lottery.hf.metrics import load_metric
 
 
 def main() -> None:
