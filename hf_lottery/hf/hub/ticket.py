@@ -75,11 +75,7 @@ class Ticket(HubMixin):
 
     def _facts(self) -> list[tuple[str, str]]:
         """What is printed: a few names, each with a short text."""
-        if isinstance(self.start, Snapshot):
-            start = f"{len(self.start.tensors)} parameters and buffers after {self.start.step} optimizer steps"
-        else:
-            start = str(self.start)
-        facts = [("mask", str(self.mask)), ("start", start)]
+        facts = [("mask", str(self.mask)), ("start", str(self.start))]
         if self.series is not None:
             facts.append(("series", str(self.series)))
         if self.model_config is not None:
