@@ -1,19 +1,20 @@
-"""A search on two processes that is killed at random moments ends with the ticket of one that nobody disturbed."""
+"""A search that is killed and run again ends with the ticket of one that nobody disturbed."""
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from recipe_runs import ROOT
 
 from hf_lottery import Ticket
 
-ROOT = Path(__file__).parent.parent.parent
+QUIET = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
 def start(folder):
@@ -27,8 +28,7 @@ def start(folder):
         "--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--save_steps", "5", "--rewind", "step:7",
     ]  # fmt: skip
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    quiet = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
-    return subprocess.Popen(command, start_new_session=True, **quiet)
+    return subprocess.Popen(command, start_new_session=True, env=environment, **QUIET)
 
 
 def complete(folder):
@@ -46,6 +46,16 @@ def kill(launcher, whom):
         process.kill()
     assert launcher.wait(timeout=120) != 0
     psutil.wait_procs(ranks.values(), timeout=120)
+
+
+def assert_alike(whole, killed):
+    """The two searches ended with the same ticket, weights and losses."""
+    first, second = (Ticket.from_pretrained(folder / "ticket") for folder in (whole, killed))
+    assert first.mask == second.mask and first.start.sha256() == second.start.sha256()
+    last = "level-03/trained/model.safetensors"
+    assert (whole / last).read_bytes() == (killed / last).read_bytes()
+    for mine, theirs in zip(first.info["history"], second.info["history"], strict=True):
+        assert mine["metrics"]["eval_loss"] == theirs["metrics"]["eval_loss"]
 
 
 @pytest.mark.slow
@@ -69,10 +79,30 @@ def test_killed_at_five_random_moments(tmp_path):
         kill(launcher, whom)
         assert not (killed / "ticket").exists()
     assert start(killed).wait(timeout=300) == 0
-    first, second = (Ticket.from_pretrained(folder / "ticket") for folder in (whole, killed))
-    assert first.mask == second.mask and first.start.sha256() == second.start.sha256()
-    last = "level-03/trained/model.safetensors"
-    assert (whole / last).read_bytes() == (killed / last).read_bytes()
-    for mine, theirs in zip(first.info["history"], second.info["history"], strict=True):
-        assert mine["metrics"]["eval_loss"] == theirs["metrics"]["eval_loss"]
+    assert_alike(whole, killed)
     assert not list(killed.glob(".*"))
+
+
+@pytest.mark.slow
+def test_killed_in_one_process_and_run_again(tmp_path):
+    """SIGKILL in level 2, the same command again."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+
+    def command(folder):
+        return [
+            sys.executable, "recipes/find_ticket.py", "--config", "recipes/digits/imp.yaml", "--output_dir",
+            str(folder), "--num_train_epochs", "4", "--sparsity", "0.4", "--max_train_samples", "256", "--use_cpu",
+            "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "steps",
+            "--save_steps", "5",
+        ]  # fmt: skip
+
+    subprocess.run(command(whole), check=True, **QUIET)
+    process = subprocess.Popen(command(killed), **QUIET)
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("level-02/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed / "ticket").exists()
+    subprocess.run(command(killed), check=True, **QUIET)
+    assert_alike(whole, killed)

@@ -4,27 +4,22 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
+from recipe_runs import GPT2, QUICK, ROOT, SEARCH, SMALL, run_recipe, text_model
 from safetensors.torch import load_file
-from test_recipes import DIGITS, GPT2, small_vit, text_model  # noqa: F401  # fixtures
 from torch.distributed.fsdp import StateDictType
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, set_seed
 
 from hf_lottery import Mask
 from hf_lottery.hf.commands import align_mask, connectivity, find_ticket, train_ticket
-from hf_lottery.hf.tasks.batches import training_batches
 
-HERE = Path(__file__).parents[1] / "support"
-ROOT = HERE.parent.parent
-RECIPES = ("find_ticket", "train_ticket", "align_mask", "connectivity", "three_trainings", "sign_transfer")
-SMALL = [*DIGITS, "--num_train_epochs", 2, "--max_train_samples", 128]
+COMMANDS = {"align_mask": align_mask, "connectivity": connectivity}
 
 
 def launch(script, *arguments, flags=("--multi_gpu", "--num_processes", "2"), **more):
@@ -33,7 +28,7 @@ def launch(script, *arguments, flags=("--multi_gpu", "--num_processes", "2"), **
         sys.executable, "-m", "accelerate.commands.launch", *flags, "--main_process_port",
         str(29300 + os.getpid() % 300), str(script), *map(str, arguments),
     ]  # fmt: skip
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'recipes'}"}
+    hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     environment = {key: value for key, value in os.environ.items() if key != "ACCELERATE_USE_CPU"}
     return subprocess.run(
         command, env=environment | hidden | more, cwd=ROOT, capture_output=True, text=True, timeout=400
@@ -43,20 +38,20 @@ def launch(script, *arguments, flags=("--multi_gpu", "--num_processes", "2"), **
 def ranks(folder, commands, **more):
     """What each of two processes printed and wrote while it ran the command lines."""
     (folder / "commands.json").write_text(json.dumps([[str(word) for word in command] for command in commands]))
-    result = launch(HERE / "recipe_processes.py", folder, **more)
+    result = launch(ROOT / "tests/support/recipe_processes.py", folder, **more)
     assert result.returncode == 0, result.stderr[-3000:]
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
 @pytest.fixture
-def networks(run, tmp_path, text_model):  # noqa: F811
+def networks(tmp_path):
     """Two small networks of digits, the ticket of one of them, and two language models with their texts."""
-    run(find_ticket, *SMALL, "--sparsity", 0.3, "--rewind", "step:2", "--output_dir", tmp_path / "a")
-    run(
+    run_recipe(find_ticket, *SEARCH, "--output_dir", tmp_path / "a")
+    run_recipe(
         train_ticket, *SMALL, "--ticket", tmp_path / "a/ticket", "--init", "seed:7", "--mask", "none", "--output_dir",
         tmp_path / "b",
     )  # fmt: skip
-    model, texts = text_model(GPT2)
+    model, texts = text_model(tmp_path, GPT2)
     for seed, name in enumerate(("lm-a", "lm-b")):
         set_seed(seed)
         network = AutoModelForCausalLM.from_config(GPT2)
@@ -74,31 +69,28 @@ def command_lines(folder, out, language):
     uneven = ["--per_device_eval_batch_size", 100, "--recalibration_sample", 100, "--match_batches", 3]
     texts = ["--a", folder / "lm-a", "--b", folder / "lm-b", "--points", 3, "--align", "activation"]
     return [
-        ["align_mask", *SMALL, *ticket, "--match_batches", 3, "--augment", "--output_dir", out / "activation"],
-        ["align_mask", *SMALL, *ticket, "--match_batches", 1, "--output_dir", out / "one-batch"],
-        ["align_mask", *SMALL, *ticket, "--method", "weight", "--output_dir", out / "weight"],
-        ["connectivity", *SMALL, *pair, *uneven, "--output_dir", out / "errors"],
+        ["commands.align_mask", *SMALL, *ticket, "--match_batches", 3, "--augment", "--output_dir", out / "activation"],
+        ["commands.align_mask", *SMALL, *ticket, "--match_batches", 1, "--output_dir", out / "one-batch"],
+        ["commands.align_mask", *SMALL, *ticket, "--method", "weight", "--output_dir", out / "weight"],
+        ["commands.connectivity", *SMALL, *pair, *uneven, "--output_dir", out / "errors"],
         [
-            "connectivity", *language, *texts, "--per_device_eval_batch_size", 3, "--match_batches", 1,
+            "commands.connectivity", *language, *texts, "--per_device_eval_batch_size", 3, "--match_batches", 1,
             "--output_dir", out / "losses",
         ],
     ]  # fmt: skip
 
 
-def test_two_processes_give_the_results_of_one(run, tmp_path, networks, small_vit):  # noqa: F811
+@pytest.mark.slow
+def test_two_processes_give_the_results_of_one(tmp_path, networks):
     alone, out = tmp_path / "alone", tmp_path / "out"
-    for recipe, *arguments in command_lines(tmp_path, alone, networks):
-        run({"align_mask": align_mask, "connectivity": connectivity}[recipe], *arguments)
-    more = ["--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "no"]
-    search = [*SMALL, "--sparsity", 0.3, "--rewind", "step:2"]
+    for command, *arguments in command_lines(tmp_path, alone, networks):
+        run_recipe(COMMANDS[command.partition(".")[2]], *arguments)
     commands = [
         *command_lines(tmp_path, out, networks),
-        ["find_ticket", *search, "--controls", "reinit", "--output_dir", out / "find"],
-        ["train_ticket", *SMALL, "--ticket", tmp_path / "a/ticket", "--output_dir", out / "train"],
-        ["three_trainings", *search, "--seeds", 0, "--match_batches", 1, "--output_dir", out / "three"],
-        ["sign_transfer", *small_vit, "--final_run", "false", "--seeds", 0, "--output_dir", out / "signs"],
+        ["commands.find_ticket", *SEARCH, "--controls", "reinit", "--output_dir", out / "find"],
+        ["commands.train_ticket", *SMALL, "--ticket", tmp_path / "a/ticket", "--output_dir", out / "train"],
     ]
-    first, second = ranks(tmp_path, [[*command, *more] for command in commands])
+    first, second = ranks(tmp_path, [[*command, *QUICK] for command in commands])
     assert all(first["outputs"]) and not any("stopped" in text for text in first["outputs"])
     assert second["outputs"] == [""] * len(commands)
     assert first["written"] and not second["written"]
@@ -115,31 +107,21 @@ def test_two_processes_give_the_results_of_one(run, tmp_path, networks, small_vi
         for label, found in barriers[0].items():
             assert found == {key: pytest.approx(value, abs=1e-6) for key, value in barriers[1][label].items()}
         assert min(barriers[0]["as they were"]["errors"]) > 0.01
-    assert list(json.loads((out / "three/three_trainings.json").read_text())) == ["0"]
-    assert (out / "signs/seed-0.json").exists() and (out / "find/ticket").exists() and (out / "train").exists()
+    assert (out / "find/ticket").exists() and (out / "train/model.safetensors").exists()
 
 
-def test_matching_sees_the_batches_of_a_training():
-    rows = [{"x": torch.tensor(float(row)), "labels": 0} for row in range(10)]
-    args = TrainingArguments(
-        per_device_train_batch_size=3, seed=5, use_cpu=True, dataloader_pin_memory=False, remove_unused_columns=False
-    )
-    trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=rows, data_collator=torch.utils.data.default_collate)
-    trained = [batch["x"].tolist() for batch in trainer.get_train_dataloader()]
-    assert [batch["x"].tolist() for batch in training_batches(trainer, 10)] == trained
-    assert [len(batch["x"]) for batch in training_batches(trainer, 4)] == [3, 1]
-    assert list(training_batches(trainer, 3)[0]) == ["x"]
-
-
-def test_every_recipe_stops_processes_that_do_not_know_of_each_other(tmp_path):
+@pytest.mark.slow
+def test_every_command_stops_processes_that_do_not_know_of_each_other(tmp_path):
     out = ["--output_dir", tmp_path / "out"]
     needs = {
-        "train_ticket": ["--ticket", "nowhere"],
-        "align_mask": ["--ticket", "nowhere", "--target_model", "nowhere"],
-        "connectivity": ["--a", "nowhere", "--b", "nowhere"],
+        "commands.find_ticket": [],
+        "commands.train_ticket": ["--ticket", "nowhere"],
+        "commands.align_mask": ["--ticket", "nowhere", "--target_model", "nowhere"],
+        "commands.connectivity": ["--a", "nowhere", "--b", "nowhere"],
+        "ladder.main": [],
     }
-    commands = [[name, *SMALL, *out, *needs.get(name, [])] for name in RECIPES]
-    commands.append(["compare_levels", "nowhere", "--picture", tmp_path / "out/picture.png"])
+    commands = [[name, *SMALL, *out, *more] for name, more in needs.items()]
+    commands.append(["commands.compare_levels", "nowhere", "--picture", tmp_path / "out/picture.png"])
     for rank in ranks(tmp_path, commands):
         for text in rank["outputs"]:
             assert text.startswith("stopped: the processes of a launch must know of each other; received 2 processes")
@@ -147,6 +129,7 @@ def test_every_recipe_stops_processes_that_do_not_know_of_each_other(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -155,9 +138,7 @@ def test_every_recipe_stops_processes_that_do_not_know_of_each_other(tmp_path):
     ],
 )
 def test_a_wrong_launch_ends_with_an_error(tmp_path, flags, message):
-    result = launch(
-        ROOT / "recipes/find_ticket.py", *SMALL, "--sparsity", 0.3, "--output_dir", tmp_path / "out", flags=flags
-    )
+    result = launch(ROOT / "recipes/find_ticket.py", *SEARCH, "--output_dir", tmp_path / "out", flags=flags)
     assert result.returncode != 0 and message in result.stderr
     assert "ACCELERATE_USE_CPU=true" in result.stderr
     assert not list(tmp_path.iterdir())
@@ -184,6 +165,7 @@ def test_accelerate_takes_every_key_of_a_configuration(monkeypatch, path):
         assert plugin.auto_wrap_policy is transformer_auto_wrap_policy and not plugin.activation_checkpointing
 
 
+@pytest.mark.slow
 def test_the_configuration_for_two_processes_without_accelerators(tmp_path):
     """The command in the file, on a script that says who is there."""
     script = tmp_path / "who.py"

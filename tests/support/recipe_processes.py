@@ -1,4 +1,4 @@
-"""Run by test_several_processes.py: recipes one after the other; each process says what it printed and wrote."""
+"""Run by test_several_processes.py: commands one after the other; each process says what it printed and wrote."""
 
 import contextlib
 import importlib
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run the command lines in ``commands.json``; of one that stops, note why."""
+    """Run the command lines in ``commands.json``; for a command that stops, note why."""
     folder, outputs, written = Path(sys.argv[1]), [], []
 
     def watch(event, arguments):
@@ -20,11 +20,11 @@ def main() -> None:
             written.append(path)
 
     sys.addaudithook(watch)
-    for recipe, *arguments in json.loads((folder / "commands.json").read_text()):
-        sys.argv = [f"{recipe}.py", *arguments]
+    for module, *arguments in json.loads((folder / "commands.json").read_text()):
+        sys.argv = [f"{module}.py", *arguments]
         with contextlib.redirect_stdout(io.StringIO()) as text:
             try:
-                importlib.import_module(recipe).main()
+                importlib.import_module(f"hf_lottery.hf.{module}").main()
             except SystemExit as stopped:
                 print("stopped:", stopped.code)
         outputs.append(text.getvalue())

@@ -1,8 +1,11 @@
+"""RecipeParser: defaults from YAML files, options from the command line, and mistakes in either."""
+
 from dataclasses import dataclass, field
 
 import pytest
 
-from hf_lottery import LotteryArguments, RecipeParser
+from hf_lottery import LotteryArguments
+from hf_lottery.hf.commands.parser import RecipeParser
 
 
 @dataclass

@@ -1,16 +1,16 @@
-"""The networks of recipes/models.py: shapes, sizes, starts, and what saving and Auto classes promise."""
+"""The networks of the papers: shapes, sizes, starts, and what saving and Auto classes promise."""
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments
 
-from hf_lottery.hf.tasks import models
+from hf_lottery.hf.tasks import paper_networks
 
 SMALL = {
-    "lenet": models.LeNetConfig(hidden_sizes=(20, 10), num_channels=2, image_size=8, num_labels=4),
-    "resnet_cifar": models.ResNetCifarConfig(hidden_sizes=[4, 8], depths=[1, 2], num_channels=2, num_labels=4),
-    "vgg_cifar": models.VGGCifarConfig(hidden_sizes=[4, 8], depths=[1, 2], num_channels=2, num_labels=4),
-    "mlp_mixer": models.MLPMixerConfig(
+    "lenet": paper_networks.LeNetConfig(hidden_sizes=(20, 10), num_channels=2, image_size=8, num_labels=4),
+    "resnet_cifar": paper_networks.ResNetCifarConfig(hidden_sizes=[4, 8], depths=[1, 2], num_channels=2, num_labels=4),
+    "vgg_cifar": paper_networks.VGGCifarConfig(hidden_sizes=[4, 8], depths=[1, 2], num_channels=2, num_labels=4),
+    "mlp_mixer": paper_networks.MLPMixerConfig(
         hidden_size=16, num_layers=2, channels_mlp_dim=8, num_channels=2, image_size=8, num_labels=4
     ),
 }
@@ -41,14 +41,14 @@ def test_output_has_logits_and_the_mean_cross_entropy(name):
     ("config", "parameters"),
     [
         # 784 * 300 + 300, 300 * 100 + 100, 100 * 10 + 10
-        (models.LeNetConfig(num_labels=10), 266_610),
+        (paper_networks.LeNetConfig(num_labels=10), 266_610),
         # stem 464; stage 1: 3 * 4,672; stage 2: 3 * 18,560 + 64 of its first block; stage 3: 222,080; classifier 650.
         # That is 269,722 of the network without parameters in its shortcuts, and 4,672 + 18,560 in two of them.
-        (models.ResNetCifarConfig(num_labels=10), 292_954),
+        (paper_networks.ResNetCifarConfig(num_labels=10), 292_954),
         # convolutions 1,792 + 73,856 + 295,168 + 590,080 + 1,180,160 + 3 * 2,359,808; classifier 5,130
-        (models.VGGCifarConfig(num_labels=10), 9_225_610),
+        (paper_networks.VGGCifarConfig(num_labels=10), 9_225_610),
         # patches 48 * 128 + 128; 4 layers of 512 + (64 * 64 + 64) * 2 + 128 * 512 * 2 + 640; norm 256; classifier 1,290
-        (models.MLPMixerConfig(num_labels=10), 6_272 + 4 * 140_544 + 256 + 1_290),
+        (paper_networks.MLPMixerConfig(num_labels=10), 6_272 + 4 * 140_544 + 256 + 1_290),
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
@@ -57,16 +57,16 @@ def test_default_sizes_are_those_of_the_papers(config, parameters):
 
 
 def test_resnet_width_multiplies_every_stage():
-    model = classifier_of(models.ResNetCifarConfig(width=4, num_labels=10))
+    model = classifier_of(paper_networks.ResNetCifarConfig(width=4, num_labels=10))
     assert model.classifier.in_features == 256
     assert [stage[0].conv1.out_channels for stage in model.base_model.stages] == [64, 128, 256]
     assert model.base_model.stages[1][0].shortcut[0].kernel_size == (3, 3)
 
 
 def test_width_multiplies_lenet_and_vgg_too():
-    lenet = classifier_of(models.LeNetConfig(width=2, num_labels=10))
+    lenet = classifier_of(paper_networks.LeNetConfig(width=2, num_labels=10))
     assert [layer.out_features for layer in lenet.base_model.layers] == [600, 200]
-    vgg = classifier_of(models.VGGCifarConfig(width=2, hidden_sizes=[4, 8], depths=[1, 2], num_labels=10))
+    vgg = classifier_of(paper_networks.VGGCifarConfig(width=2, hidden_sizes=[4, 8], depths=[1, 2], num_labels=10))
     channels = [m.out_channels for m in vgg.modules() if isinstance(m, torch.nn.Conv2d)]
     assert channels == [8, 16, 16] and vgg.classifier.in_features == 16
 
@@ -74,7 +74,7 @@ def test_width_multiplies_lenet_and_vgg_too():
 def test_every_weight_of_a_flat_kernel_trains_on_signals_and_two_thirds_of_a_square_one_do_not():
     idle = {}
     for kernel in (3, (1, 3), [1, 5]):
-        config = models.ResNetCifarConfig(
+        config = paper_networks.ResNetCifarConfig(
             hidden_sizes=[4, 8], depths=[1, 1], num_channels=1, num_labels=4, width=2, kernel_size=kernel
         )
         model = classifier_of(config)
@@ -91,12 +91,12 @@ def test_every_weight_of_a_flat_kernel_trains_on_signals_and_two_thirds_of_a_squ
 @pytest.mark.parametrize("kernel", [2, (1, 4), (0, 3)])
 def test_kernels_have_a_middle(kernel):
     with pytest.raises(ValueError, match=r"kernel_size must have odd sides; received .*Choose 3 or \(1, 3\)"):
-        models.ResNetCifarConfig(kernel_size=kernel)
+        paper_networks.ResNetCifarConfig(kernel_size=kernel)
 
 
 def test_feature_maps_have_the_papers_sizes():
     images = torch.randn(2, 3, 32, 32)
-    resnet, vgg = classifier_of(models.ResNetCifarConfig()), classifier_of(models.VGGCifarConfig())
+    resnet, vgg = classifier_of(paper_networks.ResNetCifarConfig()), classifier_of(paper_networks.VGGCifarConfig())
     assert resnet.base_model(images).last_hidden_state.shape == (2, 64, 8, 8)
     assert vgg.base_model(images).last_hidden_state.shape == (2, 512, 1, 1)
 
@@ -181,8 +181,8 @@ def test_the_seed_decides_the_start(name):
 
 
 def test_starts_are_he_normal_for_convolutions_and_glorot_normal_for_linear_layers():
-    vgg = classifier_of(models.VGGCifarConfig(num_labels=10)).vgg.features[8]
-    lenet = classifier_of(models.LeNetConfig(num_labels=10)).lenet.layers[0]
+    vgg = classifier_of(paper_networks.VGGCifarConfig(num_labels=10)).vgg.features[8]
+    lenet = classifier_of(paper_networks.LeNetConfig(num_labels=10)).lenet.layers[0]
     assert vgg.weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
     assert lenet.weight.std().item() == pytest.approx((2 / (784 + 300)) ** 0.5, rel=0.01)
     assert not vgg.bias.any() and not lenet.bias.any()
@@ -217,6 +217,6 @@ def test_gradient_accumulation_gives_the_same_step_as_one_batch(tmp_path):
 
 def test_errors_state_contract_and_value():
     with pytest.raises(ValueError, match=r"depths must have one entry per stage .*; received \[3\]\. "):
-        models.VGGCifarConfig(depths=[3])
+        paper_networks.VGGCifarConfig(depths=[3])
     with pytest.raises(ValueError, match=r"patch_size must divide image_size 28; received 5\. "):
-        models.MLPMixerConfig(image_size=28, patch_size=5)
+        paper_networks.MLPMixerConfig(image_size=28, patch_size=5)

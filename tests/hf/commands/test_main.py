@@ -125,4 +125,4 @@ def test_what_is_wrong_is_said_in_one_line(run, tmp_path):
     (tmp_path / "x/config.json").write_text(json.dumps({"model_type": "vit", "architectures": ["os.system"]}))
     mask().save_pretrained(tmp_path / "m")
     status, _, err = run("verify", tmp_path / "m", "--model", tmp_path / "x")
-    assert status == 1 and "must be a model of transformers' own" in err
+    assert status == 1 and "must be a model of the transformers library" in err

@@ -1,0 +1,34 @@
+"""compare_levels: a ticket against its controls over several runs."""
+
+import json
+
+import pytest
+
+from hf_lottery.hf.commands import compare_levels
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two runs of two levels, with the control ``shuffled`` at the second."""
+    folders = []
+    for seed in range(2):
+        folder = tmp_path / f"seed-{seed}"
+        folder.mkdir()
+        levels = [
+            {"sparsity": sparsity, "metrics": {"eval_accuracy": accuracy + seed / 50}}
+            for sparsity, accuracy in ((0.0, 0.9), (0.2, 0.8))
+        ]
+        (folder / "lottery_state.json").write_text(json.dumps({"finished": levels}))
+        (folder / "controls.json").write_text(json.dumps({"1:shuffled": {"sparsity": 0.2, "eval_accuracy": 0.5}}))
+        folders.append(folder)
+    return folders
+
+
+def test_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
+    picture = tmp_path / "levels.png"
+    monkeypatch.setattr("sys.argv", ["compare_levels", *map(str, runs), "--picture", str(picture)])
+    compare_levels.main()
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["kept", "ticket", "shuffled"]
+    assert lines[2:] == [["100.00 %", "91.00 ± 1.41", "-"], ["80.00 %", "81.00 ± 1.41", "50.00 ± 0.00"]]
+    assert picture.stat().st_size > 1000 and "shuffled,0.2,1,0.5" in picture.with_suffix(".csv").read_text()
