@@ -15,6 +15,7 @@ import torch
 from hub_server import HubServer
 
 torch.set_num_threads(1)
+collect_ignore_glob = ["*/conftest.py"]  # they hold no doctests, and two modules of one name cannot be collected
 
 
 @pytest.fixture(autouse=True)
