@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, SupportsFloat
 
-from ..training.search import Level
+from ..training.levels import Level
 
 History = Iterable[Level | Mapping[str, Any]]
 """The levels of ``find_ticket``, or the records of ``LotteryTrainer.history``."""

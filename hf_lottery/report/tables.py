@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..connectivity.barrier import Barrier
 from ..networks.display import html_table, text_table
-from ..training.search import Level
+from ..training.levels import Level
 from .records import History, Record, read_history
 
 # Columns for the records of a Trainer, and the metrics that fill them: the first that a record has.

@@ -15,11 +15,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast, Trainer, ViTForImageClassification, default_data_collator, set_seed
 from transformers import trainer as transformers_trainer
 
-from hf_lottery import LotteryTrainer, Snapshot, WinningSignTrainer, plan_search
+from hf_lottery import LotteryTrainer, Snapshot, WinningSignTrainer
 from hf_lottery.hf.plan.files import compressed_bits, json_file, tensors_file, torch_file
 from hf_lottery.hf.plan.levels import LevelPlan
 from hf_lottery.hf.plan.memory import MemoryPlan
-from hf_lottery.hf.plan.search import size_text, time_text
+from hf_lottery.hf.plan.search import plan_search, size_text, time_text
 from hf_lottery.hf.plan.sizes import _series_files
 
 

@@ -8,8 +8,9 @@ from itertools import permutations
 import pytest
 import torch
 
-from hf_lottery import PruneRequest, erk, global_ranking, n_of_m, prune, uniform
+from hf_lottery import erk, global_ranking, n_of_m, prune, uniform
 from hf_lottery.masks.mask import Mask, MaskMismatchError
+from hf_lottery.pruning.scopes import PruneRequest
 
 SHAPES = {"conv": (8, 4, 3, 3), "fc": (12, 16), "head": (4, 12), "bias": (12,), "empty": (0, 4)}
 LEVELS = (0.0, 0.2, 0.36, 0.5, 0.75, 0.9)

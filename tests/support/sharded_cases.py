@@ -4,7 +4,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
-from hf_lottery import Mask, global_, n_of_m, prune, uniform
+from hf_lottery import Mask, global_ranking, n_of_m, prune, uniform
 from hf_lottery.pruning import sharded_selection as sharded_select
 from hf_lottery.pruning.selection import remove_lowest
 
@@ -67,8 +67,8 @@ def scopes(rank, processes):
     first = prune(scores, 0.3)
     found = {}
     for name, scope, sparsity, within, least in (
-        ("global", global_, 0.5, None, 0.0),
-        ("floor", global_, 0.8, first, 0.1),
+        ("global", global_ranking, 0.5, None, 0.0),
+        ("floor", global_ranking, 0.8, first, 0.1),
         ("uniform", uniform, 0.5, first, 0.0),
         ("2:4", n_of_m(2, 4), 0.5, None, 0.0),
         ("2:4 by rows", n_of_m(1, 2, {"a": 1, "b": 0, "c": 1}), 0.5, None, 0.0),

@@ -16,7 +16,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from hf_lottery import Mask, SignedMask, Snapshot, Ticket, find_ticket, keep_sparse, prunable, prune, score_weights
 from hf_lottery.networks.names import named_weights
 from hf_lottery.networks.shards import class_name, is_sharded, local, part_of, whole
-from hf_lottery.pruning.scores import Evidence, gather_evidence, magnitude, movement, random, saliency, wanda
+from hf_lottery.pruning.evidence import Evidence, gather_evidence
+from hf_lottery.pruning.scores import magnitude, movement, random_score, saliency, wanda
 from hf_lottery.pruning.selection import remove_lowest
 from hf_lottery.signs.norms import interpolated_norms, norm_parameters, norm_path
 from hf_lottery.training.rewind import parse_rewind
@@ -183,7 +184,7 @@ def masks(twins):
 def drawn_apart(twins):
     """The mask of random scores that every process draws by itself."""
     torch.manual_seed(twins.rank)
-    return prune(score_weights(prunable(twins.shards), random), 0.5).sha256()
+    return prune(score_weights(prunable(twins.shards), random_score), 0.5).sha256()
 
 
 def snapshots(twins):
@@ -289,7 +290,7 @@ def searches(twins):
     """Whether find_ticket finds the same masks whole and sharded, for every score and kind of rewinding."""
     wrong = []
     for score, rewind in (
-        (magnitude, "init"), (movement, "step:1"), (saliency, "init"), (wanda, "learning_rate"), (random, "init")
+        (magnitude, "init"), (movement, "step:1"), (saliency, "init"), (wanda, "learning_rate"), (random_score, "init")
     ):  # fmt: skip
         found = []
         for model, share in Twins(twins.rank, twins.processes).both():
@@ -335,7 +336,7 @@ def replicas(twins):
     """Whether the weights of two replicas of one shard each are captured once and scored alike."""
     model = fully_shard(net(), mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("replicate", "shard")))
     evidence = {name: Evidence(start=torch.zeros(weight.shape)) for name, weight in prunable(model).items()}
-    mask = prune(score_weights(prunable(model), movement, evidence), 0.5)
+    mask = prune(score_weights(prunable(model), movement, evidence=evidence), 0.5)
     same = Snapshot.capture(model).sha256() == Snapshot.capture(net()).sha256()
     return same and mask == prune(score_weights(prunable(net())), 0.5)
 

@@ -5,7 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from hf_lottery import MaskFileError, MaskMismatchError, Snapshot, parse_rewind, rewind
+from hf_lottery import MaskFileError, MaskMismatchError, Snapshot, rewind
+from hf_lottery.training.rewind import parse_rewind
 from hf_lottery.training.snapshot import save_snapshot
 
 

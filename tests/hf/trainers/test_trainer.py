@@ -22,6 +22,7 @@ from hf_lottery import (
     Ticket,
     gather_evidence,
     movement,
+    needs,
     prunable,
     prune,
     saliency,
@@ -271,7 +272,7 @@ def test_levels_nest_hit_the_target_and_leave_a_ticket(tmp_path):
     assert output.global_step == 6 and ours.args.output_dir == str(tmp_path)
     assert output.metrics == ours.history[-1]["metrics"] and output.training_loss == output.metrics["train_loss"]
     assert ticket.info == {
-        "level": 3, "architecture": "Net", "settings": ours._settings(), "history": ours.history,
+        "level": 3, "architecture": "Net", "settings": ours.get_settings(), "history": ours.history,
     }  # fmt: skip
     assert not list((tmp_path / "ticket").glob("*.bin"))
     assert len(list(tmp_path.glob("level-*/checkpoint-6"))) == 4 and not list(tmp_path.glob("checkpoint-*"))
@@ -399,32 +400,37 @@ def test_scores_are_of_the_trained_model_and_the_start_of_its_level(tmp_path, sc
     batch = {"x": data.x, "labels": data.labels}
     evidence = gather_evidence(model, [batch], lambda m, b: m(**b)["loss"], within=weights)
     evidence = {name: known._replace(start=start.tensors[name]) for name, known in evidence.items()}
-    assert ours.mask.overlap(prune(score_weights(weights, score, evidence), 0.5)).iou > 0.95
+    assert ours.mask.overlap(prune(score_weights(weights, score, evidence=evidence), 0.5)).iou > 0.95
 
 
-def test_an_own_score_is_given_all_evidence(tmp_path):
+def test_an_own_score_is_given_the_evidence_that_it_declares(tmp_path):
     seen = []
     model = net()
     initial = Snapshot.capture(model).tensors["inner.weight"]
-    own = trainer(
-        tmp_path, model=model, own_score=lambda w, e: (seen.append(e), w.abs())[1], sparsity=0.5, schedule="one_shot"
-    )
+
+    @needs("gradient", "input_norm", "start")
+    def own_score(weight, evidence):
+        seen.append(evidence)
+        return weight.abs()
+
+    own = trainer(tmp_path, model=model, own_score=own_score, sparsity=0.5, schedule="one_shot")
+    seen.clear()  # the dry call
     own.train()
     inner, outer = seen
     assert torch.equal(inner.start, initial) and inner.gradient.shape == initial.shape
     assert (inner.input_norm.shape, outer.input_norm.shape) == ((1, 6), (1, 20))
-    with pytest.raises(ValueError, match="received score='magnitude' instead of '<lambda>'"):
+    with pytest.raises(ValueError, match="received score='magnitude' instead of 'own_score'"):
         trainer(tmp_path, sparsity=0.5, schedule="one_shot").train(resume_from_checkpoint=True)
 
 
 def test_evidence_is_of_as_many_batches_as_asked(tmp_path, monkeypatch):
     taken = []
 
-    def spy(model, batches, loss, *, within):
+    def spy(model, batches, loss, **options):
         taken.append(list(batches))
-        return gather_evidence(model, taken[-1], loss, within=within)
+        return gather_evidence(model, taken[-1], loss, **options)
 
-    monkeypatch.setattr("hf_lottery.hf.trainers.lottery_trainer.gather_evidence", spy)
+    monkeypatch.setattr("hf_lottery.hf.trainers.level_pruning.gather_evidence", spy)
     trainer(tmp_path, score="saliency", score_batches=2, num_train_epochs=1).train()
     assert [len(batches) for batches in taken] == [2, 2, 2]
 
