@@ -33,7 +33,7 @@ def about(point: Point) -> dict[str, Any]:
     script = f"recipes/{script}" if script == "transfer_ladder.py" else "-m hf_lottery.hf.ladder.main"
     flags = re.sub(r"--output_dir[ =]\S+ ?", "", " ".join(sys.argv[1:])).strip()  # a private path helps nobody
     return {
-        "command": f"{script} {flags}", "point": point.name, "date": time.strftime("%Y-%m-%d"),
+        "command": f"{script} {flags}".strip(), "point": point.name, "date": time.strftime("%Y-%m-%d"),
         "commit": commit(Path(__file__)), "version": __version__, "device": _device(),
         "python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
     }  # fmt: skip

@@ -12,14 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...report import markdown_table
 from .table import COMPARED, comparison, difference_table, label, ladder_table, obtained, plot_ladders
 
 
-def main() -> None:
-    """Run the command."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        arguments: The command line. Default: that of this process.
+    """
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("ladders", nargs="+", type=Path, help="Files with the results of ladders.")
     parser.add_argument("--compare", choices=COMPARED, help="The number to show side by side.")
@@ -28,7 +33,7 @@ def main() -> None:
         "--pairs", nargs="+", help="Pairs of rows whose paired difference is shown. Default: those of the ladder."
     )
     parser.add_argument("--picture", type=Path, help="PNG to write: differences to naive with their intervals.")
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     ladders = [json.loads(path.read_text()) for path in args.ladders]
     if args.compare:
         print(markdown_table(*comparison(ladders, args.compare, args.rows)))

@@ -1,0 +1,143 @@
+"""The cells of a ladder: which there are, what they need, and how they are named."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from small_ladders import CONV, ROOT
+
+from hf_lottery.hf.ladder.cells import Cell, Ladder
+from hf_lottery.hf.ladder.rows import ROWS, SEARCHES
+from hf_lottery.hf.ladder.sweep import points
+from hf_lottery.hf.tasks.models import AUTO_MODELS
+from hf_lottery.hf.trainers.run_settings import run_settings
+
+CHOSEN = ["permuted_activation", "permuted_signs", "lrr_signs", "random", "dense"]
+EXPERIMENTS = [ROOT / "recipes/fashion_mnist/rebasin.yaml", ROOT / "recipes/mnist1d/sign_transfer.yaml"]
+CONFIGS = [*sorted(ROOT.glob("recipes/*/ladder_*.yaml")), *EXPERIMENTS]
+
+
+def digests(*more: str, rows: Sequence[str] = CHOSEN) -> dict[Cell, str]:
+    ladder = Ladder.of([*CONV, "--output_dir", "x", "--rows", *rows, *more])
+    return {cell: ladder.digest(cell) for cell in ladder.cells}
+
+
+def test_a_cell_comes_after_those_that_it_needs():
+    ladder = Ladder.of([*CONV, "--seeds", "3", "1", "2", "--rows", *ROWS])
+    cells = ladder.cells
+    assert len(set(cells)) == len(cells) == 3 * (len(ROWS) + len(SEARCHES))
+    for place, cell in enumerate(cells):
+        assert set(ladder.needs(cell)) <= set(cells[:place])
+    assert ladder.needs(Cell("permuted_signs", 1)) == [
+        Cell("search_aws", 3), Cell("search_imp", 3), Cell("search_imp", 1), Cell("aws", 3)
+    ]  # fmt: skip
+    assert ladder.end(Cell("naive", 1)) == Cell("lth", 1) and ladder.end(Cell("dense", 1)) is None
+
+
+def test_rows_that_others_are_compared_to_are_added():
+    which = Ladder.of([*CONV, "--rows", "lrr_mask", "--pairs", "dense_signs-random"]).which
+    assert which.rows == ["lth", "random", "naive", "lrr", "lrr_mask", "aws", "dense_signs"]
+    assert set(ROWS) - set(Ladder.of(CONV).which.rows) == {
+        "permuted_residual", "lrr_mask", "lrr_signs_norms", "shuffled_signs", "dense_signs"
+    }  # fmt: skip
+
+
+def test_a_name_says_what_defines_a_cell():
+    first = digests()
+    assert len(set(first.values())) == len(first)
+    assert digests("--output_dir", "y", "--workers", "1", "--pairs", "lth-naive") == first
+    by_matching = {cell for cell, name in digests("--match_batches", "3").items() if first[cell] != name}
+    assert by_matching == {Cell(row, s) for row in ("permuted_activation", "permuted_signs") for s in (0, 1)}
+    by_signs = {cell.kind for cell, name in digests("--level_epochs", "2").items() if first[cell] != name}
+    assert by_signs == {"search_aws", "search_lrr", "aws", "lrr", "lrr_signs", "permuted_signs"}
+    assert not {cell for cell, name in digests("--learning_rate", "1e-4").items() if first[cell] == name}
+
+
+def test_more_rows_leave_the_names_of_the_others():
+    assert digests().items() <= digests(rows=[*ROWS]).items()
+
+
+def test_a_name_is_a_hash_of_settings_and_needs():
+    """Another text under the hash would make half-finished ladders begin anew."""
+    ladder = Ladder.of([*CONV, "--rows", "permuted_signs"])
+    cell, model = Cell("permuted_signs", 1), ladder.model_args
+    needed = [("search_aws", 0), ("search_imp", 0), ("search_imp", 1), ("aws", 0)]
+    what = {
+        "cell": "permuted_signs-1",
+        "settings": run_settings(ladder.arguments_of(cell), {"data": asdict(ladder.data_args)}),
+        "model": [model.task, None, "main", model.load_config().to_dict()],
+        "match_batches": 2,
+        "needs": [ladder.digest(Cell(*names)) for names in needed],
+    }
+    expected = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
+    assert ladder.digest(cell) == expected[:12]
+
+
+def test_a_sweep_is_every_combination():
+    swept = ["--sparsities", "0.5", "0.6", "--rewinds", "init", "epoch:1", "--widths", "1", "2"]
+    found = points([*CONV, "--output_dir", "x", *swept])
+    assert len({point.ladder.digest(Cell("dense", 0)) for point in found}) == len(found) == 8
+    last = found[-1]
+    assert (last.name, last.stem) == (
+        "sparsity=0.6, rewind=epoch:1, width=2",
+        "ladder-sparsity-0.6-rewind-epoch-1-width-2",
+    )
+    assert (last.ladder.args.sparsity, last.ladder.args.rewind) == (0.6, "epoch:1")
+    assert last.ladder.model_args.load_config().width == 2
+    assert all(point.ladder.data is last.ladder.data for point in found)
+    (alone,) = points([*CONV, "--output_dir", "x", "--sparsity", "0.6", "--config_overrides", "width=2"])
+    assert (alone.name, alone.stem) == ("", "ladder")
+    assert alone.ladder.digest(Cell("aws_signs", 1)) == last.ladder.digest(Cell("aws_signs", 1))
+
+
+def test_a_network_without_a_width_cannot_be_swept():
+    command = ["--config", "recipes/mnist1d/ladder_transformer.yaml", "--use_cpu", "true", "--widths", "1", "2"]
+    with pytest.raises(SystemExit, match="widths need a configuration that has a width; received one of vit"):
+        points(command)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_is_of_a_ladder(config):
+    (point,) = points(["--config", str(config), "--use_cpu", "true"])
+    ladder = point.ladder
+    assert ladder.which.title and set(ladder.which.rows) <= ROWS.keys()
+    if ladder.model_args.config_name is not None:
+        assert Path(ladder.model_args.config_name).exists()
+        model_config = ladder.model_args.load_config()
+        has_stream = model_config.model_type in ("vit", "gpt2", "llama", "mlp_mixer")
+        assert has_stream == ("permuted_residual" in ladder.which.rows)
+        assert AUTO_MODELS[ladder.model_args.task].from_config(model_config).num_parameters() > 1000
+
+
+def test_the_experiments_of_the_papers_are_ladders():
+    alignment, signs = (Ladder.of(["--config", str(config), "--use_cpu", "true"]) for config in EXPERIMENTS)
+    assert alignment.which.rows == ["dense", "lth", "naive", "permuted_activation"]
+    assert {cell.kind for cell in alignment.cells if not alignment.is_row(cell)} == {"search_imp"}
+    assert set(signs.which.rows) == {
+        "dense", "lth", "naive", "lrr", "lrr_signs", "lrr_mask", "lrr_signs_norms", "aws", "aws_signs", "aws_mask",
+        "random_signs", "shuffled_signs", "dense_signs",
+    }  # fmt: skip
+    search = signs.arguments_of(Cell("search_aws", 0))
+    assert (search.dense_epochs, search.level_epochs, search.level_lr_scheduler_type) == (10, 10, "constant")
+    assert (search.rewind, search.norm_interpolation) == ("learning_rate", "step")
+    assert signs.arguments_of(Cell("aws_signs", 0)).rewind == "init"  # every row is trained from step 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "nave"], "rows must be among dense, lth"),
+        (["--pairs", "lth-nave"], "rows must be among dense, lth"),
+        (["--pairs", "lth"], "pairs must name two rows, such as aws_signs-aws_mask; received 'lth'"),
+        (["--seeds", "3"], "seeds must be two or more; received [3]. Each network has another as source"),
+        (["--match_batches", "0"], "match_batches must be at least 1; received 0"),
+        (["--workers", "0"], "workers must be at least 1; received 0"),
+    ],
+)
+def test_mistakes_are_told(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        Ladder.of([*CONV, *arguments])
+    assert message in capsys.readouterr().err

@@ -1,0 +1,27 @@
+"""Ladders that are computed in seconds."""
+
+from pathlib import Path
+
+from hf_lottery.hf.ladder.compute import compute_cell
+from hf_lottery.hf.ladder.sweep import points
+
+ROOT = Path(__file__).parent.parent.parent
+# One level, one epoch from the rewind point on.
+BRIEF = [
+    "--seeds", "0", "1", "--num_train_epochs", "2", "--rewind", "epoch:1", "--dense_epochs", "1", "--level_epochs", "1",
+    "--sparsity", "0.3", "--pruning_fraction", "0.3", "--match_batches", "2", "--max_train_samples", "200",
+    "--max_eval_samples", "100", "--use_cpu", "true", "--disable_tqdm", "true",
+]  # fmt: skip
+CONV = ["--config", "recipes/mnist1d/ladder_conv.yaml", *BRIEF]
+
+
+def small_ladder(folder, *more):
+    """Make a ladder of convolutional networks on MNIST-1D."""
+    (point,) = points([*CONV, "--output_dir", str(folder), *more])
+    return point
+
+
+def compute_all(ladder):
+    """Compute the cells of a ladder in this process."""
+    for cell in ladder.cells:
+        compute_cell(ladder, cell)
