@@ -4,25 +4,14 @@
     accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_mlp.yaml --plan
     accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_conv.yaml --widths 1 2 4
 
-The networks (``--seeds``) form a ring. Each is the target once, with the ticket of the network before it as source, and
-all rows train the target from its own weights at the rewind step on, on its own data order:
+The experiments of the two papers are ladders too:
 
-- ``dense``; ``lth``, under its own ticket's mask; ``random``, the source's mask shuffled within each layer;
-- ``naive``, the source's mask as it is; ``permuted_weight``, ``permuted_activation``, aligned by weights or activations
-  of the trained dense networks; ``permuted_early``, of the networks at the rewind step; ``permuted_residual``, with the
-  residual stream matched too;
-- ``lrr_signs``, ``aws_signs``, mask and signs of the source's LRR and AWS; ``aws_mask``, without the signs;
-  ``random_signs``; ``permuted_signs``, mask and signs of AWS aligned by activations;
-- ``lrr``, ``aws``, the target's own subnetworks of these searches, trained from their weights.
+    accelerate launch recipes/transfer_ladder.py --config recipes/fashion_mnist/rebasin.yaml
+    accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/sign_transfer.yaml
 
-``minus naive`` is paired by target. The gap that is closed is the mean gain over naive as a share of ``lth`` minus
-``naive``. The barrier is between a row's solution and that of ``lth``; for rows of signs and of AWS's mask, that of the
-source's ``lrr`` or ``aws``, permuted as the signs were. The overlap is with the target's own mask. As each network is
-a source and a target, pairs that share one are not independent, which the intervals do not know.
-
-``--sparsities``, ``--rewinds`` and ``--widths`` sweep: a ladder for every combination, and one table across all.
-
-Interrupted, the same command goes on: a cell is named by a hash of all that defines it, and never computed twice.
+``--help`` says what each row is, and hf_lottery/hf/ladder/main.py how the numbers are made. The results lie in
+``output_dir``: ``report.html`` and ``ladder.json``, which ``python -m hf_lottery.hf.ladder.show`` prints again. After an
+interruption the same command goes on.
 """
 
 from hf_lottery.hf.ladder.main import main
