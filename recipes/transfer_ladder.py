@@ -10,8 +10,8 @@ The experiments of the two papers are ladders too:
     accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/sign_transfer.yaml
 
 ``--help`` says what each row is, and hf_lottery/hf/ladder/main.py how the numbers are made. The results lie in
-``output_dir``: ``report.html`` and ``ladder.json``, which ``python -m hf_lottery.hf.ladder.show`` prints again. After an
-interruption the same command goes on.
+``output_dir``: ``report.html`` and ``ladder.json``, which ``python -m hf_lottery.hf.ladder.show`` prints again. After
+an interruption the same command goes on.
 """
 
 from hf_lottery.hf.ladder.main import main
