@@ -81,13 +81,17 @@ def keep_sparse(
 
 
 class SparseHandle:
-    """What :func:`keep_sparse` returns: verifies, and lets go."""
+    """What :func:`keep_sparse` returns: verifies the sparsity, and lets the weights go.
+
+    Attributes:
+        bound: Parameter name -> the parameter and its mask in the form that is multiplied.
+    """
 
     def __init__(self, model: nn.Module, mask: Mask, optimizer: optim.Optimizer | None, *, packed: bool):
         mask.apply_(model)
         self._model, weights = model, named_weights(model)
         kind = _PackedMask if packed else _FloatMask
-        self._bound = {
+        self.bound = {
             name: (weights[name], kind(part_of(entry, weights[name]), local(weights[name])))
             for name, entry in mask.items()
         }
@@ -111,7 +115,7 @@ class SparseHandle:
         if not self._prunes:
             raise SparsityLeakError("the mask must remove at least one weight; received a dense one. Train without it.")
         present = named_weights(self._model)
-        for name, (weight, mask) in self._bound.items():
+        for name, (weight, mask) in self.bound.items():
             if present.get(name) is not weight:
                 raise SparsityLeakError(
                     f"the mask must be held on the parameters that the model has; received a model whose {name!r} was "
@@ -142,7 +146,7 @@ class SparseHandle:
 
     def _guard_gradients(self) -> None:
         """Guard every weight that is trained; one that was frozen so far is met before the next step."""
-        for name, (weight, mask) in self._bound.items():
+        for name, (weight, mask) in self.bound.items():
             if weight.requires_grad and name not in self._guarded:
                 self._guarded.add(name)
                 self._handles.append(self._guard_gradient(weight, mask))
@@ -162,7 +166,7 @@ class SparseHandle:
         self._handles.append(optimizer.register_load_state_dict_post_hook(self._mask_state))
 
     def _mask_state(self, optimizer: optim.Optimizer) -> None:
-        for weight, mask in self._bound.values():
+        for weight, mask in self.bound.values():
             for value in optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
                     if not value.is_floating_point():
@@ -175,17 +179,17 @@ class SparseHandle:
     def _before_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
         if optimizer not in self._seen and self._holds_ours(optimizer):
             self._meet(optimizer)
-        if optimizer in self._seen and len(self._guarded) < len(self._bound):
+        if optimizer in self._seen and len(self._guarded) < len(self.bound):
             self._guard_gradients()
 
     def _after_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
         if optimizer in self._seen and type(optimizer) not in _ELEMENTWISE:
             with torch.no_grad():
-                for weight, mask in self._bound.values():
+                for weight, mask in self.bound.values():
                     mask.clear_pruned_(local(weight))
 
     def _holds_ours(self, optimizer: optim.Optimizer) -> bool:
-        ours = {id(weight) for weight, _ in self._bound.values()}
+        ours = {id(weight) for weight, _ in self.bound.values()}
         return any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
 
 

@@ -119,7 +119,7 @@ class Run:
         run = cls(variant, model, make_optimizer(model.parameters(), variant.fused))
         if variant.mask in ("number", "bit"):
             handle = keep_sparse(model, mask, run.optimizer, packed=variant.mask == "bit")
-            run.masks = [held for _, held in handle._bound.values()]
+            run.masks = [held for _, held in handle.bound.values()]
             for held in run.masks:
                 held.clear_pruned_ = run._timed(held.clear_pruned_)
         return run

@@ -291,7 +291,7 @@ def test_packed_mask_takes_an_eighth_of_a_byte():
     model = nn.Linear(1001, 1001, bias=False)
     entry = torch.rand(1001, 1001) > 0.5
     handle = keep_sparse(model, Mask({"weight": entry}), packed=True)
-    (_, mask), *_ = handle._bound.values()
+    (_, mask), *_ = handle.bound.values()
     assert mask.bits.nbytes / 1_000_000 <= 0.13
     model(torch.ones(1, 1001)).sum().backward()
     assert torch.equal(model.weight.grad, entry.float())

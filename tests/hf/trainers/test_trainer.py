@@ -208,7 +208,7 @@ def test_a_callback_can_keep_one_bit_a_weight():
     for packed, kind in ((True, "_PackedMask"), (False, "_FloatMask")):
         callback = SparsityCallback(mask_for(net()), packed=packed)
         callback.on_train_begin(None, None, None, model=net())
-        assert {type(kept).__name__ for _, kept in callback.handle._bound.values()} == {kind}
+        assert {type(kept).__name__ for _, kept in callback.handle.bound.values()} == {kind}
         callback.release()
 
 
