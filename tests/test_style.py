@@ -30,7 +30,8 @@ def own_privates(kind: ast.ClassDef) -> set[str]:
         elif isinstance(node, ast.AnnAssign | ast.Assign) and node in kind.body:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
-    return {name for name in names if name.startswith("_") and not name.endswith("_")}  # _repr_html_ is a protocol
+    # Names such as _repr_html_ are a protocol, and no class's own.
+    return {name for name in names if name.startswith("_") and not name.endswith("_")}
 
 
 def is_self(node: ast.expr) -> bool:
@@ -77,7 +78,9 @@ def test_private_names_are_read_by_their_own_class_alone(path):
 def test_the_rules_can_fail():
     source = "def f():\n    '''Doc.'''\n" + "    x = 1\n" * 41
     assert body_lines(ast.parse(source).body[0]) == 41
-    tree = ast.parse("class A:\n    def __init__(self):\n        self._x = 1\n    def same(self, a):\n        return a._x\n")
+    tree = ast.parse(
+        "class A:\n    def __init__(self):\n        self._x = 1\n    def same(self, a):\n        return a._x\n"
+    )
     assert own_privates(classes(tree)[0]) == {"_x"}
     assert not list(foreign_reads(tree, {"_x"}))
     assert list(foreign_reads(ast.parse("def f(a):\n    return a._x"), {"_x"})) == ["line 2: a._x"]
@@ -104,14 +107,25 @@ def test_no_public_name_is_the_name_of_a_module_beside_it(room):
     assert not shared, "importing the module would replace the function"
 
 
-# Arguments that may be left out and are no options: the second subject of a call, or a signature that is not ours.
+# Arguments that may be left out and are no options, but the second subject of a call.
 POSITIONAL = {
     "keep_sparse": {"optimizer"},
+    "score_weights": {"score"},
+    "magnitude": {"evidence"},  # every score is called as score(weight, evidence)
+    "random_score": {"evidence"},
+    "RecipeParser.parse": {"arguments"},
 }
 
 
+def ours(kind: type) -> bool:
+    return kind.__module__.startswith("hf_lottery")
+
+
 def signatures() -> Iterator[tuple[str, inspect.Signature]]:
-    """The public functions of all rooms, and the public methods that our classes define."""
+    """The public functions of all rooms, and the public methods of our classes.
+
+    A method that overrides one of another library keeps the signature of that library.
+    """
     for room in ROOMS:
         for name, value in public(f"hf_lottery.{room}").items():
             if inspect.isfunction(value):
@@ -119,7 +133,8 @@ def signatures() -> Iterator[tuple[str, inspect.Signature]]:
             elif inspect.isclass(value) and not issubclass(value, tuple):
                 for method, function in vars(value).items():
                     function = getattr(function, "__func__", function)
-                    if inspect.isfunction(function) and not method.startswith("_"):
+                    theirs = any(method in vars(base) for base in value.__mro__[1:] if not ours(base))
+                    if inspect.isfunction(function) and not method.startswith("_") and not theirs:
                         yield f"{name}.{method}", inspect.signature(function)
 
 

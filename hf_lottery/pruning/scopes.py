@@ -148,7 +148,7 @@ def erk(request: PruneRequest) -> dict[str, Tensor]:
     return keep
 
 
-def n_of_m(n: int, m: int, axis: int | Mapping[str, int] = 1) -> Scope:
+def n_of_m(n: int, m: int, *, axis: int | Mapping[str, int] = 1) -> Scope:
     """The scope that keeps the ``n`` highest of every ``m`` consecutive weights along an axis; 2 of 4 is what GPUs run.
 
     Args:

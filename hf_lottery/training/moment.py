@@ -28,7 +28,7 @@ def capture_at(model: nn.Module, step: int) -> Iterator[Callable[[], Snapshot]]:
         if optimizer is first:
             taken += 1
             if taken == step:
-                snapshot = Snapshot.capture(model, step)
+                snapshot = Snapshot.capture(model, step=step)
 
     def result() -> Snapshot:
         if snapshot is None:

@@ -40,7 +40,7 @@ class RewindPoint:
         """Whether a level goes on from the trained weights of the level before."""
         return self.kind in ("learning_rate", "none")
 
-    def in_steps(self, steps_per_epoch: int | None = None) -> int:
+    def in_steps(self, *, steps_per_epoch: int | None = None) -> int:
         """The moment to rewind to, in optimizer steps.
 
         Raises:

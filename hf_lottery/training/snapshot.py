@@ -40,7 +40,7 @@ class Snapshot:
     tensors: Mapping[str, Tensor]
 
     @classmethod
-    def capture(cls, model: nn.Module, step: int = 0) -> Snapshot:
+    def capture(cls, model: nn.Module, *, step: int = 0) -> Snapshot:
         """Copy every parameter and buffer of ``model``, buffers that are not saved with it included.
 
         Of a sharded model every process gets all of it (:func:`save_snapshot` spares that), and every process must call
@@ -105,7 +105,7 @@ class Snapshot:
         return digest.hexdigest()
 
 
-def save_snapshot(model: nn.Module, path: str | Path, step: int = 0, *, write: bool = True) -> None:
+def save_snapshot(model: nn.Module, path: str | Path, *, step: int = 0, write: bool = True) -> None:
     """Capture a model straight into a file, as :meth:`Snapshot.save` would: a tensor at a time, never a whole copy.
 
     Args:

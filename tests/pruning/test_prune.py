@@ -127,7 +127,7 @@ def test_erk_within_keeps_what_a_tensor_has_and_takes_from_the_others():
 @pytest.mark.parametrize("n, m", [(1, 2), (2, 4), (3, 4), (8, 8), (1, 8)])
 def test_n_of_m_keeps_exactly_n_highest_of_every_group(n, m, axis, shape):
     score = torch.randn(shape, generator=torch.Generator().manual_seed(2)).mul(2).round()
-    mask = prune({"w": score, "v": torch.rand(8, 8)}, 1 - n / m, scope=n_of_m(n, m, axis))
+    mask = prune({"w": score, "v": torch.rand(8, 8)}, 1 - n / m, scope=n_of_m(n, m, axis=axis))
     groups, kept = (t.movedim(axis, -1).reshape(-1, m) for t in (score, mask["w"]))
     assert (kept.sum(1) == n).all()
     for group, keep in zip(groups, kept, strict=True):
@@ -256,7 +256,7 @@ W = {"w": torch.rand(4, 5), "v": torch.rand(10, 8)}
             r"sparsity of 'w' must leave what min_density protects, 12 .*received 0\.5, that is 10 of 20",
         ),
         (
-            {"min_density": 0.6, "scope": n_of_m(1, 2, 0)},
+            {"min_density": 0.6, "scope": n_of_m(1, 2, axis=0)},
             ValueError,
             r"at most 1/2 for n_of_m\(1, 2\); received one that protects 12 weights of 'w', where 10 stay",
         ),
@@ -271,11 +271,11 @@ W = {"w": torch.rand(4, 5), "v": torch.rand(10, 8)}
             r"'w' must have two axes or more and a length on axis 1 that 2 divides; received \[4, 5\]",
         ),
         (
-            {"scores": {"b": torch.rand(4)}, "scope": n_of_m(1, 2, 0)},
+            {"scores": {"b": torch.rand(4)}, "scope": n_of_m(1, 2, axis=0)},
             ValueError,
             r"shape of 'b' must have two axes or more .* received \[4\]",
         ),
-        ({"scope": n_of_m(1, 2, 2)}, ValueError, r"shape of 'w' must .* axis 2 .* received \[4, 5\]"),
+        ({"scope": n_of_m(1, 2, axis=2)}, ValueError, r"shape of 'w' must .* axis 2 .* received \[4, 5\]"),
     ],
 )
 def test_an_error_says_what_was_wrong(arguments, error, message):
@@ -327,7 +327,7 @@ HALF = Mask({"w": torch.zeros(4, 5, dtype=torch.bool), "v": torch.arange(80).vie
             r"the mask of 'v' must have the parameter's shape \[10, 8\]; received \[8, 10\]",
         ),
         (
-            {"sparsity": 0.5, "scope": n_of_m(2, 4, 0), "scores": {"w": W["w"]}, "within": Mask({"w": W["w"] < 0})},
+            {"sparsity": 0.5, "scope": n_of_m(2, 4, axis=0), "scores": {"w": W["w"]}, "within": Mask({"w": W["w"] < 0})},
             ValueError,
             r"4 consecutive weights of 'w' must have 2 left to keep; received a group with 0\.",
         ),

@@ -71,7 +71,7 @@ def scopes(rank, processes):
         ("floor", global_ranking, 0.8, first, 0.1),
         ("uniform", uniform, 0.5, first, 0.0),
         ("2:4", n_of_m(2, 4), 0.5, None, 0.0),
-        ("2:4 by rows", n_of_m(1, 2, {"a": 1, "b": 0, "c": 1}), 0.5, None, 0.0),
+        ("2:4 by rows", n_of_m(1, 2, axis={"a": 1, "b": 0, "c": 1}), 0.5, None, 0.0),
     ):
         masks = [prune(s, sparsity, scope=scope, within=within, min_density=least) for s in (scores, sharded)]
         assert isinstance(masks[1], Mask)

@@ -106,7 +106,7 @@ def main() -> None:
         "shares": sorted(watch.shares),
     }
     if kind == "WinningSignTrainer":
-        result["path"] = [metrics["eval_loss"] for _, metrics in ours.norm_path(3)]
+        result["path"] = [metrics["eval_loss"] for _, metrics in ours.norm_path(points=3)]
         result["after"] = [ours.evaluate()["eval_loss"]]
     if layout is not None:
         again = found(model=ours.model, args=args, train_dataset=Images(64), eval_dataset=Images(24))

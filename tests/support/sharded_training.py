@@ -192,16 +192,16 @@ def snapshots(twins):
     with torch.no_grad():
         for parameter in twins.whole.parameters():
             parameter.mul_(1.5)
-        start = Snapshot.capture(twins.whole, 4)
+        start = Snapshot.capture(twins.whole, step=4)
         twins.shards(twins.share(0, twins.rank)[:, 0])
         start.restore_(twins.shards)
         outputs = [model(twins.share(0, twins.rank)[:, 0]) for model, _ in twins.both()]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "snapshot.safetensors"
-        save_snapshot(twins.shards, file, 4, write=twins.rank == 0)
+        save_snapshot(twins.shards, file, step=4, write=twins.rank == 0)
         saved = twins.rank == 0 and Snapshot.load(file)
         written = file.exists()
-    same = torch.equal(*outputs) and Snapshot.capture(twins.shards, 4).sha256() == start.sha256()
+    same = torch.equal(*outputs) and Snapshot.capture(twins.shards, step=4).sha256() == start.sha256()
     return same and written == (twins.rank == 0) and (not saved or (saved.sha256(), saved.step) == (start.sha256(), 4))
 
 

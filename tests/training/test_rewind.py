@@ -35,7 +35,7 @@ def disturb(model):
 def test_restore_is_bit_exact_with_buffers(tmp_path):
     model = Net()
     disturb(model)  # moves the running statistics too
-    before, snapshot = state(model), Snapshot.capture(model, 7)
+    before, snapshot = state(model), Snapshot.capture(model, step=7)
     snapshot.save(tmp_path / "new/rewind.safetensors")
     disturb(model)
     assert any(not torch.equal(a, b) for a, b in zip(before.values(), state(model).values(), strict=True))
@@ -113,13 +113,13 @@ def test_other_types_are_refused_and_leave_no_file(tmp_path):
 
 def test_an_interrupted_write_leaves_the_file_as_it_was(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    save_snapshot(nn.Linear(3, 2), path, 5)
+    save_snapshot(nn.Linear(3, 2), path, step=5)
     before = path.read_bytes()
     monkeypatch.setattr(
         "hf_lottery.training.snapshot.whole", lambda tensor: tensor.detach() if tensor.ndim == 1 else 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
-        save_snapshot(nn.Linear(3, 2), path, 6)
+        save_snapshot(nn.Linear(3, 2), path, step=6)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
     assert Snapshot.load(path).step == 5
 
@@ -179,13 +179,13 @@ def test_bad_steps(k):
 
 
 def test_moments_in_steps():
-    assert rewind.step(0).in_steps() == rewind.init.in_steps() == rewind.pretrained.in_steps(10) == 0
-    assert rewind.step(3).in_steps() == rewind.step(3).in_steps(10) == 3
+    assert rewind.step(0).in_steps() == rewind.init.in_steps() == rewind.pretrained.in_steps(steps_per_epoch=10) == 0
+    assert rewind.step(3).in_steps() == rewind.step(3).in_steps(steps_per_epoch=10) == 3
     assert [one.keeps_weights for one in (rewind.init, rewind.learning_rate, rewind.none)] == [False, True, True]
 
 
 def test_epochs_need_steps_per_epoch():
-    assert rewind.epoch(3).in_steps(10) == 30
+    assert rewind.epoch(3).in_steps(steps_per_epoch=10) == 30
     with pytest.raises(ValueError, match="epoch:3 must be given in steps here"):
         rewind.epoch(3).in_steps()
 

@@ -178,7 +178,7 @@ class LotteryArguments(TrainingArguments):
             if getattr(self, name) is None:
                 setattr(self, name, value)
 
-    def get_scope(self, kinds: Mapping[str, str] | None = None) -> Scope:
+    def get_scope(self, *, kinds: Mapping[str, str] | None = None) -> Scope:
         """The scope that the string names.
 
         Args:
@@ -197,7 +197,7 @@ class LotteryArguments(TrainingArguments):
                 )
             # GPT-2 keeps its weights as [inputs, outputs].
             axes = {name: 0 if kind == "Conv1D" else 1 for name, kind in (kinds or {}).items()}
-            return n_of_m(int(groups[1]), int(groups[2]), axes or 1)
+            return n_of_m(int(groups[1]), int(groups[2]), axis=axes or 1)
         raise ValueError(f"scope must be one of {', '.join(SCOPES)} or N:M, such as 2:4; received {self.scope!r}.")
 
     def get_sparsities(self) -> list[float]:

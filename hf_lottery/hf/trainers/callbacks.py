@@ -71,7 +71,7 @@ class SnapshotCallback(TrainerCallback):
         """Save the model if this is the step."""
         if state.global_step == self.step:
             assert model is not None
-            save_snapshot(model, self.path, self.step, write=args.should_save)
+            save_snapshot(model, self.path, step=self.step, write=args.should_save)
 
 
 def refuse_flat_weights() -> None:

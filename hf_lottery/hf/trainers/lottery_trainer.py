@@ -75,7 +75,7 @@ class LotteryTrainer(SparseTrainer):
         self.sparsities = self.lottery.get_sparsities()
         self.rewind_point = parse_rewind(self.lottery.rewind or self._default_rewind)
         self.weights = prunable(self.network, include=self.lottery.include, exclude=self.lottery.exclude)
-        self.scope = self.lottery.get_scope(self.weights.kinds)
+        self.scope = self.lottery.get_scope(kinds=self.weights.kinds)
         self._check_search()
         self.history: list[dict[str, Any]] = []
         self._level, self._trained_here = 0, False
@@ -135,7 +135,7 @@ class LotteryTrainer(SparseTrainer):
         Raises:
             ValueError: The step lies beyond training.
         """
-        moment, last = self.rewind_point.in_steps(self.count_steps()[0]), len(self.sparsities) - 1
+        moment, last = self.rewind_point.in_steps(steps_per_epoch=self.count_steps()[0]), len(self.sparsities) - 1
         for level in {0, min(1, last), last}:
             with changed(self.args, **self.level_arguments(level)):
                 self.check_step(moment, self.count_steps()[1])

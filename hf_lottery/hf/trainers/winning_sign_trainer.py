@@ -99,7 +99,7 @@ class WinningSignTrainer(LotteryTrainer):
         with interpolated_norms(self.norms, self._initial, self._draw()):
             return super().training_step(model, inputs, num_items_in_batch)
 
-    def norm_path(self, points: int = 5) -> list[tuple[float, dict[str, float]]]:
+    def norm_path(self, *, points: int = 5) -> list[tuple[float, dict[str, float]]]:
         """The metrics of the network that the signs are of, along the line from its norms to their initial values.
 
         This is what AWS keeps flat. With a final run, that is the network it started from. Batch norms are recalibrated

@@ -17,7 +17,7 @@ def mask(seed=0, keep=0.3):
 
 def ticket(**info):
     model = vit(0)
-    return Ticket(mask(), Snapshot.capture(model, 5), {"architecture": type(model).__name__, **info}, model.config)
+    return Ticket(mask(), Snapshot.capture(model, step=5), {"architecture": type(model).__name__, **info}, model.config)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def ticket():
         "settings": {"sparsity": 0.5, "rewind": "step:5"},
         "history": [{"level": 0, "sparsity": 0.0, "metrics": {"eval_accuracy": 0.875, "eval_loss": 0.5}}],
     }
-    return Ticket(mask, Snapshot.capture(source, 5), info, source.config)
+    return Ticket(mask, Snapshot.capture(source, step=5), info, source.config)
 
 
 def test_round_trip_without_a_pickle(ticket, tmp_path):

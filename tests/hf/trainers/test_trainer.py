@@ -758,11 +758,11 @@ def test_2_of_4_runs_along_the_inputs_of_gpt2():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
     weights = prunable(GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=8, vocab_size=20)))
     args = arguments("unused", scope="2:4")
-    mask = prune(score_weights(weights), 0.5, scope=args.get_scope(weights.kinds))
+    mask = prune(score_weights(weights), 0.5, scope=args.get_scope(kinds=weights.kinds))
     assert (mask["transformer.h.0.mlp.c_fc.weight"].T.reshape(-1, 4).sum(1) == 2).all()
     moe = prunable(MixtralForCausalLM(MixtralConfig(**sizes, intermediate_size=16, num_local_experts=2)))
     with pytest.raises(ValueError, match="must know the input axis of every weight; received stacked experts"):
-        args.get_scope(moe.kinds)
+        args.get_scope(kinds=moe.kinds)
 
 
 def test_wanda_cannot_see_experts(tmp_path):

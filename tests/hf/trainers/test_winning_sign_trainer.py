@@ -220,7 +220,7 @@ def test_a_finished_run_is_read_back(tmp_path):
     again = trainer(tmp_path, model=net(77))
     again.train(resume_from_checkpoint=True)
     assert (again.signed, weights(again.model)) == (first.signed, weights(first.model))
-    losses = [[metrics["eval_loss"] for _, metrics in run.norm_path(3)] for run in (first, again)]
+    losses = [[metrics["eval_loss"] for _, metrics in run.norm_path(points=3)] for run in (first, again)]
     assert losses[0] == losses[1]
 
 
@@ -237,7 +237,7 @@ def test_the_norm_path_changes_nothing(tmp_path):
     ours = trainer(tmp_path)
     ours.train()
     before = weights(ours.model)
-    path = ours.norm_path(3)
+    path = ours.norm_path(points=3)
     assert [alpha for alpha, _ in path] == [0, 0.5, 1]
     losses = [metrics["eval_loss"] for _, metrics in path]
     assert len(set(losses)) == 3
@@ -371,15 +371,15 @@ def test_a_norm_path_needs_training_and_leaves_the_generators(tmp_path):
         ours.norm_path()
     ours.train()
     torch.manual_seed(3)
-    ours.norm_path(2)
+    ours.norm_path(points=2)
     drawn = torch.rand(3)
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(3))
-    assert ours.norm_path(2) != [] and _losses(ours) == _losses(ours)
+    assert ours.norm_path(points=2) != [] and _losses(ours) == _losses(ours)
 
 
 def _losses(ours):
-    return [metrics["eval_loss"] for _, metrics in ours.norm_path(2)]
+    return [metrics["eval_loss"] for _, metrics in ours.norm_path(points=2)]
 
 
 def test_batches_of_the_recalibration_and_a_loss_of_ones_own(tmp_path, monkeypatch):
