@@ -327,7 +327,12 @@ HALF = Mask({"w": torch.zeros(4, 5, dtype=torch.bool), "v": torch.arange(80).vie
             r"the mask of 'v' must have the parameter's shape \[10, 8\]; received \[8, 10\]",
         ),
         (
-            {"sparsity": 0.5, "scope": n_of_m(2, 4, axis=0), "scores": {"w": W["w"]}, "within": Mask({"w": W["w"] < 0})},
+            {
+                "sparsity": 0.5,
+                "scope": n_of_m(2, 4, axis=0),
+                "scores": {"w": W["w"]},
+                "within": Mask({"w": W["w"] < 0}),
+            },
             ValueError,
             r"4 consecutive weights of 'w' must have 2 left to keep; received a group with 0\.",
         ),

@@ -3,8 +3,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from hf_lottery import gather_evidence, magnitude, movement, saliency, score_weights, wanda
-from hf_lottery import random_score
+from hf_lottery import gather_evidence, magnitude, movement, random_score, saliency, score_weights, wanda
 from hf_lottery.pruning.evidence import Evidence
 
 

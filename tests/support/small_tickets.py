@@ -13,7 +13,9 @@ def mask(seed=0, keep=0.3):
 
 def ticket(seed=0, **info):
     model = vit(0)
-    return Ticket(mask(seed), Snapshot.capture(model, step=5), {"architecture": type(model).__name__, **info}, model.config)
+    return Ticket(
+        mask(seed), Snapshot.capture(model, step=5), {"architecture": type(model).__name__, **info}, model.config
+    )
 
 
 def permutation():
