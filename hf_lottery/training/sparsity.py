@@ -1,10 +1,10 @@
 """keep_sparse: hold a module at a mask while anything trains it.
 
-Gradients of pruned weights are zeroed as soon as they are accumulated, before anyone clips or reads them, so gradient
-norms, momentum and adaptive moments are those of the sparse network: the training is bit-equal to one whose forward
-uses ``weight * mask``. With an elementwise optimizer whose state was masked too, a pruned weight then stays exactly
-zero by itself; after the step of any other optimizer the weights are projected. No parameter is renamed or wrapped,
-so ``state_dict``, ``save_pretrained`` and ``torch.compile`` see a plain model.
+The gradient of a pruned weight becomes zero as soon as it is accumulated, before any code clips or reads it. Gradient
+norms, momentum and adaptive moments are therefore those of the sparse network, and the training is bit-equal to one
+whose forward uses ``weight * mask``. An elementwise optimizer with a masked state then keeps a pruned weight at exactly
+zero. After the step of any other optimizer the pruned weights are set to zero again. No parameter is renamed or
+wrapped, so ``state_dict``, ``save_pretrained`` and ``torch.compile`` see a plain model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..masks.mask import Mask
 from ..networks.names import named_weights
 from ..networks.shards import local, part_of
 
-# For these a zero weight with a zero gradient and a zero state stays zero, so a projection would be work for nothing.
+# These optimizers keep a zero weight at zero if its gradient and state are zero. Setting it to zero again is needless.
 _ELEMENTWISE = (
     optim.SGD,
     optim.Adam,
@@ -54,17 +54,18 @@ def keep_sparse(
     Args:
         model: The module; compile it or make it data-parallel before or after. ``fully_shard`` (FSDP2) replaces the
             parameters, so call that first; each process then holds the mask of its shards only.
-        mask: Parameter name -> bool tensor, True keeps.
-        optimizer: An optimizer whose state is to be masked at once. That of every other torch optimizer that holds one
+        mask: Parameter name -> bool tensor; True keeps a weight.
+        optimizer: An optimizer whose state is masked at once. The state of every other torch optimizer that holds one
             of the parameters is masked before its first step.
-        packed: Keep one bit instead of one number a weight: at most 0.13 byte a weight, at two to three times the time.
+        packed: Whether to store one bit for each weight instead of one number. This takes at most 0.13 byte a weight,
+            and two to three times as long.
 
     Returns:
-        A handle that is also a context manager: ``with keep_sparse(model, mask): train(model)`` verifies and lets go at
-        the end. Otherwise call ``handle.verify()`` and ``handle.remove()``.
+        A handle that is also a context manager: at the end, ``with keep_sparse(model, mask): train(model)`` verifies
+        the sparsity and frees the weights. Without ``with``, call ``handle.verify()`` and ``handle.remove()``.
 
     Raises:
-        MaskMismatchError: The mask is for another model; nothing was changed.
+        MaskMismatchError: The mask is for another model. Nothing was changed.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -81,10 +82,10 @@ def keep_sparse(
 
 
 class SparseHandle:
-    """What :func:`keep_sparse` returns: verifies the sparsity, and lets the weights go.
+    """The hold of a mask on a model, as :func:`keep_sparse` returns it.
 
     Attributes:
-        bound: Parameter name -> the parameter and its mask in the form that is multiplied.
+        bound: Parameter name -> the parameter and the mask that is applied to its gradients.
     """
 
     def __init__(self, model: nn.Module, mask: Mask, optimizer: optim.Optimizer | None, *, packed: bool):
@@ -107,10 +108,11 @@ class SparseHandle:
             self._meet(getattr(optimizer, "optimizer", optimizer))  # accelerate's wrapper has no hooks of its own
 
     def verify(self) -> None:
-        """Prove that every pruned weight is exactly zero now, and that there is one.
+        """Check that the mask prunes a weight, and that every pruned weight is exactly zero now.
 
         Raises:
-            SparsityLeakError: Naming the parameter, how many weights leaked, and the largest; or one that was replaced.
+            SparsityLeakError: A pruned weight is not zero, a parameter was replaced, or the mask prunes nothing. The
+                message names the parameter.
         """
         if not self._prunes:
             raise SparsityLeakError("the mask must remove at least one weight; received a dense one. Train without it.")
@@ -118,20 +120,20 @@ class SparseHandle:
         for name, (weight, mask) in self.bound.items():
             if present.get(name) is not weight:
                 raise SparsityLeakError(
-                    f"the mask must be held on the parameters that the model has; received a model whose {name!r} was "
-                    "replaced, as by fully_shard. Call keep_sparse afterwards."
+                    f"the model must still have the parameters that the mask was bound to; received one whose {name!r} "
+                    "was replaced, for example by fully_shard. Call keep_sparse after that."
                 )
             leaked = local(weight).clone()
             mask.clear_kept_(leaked)
             if count := int((leaked != 0).sum()):  # NaN is not zero either
                 raise SparsityLeakError(
                     f"pruned weights of {name!r} must be exactly 0; received {count} others, up to "
-                    f"{leaked.abs().max().item():.3g}. Something wrote to weights or gradients besides backward and "
-                    "the optimizer."
+                    f"{leaked.abs().max().item():.3g}. Find the code besides backward() and the optimizer that writes "
+                    "to weights or gradients."
                 )
 
     def remove(self) -> None:
-        """Let go: the weights stay as they are and are free from now on."""
+        """Free the weights. They keep their values, and nothing holds them at zero from now on."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -145,24 +147,24 @@ class SparseHandle:
             self.verify()
 
     def _guard_gradients(self) -> None:
-        """Guard every weight that is trained; one that was frozen so far is met before the next step."""
+        """Guard every weight that is trained. One that is frozen now is guarded before a later step."""
         for name, (weight, mask) in self.bound.items():
             if weight.requires_grad and name not in self._guarded:
                 self._guarded.add(name)
                 self._handles.append(self._guard_gradient(weight, mask))
 
     def _guard_gradient(self, weight: Tensor, mask: _FloatMask | _PackedMask):
-        def zero_pruned(parameter: Tensor) -> None:  # torch wants None back
+        def zero_pruned(parameter: Tensor) -> None:  # torch requires that a hook returns None
             if parameter.grad is not None:
                 mask.clear_pruned_(local(parameter.grad))
 
-        zero_pruned(weight)  # a backward that was before
+        zero_pruned(weight)  # an earlier backward may have left a gradient
         return weight.register_post_accumulate_grad_hook(zero_pruned)
 
     def _meet(self, optimizer: optim.Optimizer) -> None:
         self._seen.add(optimizer)
         self._mask_state(optimizer)
-        # A state that is loaded later comes from elsewhere and is masked again.
+        # A state that is loaded later may hold values of pruned weights.
         self._handles.append(optimizer.register_load_state_dict_post_hook(self._mask_state))
 
     def _mask_state(self, optimizer: optim.Optimizer) -> None:
@@ -172,7 +174,7 @@ class SparseHandle:
                     if not value.is_floating_point():
                         raise NotImplementedError(
                             f"the state of {type(optimizer).__name__} must be floating point; received {value.dtype}, "
-                            "whose codes cannot be masked. Use an optimizer that does not quantise its state."
+                            "which cannot be masked. Use an optimizer that does not quantise its state."
                         )
                     mask.clear_pruned_(local(value))
 
@@ -193,15 +195,15 @@ class SparseHandle:
         return any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
 
 
-# The masks run between two operations of the network, when their code and data are in no cache. There every line of
-# Python counts: `no_grad()` instead of `detach()` would cost half as much again as the multiplication.
+# The masks run between two operations of the network, when no cache holds their code and data. Every line of Python
+# counts there: `no_grad()` instead of `detach()` would add half of the multiplication's time.
 
 
 class _FloatMask:
-    """One number a weight: a plain multiplication, the fastest there is (a bool mask takes three times as long)."""
+    """A mask of one number for each weight. Multiplication by it is fastest; a bool mask takes three times as long."""
 
     def __init__(self, mask: Tensor, weight: Tensor):
-        # The weight's memory format: a channels-last weight times a contiguous mask would be slow.
+        # The mask takes the weight's memory format: a channels-last weight times a contiguous mask would be slow.
         self.keep = torch.empty_like(weight).copy_(mask)
 
     def clear_pruned_(self, tensor: Tensor) -> None:
@@ -214,9 +216,9 @@ class _FloatMask:
 
 
 class _PackedMask:
-    """One bit a weight, unpacked 64K weights at a time.
+    """A mask of one bit for each weight, which is unpacked 65,536 weights at a time.
 
-    On the CPU the gradient of a pruned weight becomes 0 also if it is infinite or NaN; the other mask leaves a NaN.
+    On the CPU, an infinite or NaN gradient of a pruned weight becomes 0. A mask of numbers makes it NaN.
     """
 
     def __init__(self, mask: Tensor, weight: Tensor):
@@ -225,8 +227,8 @@ class _PackedMask:
     def clear_pruned_(self, tensor: Tensor) -> None:
         flat = tensor.detach().reshape(-1)  # a copy if the tensor is not contiguous
         if flat.is_cpu and flat.itemsize in _INTEGERS:
-            # numpy multiplies by bytes, of which torch would first make a copy in the tensor's type. As integers of
-            # their size the numbers may be of any type, also bfloat16, and times 0 or 1 it is the same.
+            # numpy multiplies by bytes directly, while torch would first convert them to the tensor's type. numpy has
+            # no bfloat16, so the numbers are read as integers of the same size. Multiplying by 0 or 1 stays exact.
             numbers = flat.view(_INTEGERS[flat.itemsize]).numpy()
             for part, keep in self._unpack(numbers):
                 np.multiply(part, keep, out=part)

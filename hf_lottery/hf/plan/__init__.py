@@ -1,4 +1,4 @@
-"""What a search will cost, before it begins: steps, disk, memory, seconds, and the cost of aligning what it finds."""
+"""The cost of a search before it begins: steps, disk, memory and seconds, and the cost of aligning two results."""
 
 from .search import SearchPlan, plan_search
 

@@ -1,4 +1,4 @@
-"""What a search will leave on disk, and the most it takes meanwhile: its files as they will come and go."""
+"""Disk space of a search: its size at the end, and its largest size during the run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .sizes import (
 
 @dataclass
 class DiskPlan:
-    """Bytes of ``output_dir``, a file with several names once, as ``du --apparent-size`` counts files.
+    """Bytes of the files in ``output_dir``, as ``du --apparent-size`` counts them: a file with several names once.
 
     Attributes:
-        parts: What is left at the end -> its bytes.
-        peak: The most there is at any moment of the run.
+        parts: Kind of file -> bytes that are left at the end.
+        peak: The largest size of the folder during the run.
     """
 
     parts: dict[str, int] = field(default_factory=dict)
@@ -35,11 +35,11 @@ class DiskPlan:
 
     @property
     def total(self) -> int:
-        """What is left at the end."""
+        """Bytes that are left at the end."""
         return sum(self.parts.values())
 
     def add(self, part: str, size: int) -> None:
-        """Count what is written next, or with a negative size, deleted."""
+        """Count the bytes that are written next. A negative size counts bytes that are deleted."""
         self.parts[part] = self.parts.get(part, 0) + size
         self.peak = max(self.peak, self.total)
 
@@ -47,18 +47,21 @@ class DiskPlan:
 def plan_disk(
     trainer: LotteryTrainer, levels: Sequence[LevelPlan], optimizer: OptimizerPlan, others: Mapping[str, int]
 ) -> DiskPlan:
-    """Go through a search as it will write and delete its files.
+    """Follow the files that a search will write and delete, in order.
 
     Args:
-        trainer: Of the search.
-        levels: Its levels.
-        optimizer: What its optimizer keeps, and so a checkpoint.
-        others: What else will lie in ``output_dir`` at the end -> its bytes.
+        trainer: The search's trainer.
+        levels: The levels of the search.
+        optimizer: The state of the optimizer, which every checkpoint holds.
+        others: Name of any other thing that will lie in ``output_dir`` at the end -> its bytes.
+
+    Returns:
+        The plan of the disk space.
     """
     plan, start = DiskPlan(), start_file(trainer)
     plan.add("state", state_file(trainer))
     plan.add("masks", mask_files(trainer))
-    plan.add("starting weights", start * (2 if trainer.rewind_step() else 1))  # of level 0, and the moment to rewind to
+    plan.add("starting weights", start * (2 if trainer.rewind_step() else 1))  # level 0, and the rewind point
     _add_levels(plan, trainer, levels, optimizer)
     plan.add("ticket", ticket_files(trainer) + (0 if trainer.lottery.rewind_by_reference else start))
     if isinstance(trainer, WinningSignTrainer):
@@ -69,12 +72,12 @@ def plan_disk(
 
 
 def _add_levels(plan: DiskPlan, trainer: LotteryTrainer, levels: Sequence[LevelPlan], optimizer: OptimizerPlan) -> None:
-    """Count what every level leaves: checkpoints, a trained model, and what the next one starts from."""
+    """Count the checkpoints and the trained model of every level, and the mask and weights that start the next one."""
     mask, model, resumable = mask_files(trainer), model_files(trainer), resumable_files(trainer, optimizer)
-    kept_weights = start_file(trainer) if trainer.rewind_point.keeps_weights else 0  # else a file gets one more name
+    kept_weights = start_file(trainer) if trainer.rewind_point.keeps_weights else 0  # else hard links
     before = 0
     for level in levels:
-        trained = model + (mask if level.number else 0)  # a level that is held at a mask saves it with the model
+        trained = model + (mask if level.number else 0)  # a sparse level saves its mask with the model
         _add_checkpoints(plan, trainer, level, trained + resumable)
         plan.add("trained models", trained)
         if level is not levels[-1]:
@@ -86,7 +89,7 @@ def _add_levels(plan: DiskPlan, trainer: LotteryTrainer, levels: Sequence[LevelP
 
 
 def _add_checkpoints(plan: DiskPlan, trainer: LotteryTrainer, level: LevelPlan, size: int) -> None:
-    """Count the checkpoints of a level; the oldest goes when one more than may stay is complete."""
+    """Count the checkpoints of a level. One more than the limit is written before the oldest one is deleted."""
     limit, kept = trainer.args.save_total_limit, []
     for step in level.checkpoint_steps(trainer.args):
         kept.append(size + trainer_state_file(trainer, level, step))

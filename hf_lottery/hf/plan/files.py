@@ -1,4 +1,4 @@
-"""Sizes of files that are not written: what a mapping of tensors, a JSON value or a pickle would take on disk."""
+"""Sizes of files that are not written: the bytes that tensors, a JSON value or a pickle would take on disk."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_map_only
 
 from ...storage.encoding import encode, pack_bits, packed_size
 
-_SAMPLE = 2**17  # bits; a frame of as many is within 1 % of the ratio of longer ones, and takes milliseconds
+_SAMPLE = 2**17  # bits; they compress within 1 % of the ratio of more bits, in milliseconds
 
 
 def tensors_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> int:
-    """Bytes of the safetensors file of ``tensors``, which may lie on the meta device."""
+    """Return the bytes of the safetensors file of ``tensors``, which may lie on the meta device."""
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     end = 0
     for name, tensor in tensors.items():
@@ -30,12 +30,12 @@ def tensors_file(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
 
 
 def json_file(value: Any) -> int:
-    """Bytes of ``value`` as JSON indented by two, as every configuration here is."""
+    """Return the bytes of ``value`` as JSON, indented by two like every configuration of this library."""
     return len(json.dumps(value, indent=2)) + 1
 
 
 def torch_file(value: Any) -> int:
-    """Bytes of ``torch.save(value)``; a tensor on the meta device counts as if it had numbers."""
+    """Return the bytes of ``torch.save(value)``. A tensor on the meta device counts like one with numbers."""
     left_out = 0
 
     def stand_in(tensor: Tensor) -> Tensor:
@@ -53,12 +53,16 @@ def torch_file(value: Any) -> int:
 
 @lru_cache(maxsize=4096)
 def compressed_bits(count: int, density: float) -> int:
-    """Bytes of ``count`` mask bits as a mask file compresses them, of which ``density`` are True at random.
+    """Return the bytes that ``count`` random mask bits take in a compressed mask file.
 
-    Those of a trained network are less random, so this is an upper estimate; a frame is measured on a sample.
+    Masks of trained networks are less random, so this is an upper estimate. The compression is measured on a sample.
+
+    Args:
+        count: Number of bits.
+        density: Fraction of the bits that are True.
     """
     if not count or density in (0.0, 1.0):
-        return 0  # a series leaves out a level that keeps all or none
+        return 0  # a series does not store a level that keeps all or none
     sample = min(count, _SAMPLE)
     bits = torch.rand(sample, generator=torch.Generator().manual_seed(0)) < density
     stored, _ = encode(pack_bits(bits), compress=True)
@@ -66,7 +70,7 @@ def compressed_bits(count: int, density: float) -> int:
 
 
 class _Counter(io.RawIOBase):
-    """A file that keeps nothing but its length."""
+    """A file that counts its bytes and stores none."""
 
     def __init__(self) -> None:
         super().__init__()

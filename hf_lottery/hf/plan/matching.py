@@ -1,4 +1,4 @@
-"""What it costs to match two networks of an architecture, for carrying a mask from one to the other."""
+"""The cost of matching two networks of an architecture, which carrying a mask from one to the other needs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class MatchingPlan:
     """An estimate of the cost of ``activation_matching`` between two networks of this architecture.
 
     Attributes:
-        groups: Groups that may be permuted and are matched by default.
-        largest: Units of the largest of them.
-        matrices: Bytes of all correlation matrices, held at once in float64.
-        operations: Of the assignments, n^3 for n units, in one sweep; a few sweeps are usual, and a solver is often
-            faster than its bound.
-        failure: Why there is none of this, if the symmetries of the model were not found.
+        groups: Number of groups that are matched by default.
+        largest: Units of the largest group.
+        matrices: Bytes of all correlation matrices, which are held at once in float64.
+        operations: Operations of all assignments in one sweep, n^3 for n units. A few sweeps are usual, and a solver
+            often needs fewer operations.
+        failure: Why the symmetries of the model were not found; None if they were found.
     """
 
     groups: int = 0
@@ -38,9 +38,9 @@ class MatchingPlan:
 
 
 def plan_matching(model: nn.Module, inputs: Mapping[str, Any]) -> MatchingPlan:
-    """Find the symmetries of ``model`` on one batch, and count; see :class:`MatchingPlan`."""
+    """Find the symmetries of ``model`` on one batch, and estimate the cost of matching."""
     try:
-        with warnings.catch_warnings():  # what was frozen, and why, is told by discover() when it counts
+        with warnings.catch_warnings():  # discover() tells later which axes it froze
             warnings.simplefilter("ignore")
             spec = discover(model, dict(inputs))
     except SymmetryError as error:
@@ -53,6 +53,6 @@ def plan_matching(model: nn.Module, inputs: Mapping[str, Any]) -> MatchingPlan:
 
 
 def _problems(spec: PermutationSpec, name: str, chosen: Mapping[str, int]) -> int:
-    """Assignments of a group: one for each pair of parents that are matched too, else one for each parent."""
+    """Return the assignments of a group: n^2 for a parent of n units that is matched too, n for another parent."""
     sizes = [(parent, spec.groups[parent].size) for parent in spec.groups[name].parents]
     return math.prod(size**2 if parent in chosen else size for parent, size in sizes)

@@ -1,4 +1,4 @@
-"""What a process holds while it trains a level, and how long a step takes; both measured on one batch."""
+"""Memory of a process while it trains a level, and time of a step; both are measured on one batch."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...networks.modes import restored_modes
 from ...networks.names import named_state
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.winning_sign_trainer import WinningSignTrainer
 
-_TIMED = 3  # passes; one alone may meet another program's work
+_TIMED = 3  # passes; the work of other programs may slow some
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """One forward and backward pass.
+    """The cost of one forward and backward pass.
 
     Attributes:
-        activations: Bytes that the forward pass keeps for the backward pass, parameters left out.
-        seconds: Of both passes, without the optimizer.
+        activations: Bytes that the forward pass keeps for the backward pass, without parameters and buffers.
+        seconds: Seconds of both passes, without the optimizer.
     """
 
     activations: int
@@ -35,17 +36,17 @@ class StepCost:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes of a process while it trains a level, without what operations need for a moment.
+    """Bytes that a process holds while it trains a level, without the temporary memory of operations.
 
     Attributes:
         weights: Parameters and buffers.
-        gradients: Of the parameters that are trained.
+        gradients: Gradients of the trained parameters.
         optimizer: State of the optimizer.
-        masks: The held mask, one number a weight.
+        masks: The mask that is held, one number for each weight.
         norms: Initial and trained norm parameters of a WinningSignTrainer.
-        activations: Of one batch; None if they were not measured.
-        host: In the memory of the processor besides: the weights that the level started from, and its mask.
-        shards: Processes that all but activations and ``host`` are divided among.
+        activations: Activations of one batch; None if they were not measured.
+        host: Additional main memory (RAM): the weights that the level started from, and its mask.
+        shards: Number of processes that share everything except ``activations`` and ``host``.
     """
 
     weights: int
@@ -59,17 +60,17 @@ class MemoryPlan:
 
     @property
     def whole(self) -> int:
-        """What sharding divides."""
+        """Bytes that sharding divides among the processes."""
         return self.weights + self.gradients + self.optimizer + self.masks + self.norms
 
     @property
     def per_process(self) -> int:
-        """All but ``host``, as far as it is known."""
+        """Bytes of one process without ``host``. Activations that were not measured count as 0."""
         return -(-self.whole // self.shards) + (self.activations or 0)
 
 
 def plan_memory(trainer: LotteryTrainer, optimizer: int, activations: int | None, shards: int) -> MemoryPlan:
-    """Count what a process of ``trainer`` holds, given the bytes of its optimizer and activations."""
+    """Count the memory of one process of ``trainer``, given the bytes of its optimizer and activations."""
     state = sum(map(_bytes, named_state(trainer.network).values()))
     trained = [parameter for parameter in trainer.network.parameters() if parameter.requires_grad]
     norms = trainer.norms.values() if isinstance(trainer, WinningSignTrainer) else ()
@@ -86,9 +87,9 @@ def plan_memory(trainer: LotteryTrainer, optimizer: int, activations: int | None
 
 
 def measure_step(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> StepCost:
-    """Run forward and backward four times, and leave the network, its gradients and all generators as they were.
+    """Measure forward and backward passes, and restore the network, its gradients and all random generators.
 
-    The first run counts what is kept for the backward pass and warms up; the fastest of the others tells the time.
+    The first pass counts what is kept for the backward pass, and warms up. The fastest of three more gives the time.
     """
     with untouched(trainer.network):
         trainer.network.train()
@@ -98,7 +99,7 @@ def measure_step(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> StepCost:
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()  # alive until the backward pass, so no place is used twice
+                kept[storage.data_ptr()] = storage.nbytes()  # none is freed before the backward pass
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
@@ -109,21 +110,18 @@ def measure_step(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> StepCost:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Put modes, buffers, gradients and the random generators back at the end of a block, which finds no gradients."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Run a block without gradients so far; at the end restore modes, buffers, gradients and random generators."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
     states = random.getstate(), np.random.get_state()
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
+        with restored_modes(model), torch.random.fork_rng(range(torch.cuda.device_count())):
             yield
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-        for module, mode in modes:
-            module.training = mode
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -133,7 +131,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
 
 def _loss(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> Tensor:
     with trainer.compute_loss_context_manager():
-        # Some models take what they compute with out of their inputs.
+        # The batch is copied, since some models remove entries from their inputs.
         return trainer.loss(trainer.network, dict(batch)).mean()
 
 
@@ -146,7 +144,7 @@ def _seconds(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> float:
 
 
 def _wait(tensor: Tensor) -> None:
-    """An accelerator works on after its operations were asked for."""
+    """Wait for an accelerator, which runs its operations after the calls have returned."""
     if not tensor.is_cpu:
         torch.accelerator.synchronize()
 

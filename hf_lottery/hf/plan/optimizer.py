@@ -1,4 +1,4 @@
-"""The state that a Trainer's optimizer will keep, found by one step on the meta device, where nothing has numbers."""
+"""The state that a Trainer's optimizer will keep, found by one step on the meta device."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class OptimizerPlan:
     """The state of an optimizer after a step.
 
     Attributes:
-        state: Its ``state_dict()``, tensors of the parameters' sizes on the meta device.
-        guessed: Whether the optimizer could not be tried out, and two moments a weight are assumed.
+        state: The optimizer's ``state_dict()``, with its tensors on the meta device.
+        guessed: Whether two moments for each weight are assumed, because a step of the optimizer failed.
     """
 
     state: dict[str, Any]
@@ -27,15 +27,15 @@ class OptimizerPlan:
 
     @property
     def bytes(self) -> int:
-        """Memory of the state."""
+        """Bytes of the state."""
         tensors = [leaf for leaf in tree_leaves(self.state) if isinstance(leaf, Tensor)]
         return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
 
 
 def plan_optimizer(trainer: Trainer) -> OptimizerPlan:
-    """Find out what the optimizer of ``trainer`` keeps: two moments for Adam, next to nothing for Adafactor.
+    """Find out what the optimizer of ``trainer`` keeps: two moments for Adam, almost nothing for Adafactor.
 
-    The trainer is left without an optimizer, if it had none.
+    The trainer keeps the optimizer that it had, or none.
     """
     before = trainer.optimizer
     try:
@@ -47,7 +47,7 @@ def plan_optimizer(trainer: Trainer) -> OptimizerPlan:
         probe = _on_meta(optimizer)
         probe.step()
         return OptimizerPlan(probe.state_dict(), guessed=False)
-    except Exception:  # one with kernels of its own, or one that looks at its numbers
+    except Exception:  # an optimizer with its own kernels, or one that reads numbers, fails on the meta device
         probe = _on_meta(optimizer)
         for group in probe.param_groups:
             for parameter in group["params"]:
@@ -56,14 +56,14 @@ def plan_optimizer(trainer: Trainer) -> OptimizerPlan:
 
 
 def _on_meta(optimizer: torch.optim.Optimizer) -> Any:
-    """The optimizer over parameters with gradients, shapes and dtypes, but without numbers."""
+    """Copy the optimizer, with parameters and gradients on the meta device."""
     probe: Any = copy.copy(optimizer)
     probe.state, probe.param_groups = defaultdict(dict), []
     for group in optimizer.param_groups:
         parameters = [torch.empty_like(p, device="meta").requires_grad_() for p in group["params"]]
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
-        # The fast kernels are of real devices; which one runs does not change the state.
+        # Fast kernels need a real device. The state is the same for every kernel.
         slow = {name: False for name in ("fused", "foreach") if name in group}
         probe.param_groups.append({**group, **slow, "params": parameters})
     return probe

@@ -1,4 +1,4 @@
-"""plan_search(): what a search for a ticket will cost, before anything is trained and without a trace on disk."""
+"""plan_search(): find out what a search for a ticket will cost, before any training and without writing files."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from .optimizer import plan_optimizer
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """What a search will cost; printing it shows tables.
+    """The cost of a search. Printing it shows tables.
 
     Attributes:
         levels: Sparsity and optimizer steps of every level.
         disk: Bytes of ``output_dir``.
         memory: Bytes of a process while it trains.
-        seconds: Forward and backward passes of all steps, from one that was measured; a rough estimate, without
-            optimizer, evaluation and saving. None if none was measured.
-        matching: What it costs to align two such networks; None if it was not asked for.
-        notes: What the numbers leave out.
+        seconds: Estimated seconds of all forward and backward passes, without optimizer, evaluation and saving. None if
+            no pass was measured.
+        matching: The cost of aligning two such networks; None if it was not asked for.
+        notes: What the numbers do not include.
     """
 
     levels: tuple[LevelPlan, ...]
@@ -44,7 +44,7 @@ class SearchPlan:
         return sum(level.steps for level in self.levels)
 
     def to_markdown(self) -> str:
-        """The plan as tables."""
+        """Return the plan as Markdown tables."""
         parts = [
             markdown_table(["level", "sparsity", "steps"], self._level_rows()),
             markdown_table(["on disk", "at the end"], self._disk_rows()),
@@ -77,14 +77,14 @@ class SearchPlan:
         ]
         activations = "not measured" if memory.activations is None else size_text(memory.activations)
         rows += [["activations of a batch", activations], ["all", size_text(memory.per_process)]]
-        return [*rows, ["besides, of the processor: the level's start", size_text(memory.host)]]
+        return [*rows, ["in main memory besides: the level's start", size_text(memory.host)]]
 
     def _time_line(self) -> str:
         if self.seconds is None:
             return "Time: not measured."
         return (
-            f"Time: roughly {time_text(self.seconds)} for the forward and backward passes of all steps, from one that "
-            "was measured; optimizer, evaluation and saving come on top."
+            f"Time: roughly {time_text(self.seconds)} for the forward and backward passes of all steps, estimated from "
+            "one batch. Optimizer, evaluation and saving take additional time."
         )
 
 
@@ -95,24 +95,24 @@ def plan_search(
     matching: bool = True,
     others: Mapping[str, int] | None = None,
 ) -> SearchPlan:
-    """Find out what ``trainer.train()`` will cost: steps, disk, memory and time, from the start to the end.
+    """Find out what ``trainer.train()`` will cost: steps, disk, memory and time of the whole search.
 
-    The network runs forward and backward on one training batch, four times, and is as before afterwards: weights,
-    buffers, gradients, modes, and all random generators. Nothing is written. Disk is counted file by file and is
-    within a few per cent; memory leaves out what operations need for a moment.
+    The network runs forward and backward on one training batch, four times. Weights, buffers, gradients, modes and all
+    random generators are the same afterwards, and nothing is written. Disk space is counted file by file and is right
+    within a few per cent. Memory does not include the temporary memory of operations.
 
     Args:
         trainer: A LotteryTrainer or WinningSignTrainer.
-        shards: Processes among which weights, gradients, optimizer state and masks will be divided. Default: all of
-            them under FSDP, else 1, as each holds them whole under plain data parallelism.
-        matching: Whether to find the symmetries of the network too, which takes a copy of it in float64.
-        others: What else will be written to ``output_dir`` -> its bytes.
+        shards: Number of processes that share weights, gradients, optimizer state and masks. The default is all
+            processes under FSDP and otherwise 1, since plain data parallelism copies everything to each process.
+        matching: Whether to find the symmetries of the network too. This takes a copy of the network in float64.
+        others: Name of any other thing that will be written to ``output_dir`` -> its bytes.
 
     Returns:
         The plan; print it.
 
     Raises:
-        TypeError: The trainer is no LotteryTrainer.
+        TypeError: The trainer is not a LotteryTrainer.
         ValueError: ``shards`` is below 1, or the search cannot begin.
     """
     if not isinstance(trainer, LotteryTrainer):
@@ -123,7 +123,7 @@ def plan_search(
     if shards is None:
         shards = trainer.args.world_size if trainer.is_fsdp_enabled else 1
     if shards < 1:
-        raise ValueError(f"shards must be at least 1; received {shards}. Omit it for processes that hold all.")
+        raise ValueError(f"shards must be at least 1; received {shards}. Omit it unless processes share the weights.")
     with untouched(trainer.network):
         levels = plan_levels(trainer)
         optimizer = plan_optimizer(trainer)
@@ -144,9 +144,9 @@ def plan_search(
 
 
 def _step_cost(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> StepCost | None:
-    """The cost of a step; None if the whole network is not on the device, or does not fit there."""
+    """Return the cost of a step, or None if the whole network is not on the device or does not fit there."""
     if next(trainer.network.parameters()).device.type != trainer.args.device.type:
-        return None  # a Trainer that shards moves it later
+        return None  # a Trainer that shards the network moves it later
     try:
         return measure_step(trainer, batch)
     except torch.OutOfMemoryError:
@@ -154,22 +154,22 @@ def _step_cost(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> StepCost | 
 
 
 def _notes(trainer: LotteryTrainer, *, guessed: bool) -> list[str]:
-    """What the plan leaves out for the trainer at hand."""
+    """Return what the plan does not include for this trainer."""
     args, notes = trainer.args, []
     if guessed:
-        notes.append(f"the state of {args.optim} could not be tried out; two moments a weight are assumed.")
+        notes.append(f"the state of {args.optim} could not be measured; two moments a weight are assumed.")
     if args.gradient_checkpointing:
-        notes.append("activations are measured without gradient checkpointing, which keeps fewer and takes longer.")
+        notes.append("activations are measured without gradient checkpointing, which needs less memory and more time.")
     if args.save_strategy == "best":
         notes.append("a checkpoint is counted for every evaluation; only the best ones are saved.")
     if "tensorboard" in (args.report_to or ()):
-        notes.append("the logs of tensorboard are not counted.")
+        notes.append("the log files of TensorBoard are not counted.")
     return notes
 
 
 def _matching_line(plan: MatchingPlan) -> str:
     if plan.failure is not None:
-        return f"Aligning two such networks: not possible as it is; {plan.failure}"
+        return f"Aligning two such networks is not possible yet: {plan.failure}"
     return (
         f"Aligning two such networks, an estimate: {plan.groups} groups, the largest of {plan.largest:,} units; "
         f"{size_text(plan.matrices)} of correlation matrices, and up to {plan.operations:.1e} operations a sweep."
@@ -177,7 +177,7 @@ def _matching_line(plan: MatchingPlan) -> str:
 
 
 def size_text(size: float) -> str:
-    """Bytes in powers of 1000, such as ``50.8 MB``."""
+    """Format bytes in powers of 1000, such as ``50.8 MB``."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 999.5:
             return f"{size:.0f} B" if unit == "B" else f"{size:.3g} {unit}"
@@ -186,7 +186,7 @@ def size_text(size: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Seconds in the largest unit of which there are two."""
+    """Format seconds in the largest unit that gives a number of at least two."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
             return f"{seconds / length:.1f} {unit}"

@@ -1,4 +1,4 @@
-"""Sizes of what a search writes, one kind of thing after the other, before any of it is there."""
+"""Sizes of the files that a search will write, one function for each kind of file."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from .files import compressed_bits, json_file, tensors_file, torch_file
 from .levels import LevelPlan
 from .optimizer import OptimizerPlan
 
-_FLOAT = 0.12345678901234568  # as long as most are in JSON
+_FLOAT = 0.12345678901234568  # as long as most numbers are in JSON
 _TRAINED = ("train_runtime", "train_samples_per_second", "train_steps_per_second", "total_flos", "train_loss")
 _EVALUATED = ("eval_loss", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
 _LOGGED = {"epoch": 1.5, "grad_norm": _FLOAT, "learning_rate": _FLOAT, "level": 1, "loss": 0.1234, "sparsity": _FLOAT}
 
 
 def state_file(trainer: LotteryTrainer) -> int:
-    """``lottery_state.json`` at the end of the run."""
+    """Return the bytes of ``lottery_state.json`` at the end of the run."""
     return json_file({"settings": trainer.get_settings(), "finished": [_record(trainer)] * len(trainer.sparsities)})
 
 
 def mask_files(trainer: LotteryTrainer) -> int:
-    """An uncompressed mask with its configuration."""
+    """Return the bytes of an uncompressed mask with its configuration."""
     bits = {f"{name}.mask": _packed(packed_size(weight.numel())) for name, weight in trainer.weights.items()}
     specs = {
         name: {"shape": list(weight.shape), "kept": weight.numel(), "encoding": "bits"}
@@ -46,17 +46,17 @@ def mask_files(trainer: LotteryTrainer) -> int:
 
 
 def start_file(trainer: LotteryTrainer) -> int:
-    """Weights and buffers of one moment."""
+    """Return the bytes of a snapshot: weights and buffers at one moment."""
     return tensors_file(named_state(trainer.network), {"format": "pt", "step": "0"})
 
 
 def model_files(trainer: LotteryTrainer) -> int:
-    """What the Trainer saves of a model: weights, configuration, tokenizer or image processor, its arguments."""
+    """Return the bytes of a saved model: weights, configuration, tokenizer or image processor, and arguments."""
     weights = {id(value): (name, value) for name, value in trainer.network.state_dict(keep_vars=True).items()}
     configs = [getattr(trainer.network, name, None) for name in ("config", "generation_config")]
     processor = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
     return (
-        tensors_file(dict(weights.values()))  # a tied one once
+        tensors_file(dict(weights.values()))  # tied weights are saved once
         + sum(_text_size(config) for config in configs if hasattr(config, "save_pretrained"))
         + _text_size(getattr(processor, "backend_tokenizer", None))
         + _text_size(processor)
@@ -65,7 +65,7 @@ def model_files(trainer: LotteryTrainer) -> int:
 
 
 def resumable_files(trainer: LotteryTrainer, optimizer: OptimizerPlan) -> int:
-    """What a checkpoint has besides a model, but for the Trainer's state."""
+    """Return the bytes of a checkpoint without its model and the Trainer's state."""
     if trainer.args.save_only_model:
         return 0
     generators = {
@@ -83,7 +83,7 @@ def resumable_files(trainer: LotteryTrainer, optimizer: OptimizerPlan) -> int:
 
 
 def trainer_state_file(trainer: LotteryTrainer, level: LevelPlan, step: int) -> int:
-    """The Trainer's state in a checkpoint, which grows with every log."""
+    """Return the bytes of the Trainer's state in a checkpoint, which grows with every log."""
     args = trainer.args
     logs = [{**_LOGGED, "step": at} for at in level.log_steps(args) if at <= step]
     logs += [{**_evaluation(trainer), "step": at} for at in level.evaluation_steps(args) if at <= step]
@@ -92,22 +92,22 @@ def trainer_state_file(trainer: LotteryTrainer, level: LevelPlan, step: int) -> 
 
 
 def ticket_files(trainer: LotteryTrainer) -> int:
-    """The last ticket without its weights: the masks of all levels, configuration, card and picture."""
+    """Return the bytes of the last ticket without its weights: masks of all levels, configuration, card and picture."""
     history = [_record(trainer)] * len(trainer.sparsities)
     info = {"architecture": type(trainer.network).__name__, "settings": trainer.get_settings(), "history": history}
     card = ticket_card(Mask({name: torch.ones(1, dtype=torch.bool) for name in trainer.weights}), info, "x", "", None)
     drawn = trainer.compute_metrics is not None and len(history) > 1 and importlib.util.find_spec("matplotlib")
     config = getattr(trainer.network, "config", None)
     return (
-        _series_files(trainer, {"info": info, "rewind": {"by": "value", "sha256": "0" * 64}})
+        series_files(trainer, {"info": info, "rewind": {"by": "value", "sha256": "0" * 64}})
         + len(card)
         + (_text_size(config) if isinstance(config, PreTrainedConfig) else 0)
         + (PICTURE_BYTES if drawn else 0)
     )
 
 
-def _series_files(trainer: LotteryTrainer, extra: Mapping[str, Any]) -> int:
-    """Masks of all levels, of each only the bits of what the level before keeps."""
+def series_files(trainer: LotteryTrainer, extra: Mapping[str, Any]) -> int:
+    """Return the bytes of the masks of all levels. Each level stores bits only for what the level before keeps."""
     kept = [1 - sparsity for sparsity in trainer.sparsities]
     bits, specs = {}, {}
     for name, weight in trainer.weights.items():
@@ -122,7 +122,7 @@ def _series_files(trainer: LotteryTrainer, extra: Mapping[str, Any]) -> int:
 
 
 def signed_files(trainer: WinningSignTrainer) -> int:
-    """The last mask, and one bit for each weight that it keeps and each parameter that it does not cover."""
+    """Return the bytes of the last mask, and of the signs of kept weights and of parameters that it does not cover."""
     bits: dict[str, Tensor] = {}
     specs: dict[str, dict[str, Any]] = {"tensors": {}, "signs": {}}
     density = round(1 - trainer.sparsities[-1], 6)
@@ -141,7 +141,7 @@ def signed_files(trainer: WinningSignTrainer) -> int:
 
 
 def _mask_config() -> dict[str, Any]:
-    """What every mask configuration has."""
+    """Return the entries that every mask configuration has."""
     return {
         "format_version": 1, "library_name": "hf_lottery", "library_version": "0.1.0", "bit_order": "little",
         "mask_type": "binary", "sparsity": _FLOAT, "sha256": "0" * 64,
@@ -149,7 +149,7 @@ def _mask_config() -> dict[str, Any]:
 
 
 def _record(trainer: LotteryTrainer) -> dict[str, Any]:
-    """A finished level as it is recorded."""
+    """Return a finished level as it is recorded."""
     metrics = {**dict.fromkeys(_TRAINED, 1234.567), **_evaluation(trainer), "sign_flips": _FLOAT}
     return {"level": 1, "sparsity": _FLOAT, "metrics": metrics, "steps": 1000, "loss": _FLOAT}
 
@@ -166,7 +166,7 @@ def _packed(size: int) -> Tensor:
 
 
 def _text_size(thing: Any) -> int:
-    """Bytes of a configuration, image processor or fast tokenizer as text; 0 of anything else."""
+    """Return the bytes of a configuration, image processor or fast tokenizer as text, and 0 for anything else."""
     if hasattr(thing, "to_json_string"):
         return len(thing.to_json_string())
     return len(thing.to_str(pretty=True)) if hasattr(thing, "to_str") else 0
