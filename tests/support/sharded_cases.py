@@ -1,11 +1,15 @@
-"""What the processes of test_sharded_select.py do."""
+"""What the processes of test_sharded_selection.py do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from hf_lottery import Mask, global_ranking, n_of_m, prune, uniform
-from hf_lottery.pruning import sharded_selection as sharded_select
+from hf_lottery.pruning import sharded_selection
 from hf_lottery.pruning.selection import remove_lowest
 
 LAYOUTS = {
@@ -14,6 +18,16 @@ LAYOUTS = {
     "replicas": ((2, -1), (Replicate(), Shard(0))),
     "blocks": ((2, -1), (Shard(0), Shard(1))),
 }
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Make this process a group of its own, whose shards are whole weights: quick, but it tests no communication."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def cases():
@@ -44,7 +58,7 @@ def cases():
 
 def select_all(rank, processes, layout):
     """Whether every case gives the mask of one process; the names of those that do not."""
-    sharded_select.CHUNK = 16  # so that a tensor takes several chunks
+    sharded_selection.CHUNK = 16  # so that a tensor takes several chunks
     shape, placements = LAYOUTS[layout]
     mesh = init_device_mesh("cpu", (processes,) if len(shape) == 1 else (2, processes // 2))
     wrong = []

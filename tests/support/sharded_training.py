@@ -69,7 +69,7 @@ def loss(model, tokens):
 
 
 class Twins:
-    """The same network whole and sharded, of which the second gets this process's share of every batch."""
+    """The same network whole and sharded. The sharded one gets this process's share of every batch."""
 
     def __init__(self, rank, processes, **settings):
         self.rank, self.processes = rank, processes
