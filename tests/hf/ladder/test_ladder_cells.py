@@ -78,7 +78,8 @@ def test_a_name_is_a_hash_of_settings_and_needs():
 
 def test_a_sweep_is_every_combination():
     swept = ["--sparsities", "0.5", "0.6", "--rewinds", "init", "epoch:1", "--widths", "1", "2"]
-    found = points([*CONV, "--output_dir", "x", *swept])
+    command = [*CONV, "--dataset_name", "digits", "--output_dir", "x"]
+    found = points([*command, *swept])
     assert len({point.ladder.digest(Cell("dense", 0)) for point in found}) == len(found) == 8
     last = found[-1]
     assert (last.name, last.stem) == (
@@ -88,7 +89,7 @@ def test_a_sweep_is_every_combination():
     assert (last.ladder.args.sparsity, last.ladder.args.rewind) == (0.6, "epoch:1")
     assert last.ladder.model_args.load_config().width == 2
     assert all(point.ladder.data is last.ladder.data for point in found)
-    (alone,) = points([*CONV, "--output_dir", "x", "--sparsity", "0.6", "--config_overrides", "width=2"])
+    (alone,) = points([*command, "--sparsity", "0.6", "--config_overrides", "width=2"])
     assert (alone.name, alone.stem) == ("", "ladder")
     assert alone.ladder.digest(Cell("aws_signs", 1)) == last.ladder.digest(Cell("aws_signs", 1))
 
