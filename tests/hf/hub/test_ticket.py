@@ -111,7 +111,7 @@ def test_missing_truncated_and_mixed_files(ticket, tmp_path):
     rewind.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(MaskFileError, match="must be a whole safetensors file"):
         Ticket.from_pretrained(tmp_path / "t")
-    Snapshot.capture(model(seed=3), 5).save(rewind)
+    Snapshot.capture(model(seed=3), step=5).save(rewind)
     with pytest.raises(MaskFileError, match="must hold the weights that mask_config.json states"):
         Ticket.from_pretrained(tmp_path / "t")
     rewind.unlink()
@@ -144,7 +144,7 @@ def test_info_of_ones_own_comes_back_and_shadows_nothing(ticket, tmp_path):
     own = Ticket(ticket.mask, ticket.start, {"rewind": "mine", "sha256": "mine", "notes": [1, 2]}, None)
     own.save_pretrained(tmp_path / "t")
     assert Ticket.from_pretrained(tmp_path / "t").info == own.info
-    Snapshot.capture(model(seed=3), 5).save(tmp_path / "t/rewind.safetensors")
+    Snapshot.capture(model(seed=3), step=5).save(tmp_path / "t/rewind.safetensors")
     with pytest.raises(MaskFileError, match="must hold the weights"):
         Ticket.from_pretrained(tmp_path / "t")
 
