@@ -77,7 +77,7 @@ def test_what_a_killed_process_had_begun_is_swept_away(run):
 def test_rewind_weights_are_kept_once_where_links_work(run, monkeypatch, links):
     if not links:
         monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError("not permitted")))
-    mask, start = Mask({"weight": torch.eye(2) > 0}), Snapshot.capture(nn.Linear(2, 2), 3)
+    mask, start = Mask({"weight": torch.eye(2) > 0}), Snapshot.capture(nn.Linear(2, 2), step=3)
     start.save(run.moment)
     assert not run.has_start(1)
     run.write_start(1, mask, run.moment)
@@ -94,7 +94,7 @@ def test_a_start_that_was_cut_off_is_none(run, monkeypatch):
         Path(source).rename(target)
 
     run.level(0).mkdir()
-    Snapshot.capture(nn.Linear(2, 2)).save(run.moment)
+    Snapshot.capture(nn.Linear(2, step=2)).save(run.moment)
     monkeypatch.setattr("os.replace", fail_for_the_weights)
     with pytest.raises(OSError, match="disk full"):
         run.write_start(0, Mask({"weight": torch.eye(2) > 0}), run.moment)
