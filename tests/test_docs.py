@@ -1,20 +1,25 @@
 """What the pages show runs, their tables and links are whole, and the names that they list can be imported."""
 
 import contextlib
-import importlib
+import importlib.util
 import io
 import re
 import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
+from hf_lottery import __version__
 from hf_lottery.hf.ladder import show
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
     str(page.relative_to(ROOT)) for where in ("*.md", "docs/*.md", "recipes/*.md") for page in ROOT.glob(where)
 )
+SCRIPTS_OF_THE_FIRST_VERSION = {
+    f"recipes/{name}.py" for name in ("compare_levels", "show_ladders", "sign_transfer", "three_trainings")
+}
 BLOCK = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 SEPARATOR = re.compile(r"\|(\s*:?-+:?\s*\|)+")
 
@@ -56,6 +61,15 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", read(page)) + re.findall(r'src="([^"]+)"', read(page)):
         assert target.startswith("http") or (ROOT / page).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_modules_that_a_page_names_exist(page):
+    text = read(page)
+    for name in re.findall(r"(?<![\w/])(?:recipes|tests|hf_lottery)/[\w/]+\.(?:py|yaml|json|sh|md)\b", text):
+        assert (ROOT / name).exists() or name in SCRIPTS_OF_THE_FIRST_VERSION, name
+    for name in re.findall(r"-m (hf_lottery[\w.]*)", text):
+        assert importlib.util.find_spec(name), name
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -107,3 +121,12 @@ def test_names_of_the_first_version_are_where_the_changelog_says():
             assert hasattr(importlib.import_module(place), old), f"{place}.{old}"
             names[new or old] = place
     assert len(names) == 106
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load(read("CITATION.cff"))
+    assert citation["version"] == __version__
+    assert {paper["identifiers"][0]["value"] for paper in citation["references"]} == {
+        "arXiv:2504.05357",
+        "arXiv:2505.05143",
+    }
