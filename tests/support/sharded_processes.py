@@ -64,12 +64,10 @@ class Stop(TrainerCallback):
             os._exit(3)
 
 
-def main() -> None:
-    """Run the search that the settings describe."""
-    folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+def make_search(folder: Path, settings: dict):
+    """The search that the settings describe, and a function that makes the same one of another model."""
     kind, layout = settings.pop("kind", "LotteryTrainer"), settings.pop("layout", None)
-    stop, width, changes = settings.pop("stop", None), settings.pop("width", 32), {}
-    layers = settings.pop("layers", 2)
+    width, layers, changes = settings.pop("width", 32), settings.pop("layers", 2), {}
     if layout is not None:
         emulate()
         wrap = {"transformer_layer_cls_to_wrap": ["ViTLayer"], "state_dict_type": layout}
@@ -78,44 +76,67 @@ def main() -> None:
         folder / "run", ddp_find_unused_parameters=False, include=None, learning_rate=0.003, **(changes | settings)
     )
     model = vit(1, hidden_size=width, intermediate_size=width * 3 // 2, num_hidden_layers=layers)
-    found = {"LotteryTrainer": LotteryTrainer, "WinningSignTrainer": WinningSignTrainer}[kind]
-    ours = found(model=model, args=args, train_dataset=Images(64), eval_dataset=Images(24))
-    watch = Watch(ours)
-    if not os.environ.get("NOWATCH"):
-        ours.add_callback(watch)
-    if stop:
-        ours.add_callback(Stop(*stop))
-    before, given = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, [weakref.ref(p) for p in model.parameters()]
-    ours.train(resume_from_checkpoint=True)
+    kinds = {"LotteryTrainer": LotteryTrainer, "WinningSignTrainer": WinningSignTrainer}
+
+    def search(model):
+        return kinds[kind](model=model, args=args, train_dataset=Images(64), eval_dataset=Images(24))
+
+    return search(model), search
+
+
+def train(search) -> float:
+    """Train, and return by how many bytes a weight the memory of this process grew at most."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    search.train(resume_from_checkpoint=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    weights = named_weights(ours.model)
-    if layout is not None:
-        assert all(map(is_sharded, weights.values())), "the parameters are not sharded"
-        gc.collect()
-        assert not any(parameter() is not None for parameter in given), "whole parameters are still in memory"
-    result = {
-        "mask": ours.mask.sha256(),
-        "weights": Snapshot.capture(ours.model).sha256(),
-        "ticket": ours.ticket.start.sha256(),
-        "architecture": ours.ticket.info["architecture"],
-        "sparsities": [record["sparsity"] for record in ours.history],
-        "flips": [record["metrics"]["sign_flips"] for record in ours.history],
-        "losses": [record["metrics"]["eval_loss"] for record in ours.history],
-        "leak": watch.leak,
-        "bytes_a_weight": 1024 * peak / ours.model.num_parameters(),
-        "shares": sorted(watch.shares),
+    return 1024 * peak / search.model.num_parameters()
+
+
+def check_shards(search, given: list[weakref.ref]) -> None:
+    """Check that this process holds its shards alone."""
+    assert all(map(is_sharded, named_weights(search.model).values())), "the parameters are not sharded"
+    gc.collect()
+    assert not any(parameter() is not None for parameter in given), "whole parameters are still in memory"
+
+
+def found_by(search) -> dict:
+    """What a search ends with."""
+    found = {
+        "mask": search.mask.sha256(),
+        "weights": Snapshot.capture(search.model).sha256(),
+        "ticket": search.ticket.start.sha256(),
+        "architecture": search.ticket.info["architecture"],
+        "sparsities": [record["sparsity"] for record in search.history],
+        "flips": [record["metrics"]["sign_flips"] for record in search.history],
+        "losses": [record["metrics"]["eval_loss"] for record in search.history],
     }
-    if kind == "WinningSignTrainer":
-        result["path"] = [metrics["eval_loss"] for _, metrics in ours.norm_path(points=3)]
-        result["after"] = [ours.evaluate()["eval_loss"]]
-    if layout is not None:
-        again = found(model=ours.model, args=args, train_dataset=Images(64), eval_dataset=Images(24))
+    if isinstance(search, WinningSignTrainer):
+        found["path"] = [metrics["eval_loss"] for _, metrics in search.norm_path(points=3)]
+        found["after"] = [search.evaluate()["eval_loss"]]
+    return found
+
+
+def main() -> None:
+    """Run the search that the settings describe."""
+    folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    stop, sharded = settings.pop("stop", None), "layout" in settings
+    search, again = make_search(folder, settings)
+    watch, given = Watch(search), [weakref.ref(parameter) for parameter in search.model.parameters()]
+    search.add_callback(watch)
+    if stop:
+        search.add_callback(Stop(*stop))
+    bytes_a_weight = train(search)
+    if sharded:
+        check_shards(search, given)
+    result = found_by(search)
+    result |= {"leak": watch.leak, "shares": sorted(watch.shares), "bytes_a_weight": bytes_a_weight}
+    if sharded:
         try:
-            again.train(resume_from_checkpoint=True)
+            again(search.model).train(resume_from_checkpoint=True)
         except NotImplementedError as error:
             result["again"] = str(error)
-    (folder / f"rank-{args.process_index}.json").write_text(json.dumps(result))
-    if args.world_size > 1:
+    (folder / f"rank-{search.args.process_index}.json").write_text(json.dumps(result))
+    if search.args.world_size > 1:
         torch.distributed.barrier()
     os._exit(0)  # gloo's threads may abort an interpreter that ends in the usual way
 

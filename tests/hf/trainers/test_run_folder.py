@@ -94,7 +94,7 @@ def test_a_start_that_was_cut_off_is_none(run, monkeypatch):
         Path(source).rename(target)
 
     run.level(0).mkdir()
-    Snapshot.capture(nn.Linear(2, step=2)).save(run.moment)
+    Snapshot.capture(nn.Linear(2, 2)).save(run.moment)
     monkeypatch.setattr("os.replace", fail_for_the_weights)
     with pytest.raises(OSError, match="disk full"):
         run.write_start(0, Mask({"weight": torch.eye(2) > 0}), run.moment)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[2] / "support"
 FULL, SHARDED = {"layout": "FULL_STATE_DICT"}, {"layout": "SHARDED_STATE_DICT"}
 AWS = {"kind": "WinningSignTrainer", "gradient_accumulation_steps": 2, "per_device_train_batch_size": 8}
@@ -49,6 +50,13 @@ def one(tmp_path_factory):
     return launch(tmp_path_factory.mktemp("one"), 1, {"gradient_accumulation_steps": 2})
 
 
+def on_one(folder, settings):
+    """The same search on one process, whose weights are whole; it makes two micro-batches of the batch of two."""
+    return launch(
+        folder, 1, settings | {"gradient_accumulation_steps": 2 * settings.get("gradient_accumulation_steps", 1)}
+    )
+
+
 def same_ticket(found, expected):
     for what in ("mask", "ticket", "sparsities", "architecture"):
         assert found[what] == expected[what]
@@ -64,44 +72,42 @@ def test_two_processes_find_the_ticket_of_one(tmp_path, one, layout):
     assert list(tmp_path.glob("two/run/level-*/trained/model.safetensors"))  # a finished run is resumed from it
 
 
+def test_a_score_of_shards_is_that_of_whole_weights(tmp_path):
+    settings = {"score": "saliency", "rewind": "step:2"}
+    same_ticket(launch(tmp_path / "shards", 2, settings | FULL), on_one(tmp_path / "whole", settings))
+
+
 @pytest.mark.parametrize(
     "settings",
     [
-        {"score": "saliency", "rewind": "step:2"},
-        *(pytest.param({"score": name}, marks=pytest.mark.slow) for name in ("wanda", "movement", "random")),
-    ],
-    ids=lambda settings: settings["score"],
-)
-def test_every_score_is_that_of_whole_weights(tmp_path, settings):
-    whole = launch(tmp_path / "whole", 2, settings)
-    same_ticket(launch(tmp_path / "shards", 2, settings | FULL), whole)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"rewind": "learning_rate", "gradient_checkpointing": True},
+        {"score": "wanda", "rewind": "learning_rate", "gradient_checkpointing": True},
         {
+            "score": "movement",
             "scope": "2:4",
             "sparsity": 0.5,
             "schedule": "one_shot",
             "exclude": ["classifier", "patch"],
             "final_run": True,
         },
-        {"torch_compile": True, "torch_compile_backend": "aot_eager", "optim": "sgd", "max_grad_norm": 0.1},
+        {
+            "score": "random",
+            "torch_compile": True,
+            "torch_compile_backend": "aot_eager",
+            "optim": "sgd",
+            "max_grad_norm": 0.1,
+        },
     ],
-    ids=["learning_rate", "2:4", "compile"],
+    ids=lambda settings: settings["score"],
 )
-def test_settings_in_pairs_with_shards(tmp_path, settings):
-    whole, shards = (launch(tmp_path / str(len(layout)), 2, settings | layout) for layout in ({}, SHARDED))
+def test_scores_and_settings_in_pairs_with_shards(tmp_path, settings):
+    whole, shards = on_one(tmp_path / "whole", settings), launch(tmp_path / "shards", 2, settings | SHARDED)
     for what in ("mask", "sparsities"):
         assert shards[what] == whole[what]
     assert shards["losses"] == pytest.approx(whole["losses"], abs=1e-4)
 
 
 def test_winning_signs_on_shards(tmp_path):
-    whole, shards = launch(tmp_path / "whole", 2, AWS), launch(tmp_path / "shards", 2, AWS | SHARDED)
+    whole, shards = on_one(tmp_path / "whole", AWS), launch(tmp_path / "shards", 2, AWS | SHARDED)
     assert shards["mask"] == whole["mask"]
     for what in ("losses", "path", "after", "flips"):
         assert shards[what] == pytest.approx(whole[what], abs=5e-4)
@@ -115,12 +121,11 @@ def test_alpha_of_every_micro_batch_is_refused_on_shards(tmp_path):
 @pytest.mark.parametrize(
     ("before", "after"),
     [
-        ((2, {}), (1, {"gradient_accumulation_steps": 2})),
         ((1, {"gradient_accumulation_steps": 2}), (2, FULL)),
         ((2, SHARDED), (4, SHARDED | {"per_device_train_batch_size": 8})),
-        ((2, FULL), (2, {})),
+        ((2, FULL), (1, {"gradient_accumulation_steps": 2})),
     ],
-    ids=["two to one", "one to shards", "two shards to four", "shards to whole"],
+    ids=["one to shards", "two shards to four", "shards to one"],
 )
 def test_a_run_goes_on_with_other_processes(tmp_path, one, before, after):
     processes, settings = before
@@ -128,7 +133,6 @@ def test_a_run_goes_on_with_other_processes(tmp_path, one, before, after):
     same_ticket(launch(tmp_path / "run", *after), one)
 
 
-@pytest.mark.slow
 def test_a_shard_takes_less_memory_than_a_copy(tmp_path):
     # Without clipping, as the norm of so many gradients depends on the order of its sum.
     settings = {"width": 640, "layers": 8, "save_strategy": "no", "max_grad_norm": 0}
@@ -139,8 +143,9 @@ def test_a_shard_takes_less_memory_than_a_copy(tmp_path):
     assert sizes[1] < sizes[0]
 
 
-def test_another_global_batch_is_refused(tmp_path):
+def test_one_process_goes_on_for_two_but_not_with_another_global_batch(tmp_path, one):
     launch(tmp_path / "run", 2, {"stop": [0, 1]})
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     with pytest.raises(AssertionError, match="received global_train_batch_size=16 instead of 32"):
         launch(tmp_path / "other", 1, {})
+    same_ticket(launch(tmp_path / "run", 1, {"gradient_accumulation_steps": 2}), one)

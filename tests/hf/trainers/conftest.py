@@ -1,0 +1,12 @@
+"""Searches that are trained once for all tests of the Trainers."""
+
+from functools import cache
+
+import pytest
+from small_searches import Finished
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The finished search with a rewind, such as ``finished("init")``."""
+    return cache(lambda rewind: Finished(tmp_path_factory.mktemp("finished"), rewind).run())

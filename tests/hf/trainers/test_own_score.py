@@ -1,0 +1,82 @@
+"""A score of your own: what it costs, and what is refused before any training."""
+
+import pytest
+from small_searches import equal, state
+from small_task import Points, arguments, net
+
+from hf_lottery import LotteryTrainer, magnitude, needs
+
+
+class Counted(Points):
+    """Points that count how often one of them is read."""
+
+    read = 0
+
+    def __getitem__(self, i):
+        self.read += 1
+        return super().__getitem__(i)
+
+
+def plain(weight, evidence):
+    return weight.detach().abs()
+
+
+def search(folder, score, data, model=None):
+    args = arguments(folder, sparsity=0.5, schedule="one_shot", num_train_epochs=1, save_strategy="no")
+    return LotteryTrainer(model=model or net(), args=args, train_dataset=data, score=score)
+
+
+def frozen():
+    model = net()
+    model.inner.weight.requires_grad_(False)
+    return model
+
+
+def test_a_plain_score_reads_no_more_data_than_magnitude(tmp_path):
+    by_magnitude, own = Counted(), Counted()
+    expected = search(tmp_path / "magnitude", magnitude, by_magnitude)
+    expected.train()
+    ours = search(tmp_path / "own", plain, own)
+    ours.train()
+    assert own.read == by_magnitude.read == 2 * 48  # each level reads every sample once
+    assert ours.mask == expected.mask
+    assert equal(state(ours.model), state(expected.model))
+
+
+def test_a_plain_score_prunes_a_frozen_weight(tmp_path):
+    ours = search(tmp_path, plain, Points(), frozen())
+    ours.train()
+    assert 0 < ours.mask.layer_sparsities()["inner.weight"] < 1
+    assert not ours.model.inner.weight.requires_grad
+
+
+def test_a_score_of_gradients_refuses_a_frozen_weight(tmp_path):
+    @needs("gradient")
+    def by_gradient(weight, evidence):
+        return evidence.gradient.abs()
+
+    data = Counted()
+    with pytest.raises(ValueError, match="by_gradient must be able to train 'inner.weight'; received a frozen one"):
+        search(tmp_path, by_gradient, data, frozen()).train()
+    assert data.read == 0 and not list(tmp_path.iterdir())
+
+
+def by_attribute(weight, evidence):
+    return weight * evidence.gradient
+
+
+def by_unpacking(weight, evidence):
+    gradient, _, _ = evidence
+    return weight * gradient
+
+
+def by_index(weight, evidence):
+    return weight * evidence[0]
+
+
+@pytest.mark.parametrize("score", [by_attribute, by_unpacking, by_index])
+def test_an_undeclared_read_is_refused_before_any_training(tmp_path, score):
+    data = Counted()
+    with pytest.raises(ValueError, match=r"reads gradient undeclared\. Decorate it with @needs\('gradient'\)"):
+        search(tmp_path, score, data).train()
+    assert data.read == 0 and not list(tmp_path.iterdir())
