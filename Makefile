@@ -10,11 +10,12 @@ ticket: .venv/installed
 	$(RUN)accelerate launch --config_file recipes/accelerate/one_process.yaml \
 		recipes/find_ticket.py --config recipes/digits/imp.yaml
 
+# worksteal keeps neighbours together, which share what they set up.
 test: .venv/installed
-	$(RUN)python -m pytest --numprocesses 2
+	$(RUN)python -m pytest --numprocesses 2 --dist worksteal
 
 slow-test: .venv/installed
-	$(RUN)python -m pytest --numprocesses 2 -m slow
+	$(RUN)python -m pytest --numprocesses 2 --dist worksteal -m slow
 
 lint: .venv/installed
 	$(RUN)ruff check
