@@ -78,9 +78,11 @@ def test_a_level_is_a_training_with_interpolated_norms(tmp_path, drawn):
     ("interpolation", "accumulate"),
     [
         (None, 3),
-        ("step", 1),
         ("micro_batch", 3),
-        *(pytest.param(*values, marks=pytest.mark.slow) for values in ((None, 1), ("step", 3), ("micro_batch", 1))),
+        *(
+            pytest.param(*values, marks=pytest.mark.slow)
+            for values in ((None, 1), ("step", 1), ("step", 3), ("micro_batch", 1))
+        ),
     ],
 )
 def test_how_often_alpha_is_drawn(tmp_path, drawn, interpolation, accumulate):
@@ -152,7 +154,7 @@ def test_initial_norms_are_those_of_the_model_or_given(tmp_path, drawn):
     model = net()
     with torch.no_grad():
         model.norm.weight.fill_(2.0)
-    ours = quick_aws(tmp_path / "a", model=model, levels=1, sparsity=None)
+    ours = quick_aws(tmp_path / "a", model=model)
     ours.train()
     assert drawn.towards["norm.weight"].tolist() == [2.0] * 20
     given = {"norm.weight": torch.full((20,), 0.5), "norm.bias": torch.zeros(20)}
@@ -216,5 +218,5 @@ def test_an_optimizer_that_prepares_itself_does_so_before_the_norms_move(tmp_pat
         def eval(self):
             self.training = False
 
-    ours = aws(tmp_path, levels=1, sparsity=None, extra={"optimizer_cls_and_kwargs": (Preparing, {"lr": 0.01})})
+    ours = quick_aws(tmp_path, extra={"optimizer_cls_and_kwargs": (Preparing, {"lr": 0.01})})
     ours.train()
