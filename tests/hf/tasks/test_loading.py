@@ -73,7 +73,7 @@ def test_missing_packages_name_the_extra(load, monkeypatch, name, module):
 
 @pytest.mark.slow
 def test_importing_the_modules_needs_none_of_the_extras():
-    extras = ("datasets", "sklearn", "mnist1d", "matplotlib", "evaluate", "yaml")
+    extras = ("datasets", "sklearn", "mnist1d", "matplotlib", "evaluate")
     code = (
         f"import sys\nfor name in {extras}: sys.modules[name] = None\n"
         "from hf_lottery.hf.commands import align_mask, connectivity, find_ticket, main, train_ticket\n"
