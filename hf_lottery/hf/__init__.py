@@ -1,7 +1,6 @@
-"""The Hugging Face side of hf_lottery: the only package that imports transformers, accelerate and huggingface_hub.
+"""Hugging Face integration: the only room that imports transformers, accelerate and huggingface_hub.
 
-Its names are meant to be imported from ``hf_lottery`` itself. ``datasets`` and ``evaluate`` are needed by the recipes
-and the metrics alone.
+Import its most used names from ``hf_lottery``. Only the recipes and the metrics need ``datasets`` and ``evaluate``.
 """
 
 from .commands.parser import RecipeParser

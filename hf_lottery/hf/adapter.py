@@ -1,6 +1,6 @@
 """PEFT adapters and masks: merge an adapter into a sparse base, and read which weights a sparse adapter trains.
 
-PEFT itself is never imported, as a PEFT model has all the methods that are needed.
+PEFT is never imported, because a PEFT model has all the methods that are needed.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _POSITIONS = (".shira_indices", ".supertuning_indices")
 
 
 def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
-    """Merge the active adapters of a PEFT model into its sparse base, which keeps its zeros.
+    """Merge the active adapters of a PEFT model into its sparse base; pruned weights stay zero.
 
     PEFT's ``merge_and_unload`` adds a dense update to every weight, also to pruned ones. Here each weight becomes
-    ``base + mask * update``, where the update is that of all active adapters together: LoRA, DoRA, every other adapter
+    ``base + mask * update``, with the joint update of all active adapters: LoRA, DoRA, every other adapter
     that PEFT can merge, and the trained copies of ``modules_to_save``. The merged model differs from the adapted one by
     the part of the update that the mask drops, and a warning says how large it is. Nothing is dropped from an adapter
     that trains only kept weights.
 
     Args:
-        model: A PEFT model whose base is zero where ``mask`` prunes. The adapted weights are copied meanwhile. The
-            model cannot be used afterwards, as after ``merge_and_unload``.
-        mask: The mask of the base model, by the names of the base model without adapters.
+        model: A PEFT model whose base is zero where ``mask`` prunes. Merging needs memory for a copy of the adapted
+            weights. The model cannot be used afterwards, as after ``merge_and_unload``.
+        mask: The mask of the base model, with its parameter names without adapters.
 
     Returns:
         The base model with the adapters merged; its pruned weights are exactly zero.
 
     Raises:
         TypeError: ``model`` is not a PEFT model that can be merged.
-        ValueError: The base is quantised or not sparse under the mask, or the adapters are merged already, tied to
-            other weights, of a kind that cannot be masked, or not finite. Nothing was changed.
+        ValueError: The base is quantised or not zero where the mask prunes, or an adapter is already merged, tied to
+            other weights, not finite, or of a kind that cannot be masked. Nothing was changed.
         MaskMismatchError: The mask is for another base model. Nothing was changed.
         SparsityLeakError: PEFT does not return the weights that it merged, because its version works differently.
 
@@ -68,7 +68,7 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
     before = {key: parameter.detach().clone() for key, parameter in touched.items()}
     try:
         peft.merge_adapter(safe_merge=True)
-        _warn_of(_mask_update(mask, frozen, trained, before))  # inside try, as a warning may be raised as an error
+        _warn_of(_mask_update(mask, frozen, trained, before))  # inside try, because a warning may become an error
     except BaseException:
         for key, parameter in touched.items():
             parameter.data = before[key]
@@ -89,14 +89,14 @@ def trained_positions(
 
     Args:
         folder: The folder of the adapter, for error messages.
-        stored: Tensor name -> slice of a safetensors file of PEFT.
-        model: The base model, which tells the shapes.
+        stored: Tensor name -> slice of PEFT's safetensors file.
+        model: The base model, which gives the shapes.
 
     Returns:
-        Parameter name of the base model -> bool tensor of its shape, True where the adapter trains.
+        Parameter name of the base model -> bool tensor of its shape. True marks the weights that the adapter trains.
 
     Raises:
-        ValueError: The adapter does not list positions, or there is no model.
+        ValueError: The adapter does not list positions, or ``model`` is None.
         MaskMismatchError: The adapter is for another model.
     """
     lists = [name for name in stored if name.endswith(_POSITIONS)]
@@ -137,7 +137,7 @@ def _tuner_layers(base: nn.Module) -> dict[str, Any]:
 
 
 def _parameters(module: Any, trained: bool, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters by their names without adapters: those of the base, or if ``trained`` those after the merge."""
+    """Yield parameters by their names without adapters: from the base, or if ``trained`` from the merged model."""
     if hasattr(module, "get_base_layer"):
         module = module.get_base_layer()
     elif {"original_module", "modules_to_save"} <= module._modules.keys():
@@ -158,10 +158,10 @@ def _check_mergeable(base: Any, layers: Mapping[str, Any]) -> None:
         inner = layer.get_base_layer()
         parameters = [p for part in (inner.parameters(), inner.buffers()) for p in part]
         if quantised or getattr(layer, "quantization_backend", None) or any(p.dtype not in _PLAIN for p in parameters):
-            reason, way_out = "is quantised", "Load the base model without quantisation, and the adapter onto it."
+            reason, way_out = "is quantised", "Load the base model without quantisation, then load the adapter."
         elif layer.merged_adapters:
-            # Unmerging leaves rounding errors, so that pruned weights would not be exactly zero any more.
-            reason, way_out = "is merged already", "Load base model and adapter again."
+            # Unmerging leaves rounding errors, so pruned weights would no longer be exactly zero.
+            reason, way_out = "is already merged", "Load the base model and the adapter again."
         elif any(owners[id(p)] > 1 for p in inner.parameters()):
             reason, way_out = "is tied to other weights", "Load the base model with tie_word_embeddings=False."
         elif isinstance(inner, nn.MultiheadAttention) or hasattr(layer, "trainable_tokens_delta"):
@@ -176,7 +176,7 @@ def _check_sparse(mask: Mask, base: Mapping[str, Tensor]) -> None:
         if alive := int((base[name].detach()[~entry.to(base[name].device)] != 0).sum()):
             raise ValueError(
                 f"the base model must be zero where the mask prunes; received {alive} other weights in {name!r}. "
-                "Use mask.apply_ on the base model before an adapter is trained on it."
+                "Call mask.apply_ on the base model before you train an adapter on it."
             )
 
 
@@ -184,7 +184,7 @@ def _check_sparse(mask: Mask, base: Mapping[str, Tensor]) -> None:
 def _mask_update(
     mask: Mask, base: Mapping[str, Tensor], merged: Mapping[str, Tensor], before: Mapping[int, Tensor]
 ) -> dict[str, tuple[float, float]]:
-    """Undo the merge at pruned weights. Return for each parameter the norms of the undone and of the whole update."""
+    """Undo the merge at pruned weights. Return the norms of the undone and of the whole update by parameter."""
     norms = {}
     for name, entry in mask.items():
         if id(merged[name]) in before:
@@ -215,5 +215,5 @@ def _check_merged(mask: Mask, model: nn.Module, merged: Mapping[str, Tensor]) ->
         if weights.get(name) is not merged[name] or bool(weight[~entry.to(weight.device)].any()):
             raise SparsityLeakError(
                 f"PEFT must return the merged {name!r} unchanged; received another tensor. This version of PEFT merges "
-                "in another way: report it, and use Mask.apply_ on the merged model meanwhile."
+                "differently: please report it, and use Mask.apply_ on the merged model until it is fixed."
             )

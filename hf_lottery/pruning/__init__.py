@@ -1,4 +1,4 @@
-"""Pruning: from scores and a sparsity to a mask."""
+"""Pruning: score the weights of a network and choose which of them to keep."""
 
 from .evidence import Evidence, gather_evidence
 from .mask_from_scores import prune

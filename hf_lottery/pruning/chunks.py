@@ -19,7 +19,7 @@ def stream(
     *,
     dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[str, int, np.ndarray, np.ndarray | None]]:
-    """Every ``stride``-th score: name, flat position, values and which of them compete; by sorted name."""
+    """Yield every ``stride``-th score by sorted name: name, flat position, values, and which of them compete."""
     dtype = dtype or common_dtype(scores)
     first = 0
     for name in sorted(scores):
@@ -34,12 +34,12 @@ def stream(
 
 
 def common_dtype(scores: Mapping[str, Tensor]) -> torch.dtype:
-    """One dtype for all, so that scores compare exactly across tensors: widening a half type loses nothing."""
+    """Return one dtype in which all scores compare exactly; widening a half type loses nothing."""
     return torch.float64 if any(score.dtype == torch.float64 for score in scores.values()) else torch.float32
 
 
 def _pieces(tensor: Tensor, size: int) -> Iterator[Tensor]:
-    """The elements of a tensor in row-major order as flat tensors of at most ``size``, without copying it whole."""
+    """Yield the elements of a tensor in row-major order, as flat pieces of at most ``size``; never copy it whole."""
     if tensor.is_contiguous():
         yield from tensor.view(-1).split(size)
     elif (row := tensor[0].numel()) > size:

@@ -36,13 +36,13 @@ def gather_evidence(
 ) -> dict[str, Evidence]:
     """Collect gradients and input norms of the weights ``within`` over some batches.
 
-    The model keeps its weights, buffers, mode and gradients. It is run in evaluation mode, and gradients that were
-    there are put back. On several processes each gets the evidence of its own batches, and you sum it, as
-    LotteryTrainer does. The gradients of FSDP2 are means over the processes already.
+    The model runs in evaluation mode. Its weights, buffers, mode and gradients are the same afterwards. On several
+    processes, each process gets the evidence of its own batches, and you add it up, as LotteryTrainer does. FSDP2
+    gradients are already means over the processes.
 
     Args:
         model: The model, on the device of the batches.
-        batches: What ``loss`` takes.
+        batches: The batches to run, as ``loss`` takes them.
         loss: ``loss(model, batch)`` returns the scalar to differentiate.
         within: Name -> parameter to gather evidence for, such as ``prunable(model)``.
         fields: What to gather. Without ``"gradient"`` there is no backward pass, and frozen weights are fine.
@@ -103,7 +103,7 @@ def _square_inputs(squares: dict[str, Tensor], name: str):
 
 
 def _input_squares(module: nn.Module, x: Tensor) -> Tensor | None:
-    """Sum of squares of each input feature, shaped to broadcast against ``module.weight``."""
+    """Return the sum of squares of each input feature, shaped to broadcast against ``module.weight``."""
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         spatial = module.weight.ndim - 2
         per_channel = x.square().sum(dim=[d for d in range(x.ndim) if d != x.ndim - spatial - 1])

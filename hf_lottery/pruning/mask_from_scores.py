@@ -1,4 +1,4 @@
-"""prune(): scores and a sparsity -> Mask."""
+"""prune(): turn scores and a sparsity into a Mask."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ def prune(
     min_density: float = 0.0,
     within: Mask | None = None,
 ) -> Mask:
-    """Remove the weights with the lowest scores: exactly ``round(sparsity * n)`` of the ``n`` weights are gone.
+    """Remove the weights with the lowest scores: exactly ``round(sparsity * n)`` of all ``n`` weights.
 
-    Of equal scores the first go, by sorted name, then flat position, so the mask does not depend on the order of
-    ``scores``. Levels pruned ``within`` the last are nested.
+    Equal scores are removed by sorted name, then flat position, so the mask does not depend on the order of
+    ``scores``. A mask pruned ``within`` another is a subset of it.
 
     Args:
-        scores: Parameter name -> floating tensor of any shape, higher stays. The mask covers exactly these names.
-        sparsity: Fraction gone in the result, in [0, 1), what ``within`` removed included.
+        scores: Parameter name -> floating tensor of any shape. The highest scores stay. The mask covers these names.
+        sparsity: Fraction of weights removed in the result, in [0, 1), including those that ``within`` removed.
         scope: Which weights compete: :func:`global_ranking`, :func:`uniform` (exact per tensor instead of in total),
-            :func:`erk`, :func:`n_of_m`, or your own, see ``scope.py``.
-        min_density: Fraction in [0, 1] of every tensor that stays at least (rounded up); 0 protects nothing.
+            :func:`erk`, :func:`n_of_m`, or your own; see ``scopes.py``.
+        min_density: Smallest fraction in [0, 1] of every tensor to keep (rounded up); 0 protects nothing.
         within: A mask over the same names and shapes to prune further.
 
     Returns:
-        The mask, True keeps, in the order of ``scores``.
+        The mask in the order of ``scores``. True keeps a weight.
 
     Raises:
         ValueError: An argument is out of range, a score is NaN, or sparsity, ``min_density`` and ``within`` contradict
             each other.
-        TypeError: A score is not a floating tensor, or a fraction not a number.
+        TypeError: A score is not a floating tensor, or a fraction is not a number.
         MaskMismatchError: ``within`` is for other parameters.
 
     Warns:
-        UserWarning: A tensor is left without any weight, which usually cuts the network in two.
+        UserWarning: A tensor has no weight left, which usually cuts the network in two.
 
     Example:
         >>> import torch
@@ -61,8 +61,8 @@ def prune(
 
     Reference:
         Frankle and Carbin, The lottery ticket hypothesis, 2019 (arXiv:1803.03635), prune layers or the whole network by
-        magnitude. Ours: the count is exact where scores are equal, and a layer can be protected from collapse
-        (Tanaka et al., SynFlow, 2020, arXiv:2006.05467, describe it).
+        magnitude. Our count is exact also with equal scores, and a layer can be protected from collapse, which
+        Tanaka et al. describe (SynFlow, 2020, arXiv:2006.05467).
     """
     sparsity = _checked_fraction("sparsity", sparsity)
     min_density = _checked_fraction("min_density", min_density, closed=True)
@@ -71,32 +71,32 @@ def prune(
         within.check_fits(scores)
         if missing := scores.keys() - within.keys():
             raise MaskMismatchError(
-                f"`within` must cover every name of the scores; received no {min(missing)!r}. Score what it covers."
+                f"`within` must cover every name in scores; it lacks {min(missing)!r}. Score only what it covers."
             )
-    # A hair less, because 0.07 * 100 is a hair more than 7.
+    # The tolerance is needed because 0.07 * 100 is slightly more than 7 in floating point.
     floors = {name: math.ceil(min_density * score.numel() - 1e-6) for name, score in scores.items()}
     request = PruneRequest(scores, sparsity, 0, within, floors).only(scores)
     for name, left in request.left().items():
         if left < floors[name]:
             raise ValueError(
-                f"min_density must be at most what `within` has left of {name!r}, {left} of {scores[name].numel()} "
-                f"weights; received {min_density:.6g}, which is {floors[name]}. Lower it."
+                f"min_density must not exceed what `within` left of {name!r}, {left} of {scores[name].numel()}; "
+                f"received {min_density:.6g}, which asks for {floors[name]} weights. Lower it."
             )
     keep = scope(request)
     mask = Mask({name: keep[name] for name in scores})
     if empty := [name for name, entry in mask.items() if entry.numel() and not entry.any()]:
         warnings.warn(
-            f"no weight is left of {', '.join(map(repr, empty))}. Pass min_density to prevent it.", stacklevel=2
+            f"no weight is left in {', '.join(map(repr, empty))}. Pass min_density to prevent this.", stacklevel=2
         )
     return mask
 
 
 def _checked_fraction(name: str, value: float, *, closed: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} must be a number; received {value!r}. It is a fraction, such as 0.8.")
+        raise TypeError(f"{name} must be a number; received {value!r}. Pass a fraction such as 0.8.")
     if not (0 <= value < 1 or (closed and value == 1)):
         interval = "[0, 1]" if closed else "[0, 1)"
-        raise ValueError(f"{name} must be in {interval}; received {value}. It is a fraction, not a percentage.")
+        raise ValueError(f"{name} must be in {interval}; received {value}. Pass a fraction such as 0.8.")
     return float(value)
 
 
@@ -107,6 +107,6 @@ def _check_scores(scores: Mapping[str, Tensor]) -> None:
             raise TypeError(f"the scores of {name!r} must be a floating tensor; received {received}. Try `.float()`.")
     if not any(score.numel() for score in scores.values()):
         raise ValueError(
-            f"scores must name at least one weight; received {len(scores)} tensors without any. "
+            f"scores must hold at least one weight; received {len(scores)} tensors without elements. "
             "Check which parameters are prunable."
         )

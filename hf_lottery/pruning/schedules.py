@@ -1,7 +1,7 @@
 """Schedules: the sparsity of each level. Level 0 is dense.
 
-A schedule is called with ``sparsity``, ``levels`` and ``pruning_fraction`` and returns one sparsity a level, so
-your own function of these three is as good.
+A schedule takes ``sparsity``, ``levels`` and ``pruning_fraction`` and returns one sparsity for each level. You can
+write your own function of these three.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ def geometric(
     """Remove the same share of what is left at every level.
 
     Args:
-        sparsity: Stop at exactly this sparsity, in (0, 1); the last level is cut to hit it.
-        levels: Or: stop after this many levels of pruning.
-        pruning_fraction: Share removed at each level, of what remains, in (0, 1).
+        sparsity: Stop at exactly this sparsity, in (0, 1); the last level removes less if needed.
+        levels: Stop after this many levels of pruning. Give either this or ``sparsity``.
+        pruning_fraction: Share of the remaining weights that each level removes, in (0, 1).
 
     Returns:
         The sparsity of level 0 (dense, 0.0), level 1, and so on.
 
     Raises:
-        ValueError: Out of range, or not exactly one of ``sparsity`` and ``levels`` given.
+        ValueError: A value is out of range, or not exactly one of ``sparsity`` and ``levels`` is given.
 
     Example:
         >>> geometric(sparsity=0.5, pruning_fraction=0.2)
@@ -54,10 +54,10 @@ def geometric(
 
 
 def one_shot(*, sparsity: float | None = None, levels: int | None = None, pruning_fraction: float = 0.2) -> list[float]:
-    """Train dense, then remove everything at once; ``levels`` and ``pruning_fraction`` do not apply.
+    """Train dense, then prune to ``sparsity`` in one level; ``pruning_fraction`` does not apply.
 
     Raises:
-        ValueError: No sparsity, or a number of levels other than 1.
+        ValueError: ``sparsity`` is missing or out of range, or ``levels`` is other than 1.
     """
     if sparsity is None or levels not in (None, 1):
         raise ValueError(f"one_shot must be given a sparsity and no levels; received {sparsity} and {levels}.")
@@ -66,10 +66,12 @@ def one_shot(*, sparsity: float | None = None, levels: int | None = None, prunin
 
 
 def cubic(*, sparsity: float | None = None, levels: int | None = None, pruning_fraction: float = 0.2) -> list[float]:
-    """Fast at first, slow at the end: ``sparsity * (1 - (1 - level / levels) ** 3)``; no ``pruning_fraction``.
+    """Remove much at first and little at the end: ``sparsity * (1 - (1 - level / levels) ** 3)``.
+
+    ``pruning_fraction`` does not apply.
 
     Raises:
-        ValueError: Out of range, or one of ``sparsity`` and ``levels`` missing.
+        ValueError: A value is out of range, or ``sparsity`` or ``levels`` is missing.
 
     Reference:
         Zhu and Gupta, 2017, "To prune, or not to prune", arXiv:1710.01878, equation 1 with initial sparsity 0.
@@ -84,7 +86,7 @@ def cubic(*, sparsity: float | None = None, levels: int | None = None, pruning_f
 def check_sparsity(sparsity: float) -> None:
     """Raise ValueError unless a level can be pruned to ``sparsity``."""
     if not 0 < sparsity < 1:
-        raise ValueError(f"sparsity must be in [0, 1), and above 0 to prune; received {sparsity}. It is no percentage.")
+        raise ValueError(f"sparsity must be above 0 and below 1; received {sparsity}. Pass a fraction such as 0.8.")
 
 
 def _check_levels(levels: int) -> None:
@@ -93,5 +95,5 @@ def _check_levels(levels: int) -> None:
 
 
 def _round(value: float) -> float:
-    """Without the noise of floating point, so that a table reads 0.488; far below one weight in a billion."""
+    """Remove floating-point noise, so that a table reads 0.488. The change is far below one weight in a billion."""
     return round(value, 12)

@@ -1,7 +1,7 @@
 """Scopes: which weights compete with which when a network is pruned.
 
-A scope is a function ``scope(request) -> {name: bool tensor}``, passed as a value. A new one is most easily made of the
-ones here, by giving each its part of the request; this ranks within every transformer layer:
+A scope is a function ``scope(request) -> {name: bool tensor}``, passed as a value. To write a new one, split the
+request and give each part to one of the scopes here. This one ranks within every transformer layer:
 
     def per_layer(request):
         keep = {}
@@ -10,7 +10,7 @@ ones here, by giving each its part of the request; this ranks within every trans
         return keep
 
 It must return an entry for every name of ``request.scores``, keep nothing that ``request.within`` removed, and leave
-``request.floors`` weights standing; the scopes here do all of it for the part they are given.
+``request.floors`` weights in each tensor. The scopes here do all of this for the part they are given.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .selection import keep_highest_of_groups, remove_lowest
 
 @dataclass(frozen=True)
 class PruneRequest:
-    """What a scope is asked: how many weights of which tensors have to be gone.
+    """The request that a scope answers: how many weights of which tensors to remove.
 
     Attributes:
-        scores: Parameter name -> floating tensor, higher stays.
-        sparsity: The fraction in [0, 1) that was asked for.
-        gone: How many of these weights must be gone in the result, those that ``within`` removed included.
-        within: The mask to start from, or None when every weight is there.
-        floors: Parameter name -> how many of its weights have to stay at least.
+        scores: Parameter name -> floating tensor. The highest scores stay.
+        sparsity: The requested fraction in [0, 1).
+        gone: How many of these weights the result must lack, including those that ``within`` removed.
+        within: The mask to start from, or None if no weight was removed before.
+        floors: Parameter name -> the smallest number of its weights to keep.
     """
 
     scores: Mapping[str, Tensor]
@@ -44,40 +44,40 @@ class PruneRequest:
     floors: Mapping[str, int]
 
     def only(self, names: Iterable[str], *, gone: int | None = None) -> PruneRequest:
-        """The same request for some of the tensors; ``gone`` is then ``round(sparsity * n)`` over them, or given."""
+        """Return the same request for some tensors; ``gone`` is ``round(sparsity * n)`` over them unless given."""
         part = replace(self, scores={name: self.scores[name] for name in names})
         return replace(part, gone=round(part.sparsity * part.total) if gone is None else gone)
 
     @property
     def total(self) -> int:
-        """Number of weights, gone or not."""
+        """Number of weights, removed ones included."""
         return sum(score.numel() for score in self.scores.values())
 
     def left(self) -> dict[str, int]:
-        """How many weights of each tensor are there before pruning."""
+        """Return how many weights each tensor has before pruning."""
         if self.within is None:
             return {name: score.numel() for name, score in self.scores.items()}
         return {name: int(self.within[name].sum()) for name in self.scores}
 
     def to_remove(self) -> int:
-        """How many weights still have to go.
+        """Return how many weights still have to be removed.
 
         Raises:
-            ValueError: Fewer have to be gone than are already, or more than the floors let go.
+            ValueError: ``within`` already removed more than requested, or the floors protect too many weights.
         """
         names = sorted(self.scores)
         gone, floor = self.total - sum(self.left().values()), sum(self.floors[name] for name in names)
         what = f"the sparsity of {names[0]!r}" if len(names) == 1 else f"the sparsity of {len(names)} tensors"
-        received = f"received {self.sparsity:.6g}, that is {self.gone} of {self.total} weights"
+        received = f"received {self.sparsity:.6g}, which removes {self.gone} of {self.total} weights"
         if self.gone < gone:
             raise ValueError(
-                f"{what} must be at least {gone / self.total:.6g}, as `within` has removed {gone}; {received}. "
-                "Ask for more, or drop `within`."
+                f"{what} must be at least {gone / self.total:.6g}, because `within` removed {gone}; {received}. "
+                "Raise the sparsity, or drop `within`."
             )
         if self.gone > self.total - floor:
             tight = max(names, key=self.floors.__getitem__)
             raise ValueError(
-                f"{what} must leave what min_density protects, {floor} weights, {self.floors[tight]} of them in "
+                f"{what} must leave the {floor} weights that min_density protects, {self.floors[tight]} of them in "
                 f"{tight!r}; {received}. Lower the sparsity or min_density."
             )
         return self.gone - gone
@@ -87,16 +87,16 @@ Scope = Callable[[PruneRequest], Mapping[str, Tensor]]
 
 
 def global_ranking(request: PruneRequest) -> dict[str, Tensor]:
-    """One ranking over all tensors: a weight competes with every other.
+    """Rank the weights of all tensors together: every weight competes with every other.
 
-    A tensor at its floor gives no more, and the others give the rest: the result is that of removing weight by weight,
-    lowest first, passing over those that may not go.
+    A tensor at its floor loses no more weights, and the other tensors lose the rest. The result is the same as removing
+    one weight after the other, lowest first, and skipping protected ones.
     """
     pool, remove, keep = dict(request.scores), request.to_remove(), {}
     left = request.left()
     while True:
         keep |= remove_lowest(pool, remove, alive=request.within)
-        # Without the tensors at their floor the threshold only rises, so one that is over now stays over.
+        # Without these tensors the threshold only rises, so a tensor that falls below its floor now does so later too.
         over = [name for name in pool if int(keep[name].sum()) < request.floors[name]]
         if not over:
             return keep
@@ -107,7 +107,7 @@ def global_ranking(request: PruneRequest) -> dict[str, Tensor]:
 
 
 def uniform(request: PruneRequest) -> dict[str, Tensor]:
-    """Every tensor at the same sparsity: ``round(sparsity * n)`` of its own ``n`` weights, ranked on their own."""
+    """Prune every tensor on its own to the same sparsity: remove ``round(sparsity * n)`` of its ``n`` weights."""
     keep = {}
     for name in request.scores:
         keep |= global_ranking(request.only([name]))
@@ -115,19 +115,19 @@ def uniform(request: PruneRequest) -> dict[str, Tensor]:
 
 
 def erk(request: PruneRequest) -> dict[str, Tensor]:
-    """Erdős-Rényi-Kernel: the density of a tensor is proportional to the sum over the product of its axis lengths.
+    """Prune by Erdős-Rényi-Kernel: density is proportional to the sum of a tensor's axis lengths over their product.
 
-    Small tensors stay denser than large ones. A tensor that would exceed density 1, or what ``within`` has left of it,
-    keeps what it has, and the others share the rest in proportion.
+    Small tensors stay denser than large ones. A tensor that would exceed density 1, or what ``within`` left of it,
+    keeps all it has, and the others share the rest in proportion.
 
     Reference:
         Mocanu et al., Scalable training of artificial neural networks with adaptive sparse connectivity, 2018
-        (arXiv:1707.04780); with kernel axes, Evci et al., Rigging the Lottery, 2020 (arXiv:1911.11134). Ours: the
-        total is exact, rounding by largest remainders in integer arithmetic, equal ones by name.
+        (arXiv:1707.04780); with kernel axes, Evci et al., Rigging the Lottery, 2020 (arXiv:1911.11134). Our total is
+        exact: counts are rounded by largest remainders in integer arithmetic, and ties are broken by name.
     """
     request.to_remove()
     left, budget = request.left(), request.total - request.gone
-    # Density times size: the product cancels, which leaves integers.
+    # In density times size the product of the axis lengths cancels, which leaves integers.
     share = {name: max(sum(score.shape), 1) for name, score in request.scores.items()}
     free, quota = sorted(share), {}
     while True:
@@ -149,12 +149,12 @@ def erk(request: PruneRequest) -> dict[str, Tensor]:
 
 
 def n_of_m(n: int, m: int, *, axis: int | Mapping[str, int] = 1) -> Scope:
-    """The scope that keeps the ``n`` highest of every ``m`` consecutive weights along an axis; 2 of 4 is what GPUs run.
+    """Make a scope that keeps the ``n`` highest of every ``m`` consecutive weights along an axis; GPUs support 2 of 4.
 
     Args:
-        n: How many stay, from 1 to ``m``. The sparsity of the call must be ``1 - n / m``.
+        n: How many weights of a group stay, from 1 to ``m``. The sparsity passed to prune must be ``1 - n / m``.
         m: Length of a group. It must divide the length of the axis.
-        axis: The input axis: 1 of ``nn.Linear`` and convolutions, 0 of GPT-2's ``Conv1D``; or parameter name -> axis.
+        axis: The input axis: 1 for ``nn.Linear`` and convolutions, 0 for GPT-2's ``Conv1D``; or parameter name -> axis.
 
     Raises:
         ValueError: ``n`` is not in [1, m].
@@ -168,11 +168,11 @@ def n_of_m(n: int, m: int, *, axis: int | Mapping[str, int] = 1) -> Scope:
 
     Reference:
         Zhou et al., Learning N:M fine-grained structured sparse neural networks from scratch, 2021 (arXiv:2102.04010);
-        Mishra et al., Accelerating sparse deep neural networks, 2021 (arXiv:2104.08378). Ours: of equal scores the
-        first in the group go, as everywhere here.
+        Mishra et al., Accelerating sparse deep neural networks, 2021 (arXiv:2104.08378). Here the first of equal scores
+        in a group are removed.
     """
     if not 1 <= n <= m:
-        raise ValueError(f"n_of_m must keep from 1 to m weights of m; received n={n}, m={m}. GPUs run n_of_m(2, 4).")
+        raise ValueError(f"n_of_m must keep from 1 to m weights; received n={n}, m={m}. GPUs support n_of_m(2, 4).")
 
     def scope(request: PruneRequest) -> dict[str, Tensor]:
         if not math.isclose(request.sparsity, 1 - n / m, abs_tol=1e-9):
@@ -195,11 +195,11 @@ def _check_groups(name: str, score: Tensor, axis: int, n: int, m: int, floor: in
     shape = list(score.shape)
     if len(shape) < 2 or not -len(shape) <= axis < len(shape) or shape[axis] % m:
         raise ValueError(
-            f"the shape of {name!r} must have two axes or more and a length on axis {axis} that {m} divides; "
-            f"received {shape}. Exclude it, or choose another axis or m."
+            f"{name!r} must have at least two axes, and {m} must divide its length on axis {axis}; "
+            f"received shape {shape}. Exclude it, or choose another axis or m."
         )
     if (kept := score.numel() // m * n) < floor:
         raise ValueError(
-            f"min_density must be at most {n}/{m} for n_of_m({n}, {m}); received one that protects {floor} weights "
-            f"of {name!r}, where {kept} stay. Lower it."
+            f"min_density must be at most {n}/{m} for n_of_m({n}, {m}); it protects {floor} weights of {name!r}, "
+            f"but only {kept} stay. Lower it."
         )

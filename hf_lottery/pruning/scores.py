@@ -1,8 +1,8 @@
 """Scores: how much each weight matters. A score is a function of one weight tensor and the evidence about it.
 
 Every score here, and any of your own, is called as ``score(weight, evidence)`` and returns a tensor of the weight's
-shape; the higher, the longer the weight stays. :func:`needs` declares what a score reads of its evidence, so that a
-search gathers that and nothing else. A score that declares nothing may read the weight and its start.
+shape; weights with higher scores stay longer. :func:`needs` declares which evidence a score reads, so that a search
+gathers that and nothing else. A score that declares nothing may read the weight and its start.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _UNDECLARED: Any = object()
 
 
 def needs(*fields: str) -> Callable[[_Score], _Score]:
-    """Declare what a score reads of its evidence.
+    """Declare which evidence a score reads.
 
     Args:
-        fields: Names among ``gradient``, ``input_norm`` and ``start``, or none for a score of the weight alone.
+        fields: Any of ``gradient``, ``input_norm`` and ``start``; none if the score reads only the weight.
 
     Returns:
-        A decorator that returns the very same function.
+        A decorator that returns the same function.
 
     Raises:
         ValueError: There is no such evidence.
@@ -51,14 +51,14 @@ def needs(*fields: str) -> Callable[[_Score], _Score]:
 
 
 def needed_by(score: Score) -> frozenset[str]:
-    """What a score has declared to read of its evidence; ``start`` alone if it has declared nothing."""
+    """Return the evidence that a score declared; only ``start`` if it declared nothing."""
     while isinstance(score, partial) and not hasattr(score, "needs"):
         score = score.func
     return getattr(score, "needs", frozenset({"start"}))
 
 
 class _Probe(Evidence):
-    """Evidence for a dry call: reading what the score has not declared is an error."""
+    """Evidence for a dry call: reading a field that the score did not declare is an error."""
 
     gradient = property(lambda self: self[0])  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
     input_norm = property(lambda self: self[1])  # pyright: ignore[reportAssignmentType, reportIncompatibleVariableOverride]
@@ -71,7 +71,7 @@ class _Probe(Evidence):
         if value is _UNDECLARED:
             name = Evidence._fields[index]
             raise ValueError(
-                f"a score must declare what it reads of its evidence; received one that reads {name} undeclared. "
+                f"a score must declare which evidence it reads; received one that reads {name} undeclared. "
                 f"Decorate it with @needs({name!r})."
             )
         return value
@@ -81,16 +81,16 @@ class _Probe(Evidence):
 
 
 def check_score(score: Score, weights: Mapping[str, Tensor]) -> None:
-    """Call a score on made-up evidence, before anything is trained, to find out whether it will work afterwards.
+    """Call a score on made-up evidence to find out, before any training, whether it will work.
 
-    It is called on one weight of each shape and type. Torch's random numbers go on as if it had not been called.
+    The score is called on one weight of each shape and dtype. The state of torch's random generators is restored.
 
     Args:
         score: The score.
         weights: Name -> weight.
 
     Raises:
-        ValueError: The score reads evidence that it has not declared, or returns another shape than the weight's.
+        ValueError: The score reads evidence that it did not declare, or its shape differs from the weight's.
     """
     declared, seen = needed_by(score), set()
     with torch.random.fork_rng([w.device for w in weights.values() if w.is_cuda]), torch.no_grad():
@@ -105,7 +105,7 @@ def check_score(score: Score, weights: Mapping[str, Tensor]) -> None:
 
 @needs()
 def magnitude(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # noqa: B008  # immutable
-    """|w|.
+    """Score by magnitude, |w|.
 
     Reference:
         Han et al., 2015, "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626.
@@ -115,49 +115,49 @@ def magnitude(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # noq
 
 @needs()
 def random_score(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # noqa: B008
-    """Uniform in [0, 1), drawn on the CPU from torch's global generator: the control every ticket must beat."""
+    """Score at random, the control that every ticket must beat; uniform in [0, 1) from torch's CPU generator."""
     return torch.rand(weight.shape).to(weight.device)
 
 
 @needs("gradient")
 def saliency(weight: Tensor, evidence: Evidence) -> Tensor:
-    """|w * dL/dw|: the first-order change of the loss when the weight goes.
+    """Score by |w * dL/dw|, the first-order change of the loss when the weight is removed.
 
     Raises:
         ValueError: The evidence has no gradient.
 
     Reference:
-        Lee et al., 2019, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", arXiv:1810.02340. Ours is
-        not normalised by its sum, which leaves every ranking as it is.
+        Lee et al., 2019, "SNIP: Single-shot Network Pruning based on Connection Sensitivity", arXiv:1810.02340. We do
+        not divide by the sum, which would not change any ranking.
     """
     return (weight.detach() * _required(evidence.gradient, "gradient", "saliency")).abs()
 
 
 @needs("start")
 def movement(weight: Tensor, evidence: Evidence) -> Tensor:
-    """(w^2 - w_start^2) / 2: how far training moved the weight away from zero; negative when it moved towards it.
+    """Score by (w^2 - w_start^2) / 2, how far training moved the weight away from zero; negative if towards zero.
 
     Raises:
         ValueError: The evidence has no start.
 
     Reference:
         Sanh et al., 2020, "Movement Pruning: Adaptive Sparsity by Fine-Tuning", arXiv:2005.07683. They sum
-        -w * dL/dw over the steps of plain SGD; ours is the limit of that sum for small steps (the integral of w dw),
-        so it needs no bookkeeping during training and holds for every optimizer.
+        -w * dL/dw over the steps of plain SGD. Ours is the limit of that sum for small steps (the integral of w dw).
+        It needs no bookkeeping during training and works with every optimizer.
     """
     return (weight.detach().square() - _required(evidence.start, "start", "movement").square()) / 2
 
 
 @needs("input_norm")
 def wanda(weight: Tensor, evidence: Evidence) -> Tensor:
-    """|w| * ||x||: magnitude times the L2 norm of the input feature it multiplies.
+    """Score by |w| * ||x||, the magnitude times the L2 norm of the input feature that the weight multiplies.
 
     Raises:
-        ValueError: The evidence has no input norm (stacked expert weights have none).
+        ValueError: The evidence has no input norm, as is the case for stacked experts.
 
     Reference:
         Sun et al., 2024, "A Simple and Effective Pruning Approach for Large Language Models", arXiv:2306.11695. They
-        compare weights within each output; here the scope given to ``prune`` decides.
+        compare weights within each output; here the scope passed to ``prune`` decides.
     """
     return weight.detach().abs() * _required(evidence.input_norm, "input_norm", "wanda")
 
@@ -172,14 +172,14 @@ def score_weights(
 
     Args:
         weights: Name -> weight, such as ``prunable(model)``.
-        score: One of this module's scores, or any callable of the same signature.
-        evidence: Name -> evidence, as :func:`gather_evidence` returns it; a missing name has none.
+        score: One of this module's scores, or any callable with the same signature.
+        evidence: Name -> evidence, as :func:`gather_evidence` returns it. A missing name has no evidence.
 
     Returns:
-        Name -> scores, each of the weight's shape.
+        Name -> scores in the shape of the weight.
 
     Raises:
-        ValueError: A score lacks its evidence, or returned another shape; the message names the weight.
+        ValueError: A score lacks its evidence, or has another shape than the weight; the message names the weight.
     """
     scores = {}
     for name, weight in named_weights(weights).items():
@@ -200,11 +200,11 @@ def score_weights(
 
 
 def _sharded(value: Tensor, weight: Tensor) -> Tensor:
-    """What is the same on every process, in the layout of the weight."""
+    """Shard a tensor, which is equal on all processes, in the layout of the weight."""
     return as_shards(value.expand(weight.shape), weight) if is_sharded(weight) and not is_sharded(value) else value
 
 
 def _required(value: Tensor | None, what: str, score: str) -> Tensor:
     if value is None:
-        raise ValueError(f"{score} must be given evidence with a {what}; received none. See gather_evidence().")
+        raise ValueError(f"{score} must be given evidence with a {what}; received none. Call gather_evidence() for it.")
     return value

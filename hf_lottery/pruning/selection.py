@@ -1,8 +1,8 @@
-"""Exact selection of the lowest scores of many tensors, streaming: the tensors are never concatenated or sorted.
+"""Exact streaming selection of the lowest scores of many tensors, which are never concatenated or sorted.
 
 A small sample brackets the wanted rank. One pass over the scores counts what lies at and around the ends of the bracket
-and collects the one percent inside it, where the rank is then found exactly. A sample that misleads costs more passes,
-never the result.
+and collects the one percent inside it, where the rank is then found exactly. A misleading sample costs more passes but
+never changes the result.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _SIGMAS = 4.5  # half-width of the bracket in standard deviations of a sample ra
 
 
 class Threshold(NamedTuple):
-    """What goes: every score below ``score``, and the first ``ties`` equal to it, by sorted name, then position."""
+    """The cut: scores below ``score`` are removed, and the first ``ties`` equal ones by sorted name, then position."""
 
     score: float
     ties: int
 
 
 class _Survey(NamedTuple):
-    """One pass: how many scores are <, <= the low end and <, <= the high end, and those inside or a sample of them."""
+    """Result of one pass: counts of scores <, <= the low and <, <= the high end, and the scores inside or a sample."""
 
     below_low: int
     upto_low: int
@@ -43,16 +43,16 @@ class _Survey(NamedTuple):
 def remove_lowest(
     scores: Mapping[str, Tensor], remove: int, *, alive: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Keep all but the ``remove`` lowest scores; of equal ones the first go, by sorted name, then flat position.
+    """Remove the ``remove`` lowest scores; equal ones in the order of sorted names, then flat position.
 
     Args:
-        scores: Name -> floating tensor of any shape, strides and device; higher stays. DTensors stay where they are:
+        scores: Name -> floating tensor of any shape, strides and device. The highest stay. DTensors are not gathered:
             every process calls this with its shards, and all get the same result.
-        remove: How many go, from 0 to the number of competing weights.
-        alive: Name -> bool tensor of the same shapes. Only its True entries compete; the others go, and do not count.
+        remove: How many weights to remove, from 0 to the number of competing weights.
+        alive: Name -> bool tensor of the same shape. Only True entries compete; the others are removed in addition.
 
     Returns:
-        Name -> bool tensor on the CPU, True keeps, in the order of ``scores``.
+        Name -> bool tensor on the CPU, in the order of ``scores``. True keeps a weight.
 
     Raises:
         ValueError: ``remove`` is out of range, or a competing score is NaN.
@@ -69,9 +69,9 @@ def remove_lowest(
 def find_threshold(
     scores: Mapping[str, Tensor], remove: int, *, alive: Mapping[str, Tensor] | None = None
 ) -> Threshold:
-    """The threshold that removes exactly ``remove`` weights; arguments and errors as for :func:`remove_lowest`.
+    """Find the threshold that removes exactly ``remove`` weights; arguments and errors as for :func:`remove_lowest`.
 
-    Extra memory is a sample of about 131,000 scores and at most 1/64 of them, whatever the data.
+    It needs extra memory for a sample of about 131,000 scores and for at most 1/64 of all scores.
 
     Example:
         >>> find_threshold({"a": torch.tensor([3.0, 1.0, 1.0, 2.0])}, 1)
@@ -79,10 +79,10 @@ def find_threshold(
     """
     count = sum(score.numel() if alive is None else int(alive[name].sum()) for name, score in scores.items())
     if not 0 <= remove <= count:
-        raise ValueError(f"remove must be from 0 to {count}, the competing weights; received {remove}.")
+        raise ValueError(f"remove must be from 0 to {count}, the number of competing weights; received {remove}.")
     if not count:
         return Threshold(-math.inf, 0)
-    rank = max(remove - 1, 0)  # of the last score to go
+    rank = max(remove - 1, 0)  # of the last score to remove
     floor, ceiling = -math.inf, math.inf
     low, high = _bracket(_sample(scores, alive), rank, count, floor, ceiling)
     while True:
@@ -128,18 +128,18 @@ def keep_above(
 def keep_highest_of_groups(
     scores: Mapping[str, Tensor], n: int, m: int, *, alive: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Keep the ``n`` highest of every ``m`` consecutive weights along the last axis; of equal ones the first go.
+    """Keep the ``n`` highest of every ``m`` consecutive weights along the last axis; the last of equal ones stay.
 
-    Arguments, result and errors as for :func:`remove_lowest`; ``m`` divides the last axis of every tensor.
+    Arguments and result are as for :func:`remove_lowest`; ``m`` divides the last axis of every tensor.
 
     Raises:
-        ValueError: ``alive`` leaves fewer than ``n`` in a group, or a competing score is NaN.
+        ValueError: ``alive`` leaves fewer than ``n`` weights in a group, or a competing score is NaN.
 
     Example:
         >>> keep_highest_of_groups({"a": torch.tensor([3.0, 1.0, 2.0, 2.0])}, 1, 2)
         {'a': tensor([ True, False, False,  True])}
     """
-    if any(map(is_sharded, scores.values())):  # a group may lie on two processes: one tensor after the other, whole
+    if any(map(is_sharded, scores.values())):  # a group may lie on two processes, so gather tensor by tensor
         return {k: keep_highest_of_groups({k: whole(s)}, n, m, alive=alive)[k] for k, s in scores.items()}
     keep, flat = _empty_masks(scores)
     for name, start, chunk, live in stream(scores, alive, max(CHUNK // m, 1) * m):
@@ -161,31 +161,31 @@ def keep_highest_of_groups(
 
 
 def _empty_masks(scores: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
-    """Bool tensors of the shapes of the scores, not filled in, and flat arrays that share their memory."""
+    """Make uninitialized bool tensors in the shapes of the scores, and flat arrays that share their memory."""
     keep = {name: torch.empty(score.shape, dtype=torch.bool) for name, score in scores.items()}
     return keep, {name: entry.view(-1).numpy() for name, entry in keep.items()}
 
 
 def _refuse_nan(name: str, chunk: np.ndarray, live: np.ndarray | None) -> None:
     """Raise the ValueError for a NaN among the competing scores of a non-empty chunk."""
-    # The minimum is NaN if and only if an element is, at the price of one comparison. A dot product would tell as well,
-    # but numpy warns when its squares overflow.
+    # The minimum is NaN exactly if an element is, and costs one comparison each. A dot product would work too, but
+    # numpy warns when its squares overflow.
     if np.isnan(chunk.min()) and (bad := int((np.isnan(chunk) & (True if live is None else live)).sum())):
         raise ValueError(
             f"the scores of {name!r} must be numbers; received NaN, {bad} times among {chunk.size} values. "
-            "Look for a diverged training or a division 0 / 0."
+            "Check for diverged training or a division 0 / 0."
         )
 
 
 def _sample(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None) -> np.ndarray:
-    # An odd stride does not fall into step with row lengths, most of which are multiples of a power of two.
+    # Most row lengths are multiples of a power of two, so an odd stride does not always hit the same columns.
     stride = sum(score.numel() for score in scores.values()) // _SAMPLE | 1
     chunks = [chunk if live is None else chunk[live] for _, _, chunk, live in stream(scores, alive, CHUNK, stride)]
     return np.concatenate(chunks) if chunks else np.empty(0)
 
 
 def _bracket(sample: np.ndarray, rank: int, count: int, floor: float, ceiling: float) -> tuple[float, float]:
-    """Two values that enclose ``rank`` of ``count`` as far as the sample can tell; permutes the sample."""
+    """Return two values that probably enclose ``rank`` of ``count``; permutes the sample."""
     share, size = rank / count, len(sample)
     margin = _SIGMAS * math.sqrt(size * share * (1 - share)) + _SIGMAS
     first, last = math.floor(share * size - margin), math.ceil(share * size + margin)
@@ -213,7 +213,7 @@ def _survey(
                 np.logical_and(out, live, out=out)
             counts[index] += int(np.count_nonzero(out))
         found = chunk[np.greater(below_high, upto_low, out=other)]
-        # When the bracket holds more than fits, every second value goes, as often as needed: a sample for the next one.
+        # If the bracket holds too many values, drop every second one until they fit: a sample for the next bracket.
         while used + len(kept := found[-inside_before % step :: step]) > capacity:
             used = (used + 1) // 2
             inside[:used] = inside[: 2 * used : 2].copy()

@@ -1,8 +1,8 @@
-"""Exact selection of the lowest scores of sharded tensors: the same mask on any number of processes.
+"""Exact selection of the lowest scores of sharded tensors, with the same mask on any number of processes.
 
-The scores stay where they are. Histograms of 65,536 bins over the bits of the numbers, two for float32 and four for
-float64, are summed over all processes and lead to the exact threshold; a bisection finds where equal scores are cut.
-Only the finished mask is gathered, tensor by tensor, one byte a weight.
+The scores are not moved. Histograms of 65,536 bins over the bits of the numbers, two for float32 and four for float64,
+are summed over all processes and give the exact threshold. A bisection finds where equal scores are cut. Only the
+finished mask is gathered, tensor by tensor, at one byte per weight.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch import Tensor
 from ..networks.shards import block, counts_here, from_local, is_sharded, local, part_of, sum_over_shards, whole
 from .chunks import CHUNK, common_dtype, stream
 
-_BITS = 16  # of the number, a pass
+_BITS = 16  # bits of the number that one pass reads
 _BINS = 1 << _BITS
 
 
 def remove_lowest_sharded(
     scores: Mapping[str, Tensor], remove: int, *, alive: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """As :func:`hf_lottery.pruning.selection.remove_lowest`, for scores of which some are DTensors. Collective."""
+    """Do what :func:`hf_lottery.pruning.selection.remove_lowest` does if some scores are DTensors. Collective."""
     parts = {name: local(score) for name, score in scores.items()}
     live = alive and {name: part_of(alive[name], score) for name, score in scores.items()}
     count = _Count(scores, parts, live)
     competing = int(count.all(np.array([sum(chunk.size for _, chunk in count.counted())]))[0])
     if not 0 <= remove <= competing:
-        raise ValueError(f"remove must be from 0 to {competing}, the competing weights; received {remove}.")
+        raise ValueError(f"remove must be from 0 to {competing}, the number of competing weights; received {remove}.")
     score, ties = _threshold(count, remove) if competing else (-math.inf, 0)
     stay = _ties_that_stay(count, score, ties)
     keep = {}
@@ -44,7 +44,7 @@ def remove_lowest_sharded(
 
 
 class _Count:
-    """The scores that this process counts, so that each counts once, and sums over all processes."""
+    """Counting over processes: the scores that this process counts, so that each counts once, and their sums."""
 
     def __init__(self, scores: Mapping[str, Tensor], parts: Mapping[str, Tensor], live: Mapping[str, Tensor] | None):
         self.scores, self.parts, self.live = scores, parts, live
@@ -60,19 +60,19 @@ class _Count:
         return sum_over_shards(numbers, self.like)
 
     def counted(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and values of the competing scores counted here, chunk by chunk, by sorted name."""
+        """Yield name and values of the competing scores counted here, chunk by chunk, by sorted name."""
         parts = {name: part for name, part in self.parts.items() if name in self.mine}
         for name, _, chunk, live in stream(parts, self.live, CHUNK, dtype=self.dtype):
             yield name, chunk if live is None else chunk[live]
 
 
 def _threshold(count: _Count, remove: int) -> tuple[float, int]:
-    """The score of the last one to go, and how many equal to it go."""
+    """Return the score of the last weight to remove, and how many weights equal to it to remove."""
     width = 64 if count.dtype == torch.float64 else 32
     rank, prefix = max(remove - 1, 0), 0
     below = 0
     for shift in range(width - _BITS, -1, -_BITS):
-        bins = np.zeros(_BINS + 1, np.int64)  # the last counts NaN
+        bins = np.zeros(_BINS + 1, np.int64)  # the last bin counts NaN
         for _, chunk in count.counted():
             keys = _keys(chunk)
             if shift < width - _BITS:
@@ -84,7 +84,7 @@ def _threshold(count: _Count, remove: int) -> tuple[float, int]:
         if bins[-1]:
             raise ValueError(
                 f"scores must be numbers; received NaN, {bins[-1]} times. "
-                "Look for a diverged training or a division 0 / 0."
+                "Check for diverged training or a division 0 / 0."
             )
         upto = np.cumsum(bins[:-1])
         chosen = int(np.searchsorted(upto, rank - below, side="right"))
@@ -94,7 +94,7 @@ def _threshold(count: _Count, remove: int) -> tuple[float, int]:
 
 
 def _keys(numbers: np.ndarray) -> np.ndarray:
-    """Unsigned integers in the order of the numbers; -0 becomes 0."""
+    """Return unsigned integers in the order of the numbers; -0 becomes 0."""
     unsigned = np.uint64 if numbers.itemsize == 8 else np.uint32
     bits = (numbers + 0.0).view(unsigned)
     top = unsigned(1 << (8 * numbers.itemsize - 1))
@@ -102,7 +102,7 @@ def _keys(numbers: np.ndarray) -> np.ndarray:
 
 
 def _number(key: int, width: int) -> float:
-    """The number of which :func:`_keys` made the key."""
+    """Return the number from which :func:`_keys` made the key."""
     top = 1 << (width - 1)
     bits = key ^ top if key & top else key ^ ((1 << width) - 1)
     kinds = (np.uint64, np.float64) if width == 64 else (np.uint32, np.float32)
@@ -110,7 +110,7 @@ def _number(key: int, width: int) -> float:
 
 
 def _ties_that_stay(count: _Count, score: float, ties: int):
-    """Which of the scores equal to the threshold stay: all but the first ``ties``, by sorted name, then position."""
+    """Tell which scores equal to the threshold stay: all except the first ``ties``, by sorted name, then position."""
     names = sorted(count.parts)
     here = dict.fromkeys(names, 0)
     for name, chunk in count.counted():
@@ -131,7 +131,7 @@ def _ties_that_stay(count: _Count, score: float, ties: int):
 
 
 def _cut(count: _Count, name: str, score: float, ties: int) -> int:
-    """The flat position in ``name`` before which exactly ``ties`` competing scores equal the threshold."""
+    """Return the flat position in ``name`` before which exactly ``ties`` competing scores equal the threshold."""
     found = np.empty(0, np.int64)
     if name in count.mine:
         part = count.parts[name]
@@ -150,7 +150,7 @@ def _cut(count: _Count, name: str, score: float, ties: int) -> int:
 
 
 def _positions(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """The flat position in the whole tensor of every element held here; on the CPU."""
+    """Return, on the CPU, the flat position in the whole tensor of every element held here."""
     if not is_sharded(tensor):
         return torch.arange(tensor.numel()).view(shape)
     positions = torch.zeros((), dtype=torch.int64)

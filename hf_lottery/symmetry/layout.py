@@ -1,4 +1,4 @@
-"""Layouts: what every axis of a tensor is made of, and the algebra that ties axes of different tensors together.
+"""Layouts: the parts of every axis of a tensor, and the algebra that ties axes of different tensors together.
 
 An axis is a row-major product of *nodes*. A node is an atom (an axis that was never taken apart), a product (an axis
 that was viewed as several) or a sum (an axis that was cut into blocks). Operations unify nodes; the structure that one
@@ -26,7 +26,7 @@ class Node:
         size: Length.
         kind: "atom", "product", "sum" or "wild".
         parts: The nodes of a product (outermost first) or sum.
-        frozen: Why it must stay as it is, or None.
+        frozen: The reason why it must not be permuted, or None.
         children: (sum, offset) -> the node that stands for this one in that block.
         members: For a sum, the nodes that have children in its blocks.
     """
@@ -79,17 +79,17 @@ def wild(size: int) -> Layout:
 
 
 def frozen(size: int, why: str) -> Layout:
-    """Make an axis that must stay as it is."""
+    """Make an axis that must not be permuted."""
     return (Node(size, frozen=why),) if size != 1 else ()
 
 
 def atom(size: int) -> Layout:
-    """Make an axis of which nothing is known yet."""
+    """Make an axis about which nothing is known yet."""
     return (Node(size),) if size != 1 else ()
 
 
 def freeze(axis: Iterable[Node], why: str) -> None:
-    """Freeze everything that an axis is made of, in every tensor that has it; the first reason is remembered."""
+    """Freeze all parts of an axis in every tensor that has them; the first reason is remembered."""
     for node in map(find, axis):
         if node.kind == "wild":
             continue
@@ -110,7 +110,7 @@ def is_frozen(node: Node) -> bool:
 
 
 def unify(first: Iterable[Node], second: Iterable[Node]) -> Layout:
-    """Tie two axes of the same length and return what is known of them; a wild part becomes the other axis's part."""
+    """Tie two axes of the same length and return their common layout; a wild part becomes the other axis's part."""
     first, second = tuple(first), tuple(second)
     x, y, known = factors(first), factors(second), []
     while x and y:
@@ -208,12 +208,12 @@ def _adopt(node: Node, sum_: Node, offset: int, child: Node) -> None:
 
 
 def known_child(node: Node, sum_: Node, offset: int) -> Node | None:
-    """Return what stands for ``node`` in a block; None if :func:`child_of` was never asked for it."""
+    """Return the node that stands for ``node`` in a block; None if :func:`child_of` was never called for it."""
     return next((child for (key, at), child in node.children.items() if at == offset and find(key) is sum_), None)
 
 
 def child_of(node: Node, sum_: Node, offset: int) -> Node:
-    """Return what stands for ``node`` in the block of ``sum_`` at ``offset``; make it if need be."""
+    """Return the node that stands for ``node`` in the block of ``sum_`` at ``offset``; make it if needed."""
     node, sum_ = find(node), find(sum_)
     if node.kind == "wild" or node.size == 1 or node is sum_:
         return node
@@ -285,8 +285,8 @@ def cut(axis: Iterable[Node], start: int, stop: int) -> tuple[Layout, Node | Non
     """Cut the block ``[start, stop)`` out of an axis.
 
     Returns:
-        Layout of the block, the sum that was cut (None if there is none), and the block's offset in it; or None if the
-        structure forbids the cut.
+        The layout of the block, the sum that was cut (None if there is none), and the block's offset in it. None if
+        the structure forbids the cut.
     """
     flat = factors(axis)
     inner = math.prod(node.size for node in flat[1:])
@@ -313,7 +313,7 @@ def concatenate(axes: Sequence[Layout]) -> Layout:
     """Join axes, one after the other, into one."""
     parts: list[Node] = []
     for axis in axes:
-        # A part that is constant is so in any order. An atom of its own says the same, and can be tied to others.
+        # A constant part is constant in any order. A new atom expresses the same, and can be tied to others.
         flat = [Node(node.size) if node.kind == "wild" else node for node in factors(axis)] or [Node(1)]
         if len(flat) == 1:
             parts += _flat_sum(flat[0])
@@ -323,7 +323,7 @@ def concatenate(axes: Sequence[Layout]) -> Layout:
 
 
 def regroup(axes: Sequence[Layout], sizes: Sequence[int]) -> list[Layout] | None:
-    """Deal out the factors of some axes, in row-major order, to the sizes of a view; None if they do not align."""
+    """Distribute the factors of axes over the sizes of a view, in row-major order; None if they do not align."""
     flat = [node for axis in axes for node in factors(axis)]
     result: list[Layout] = []
     for size in sizes:

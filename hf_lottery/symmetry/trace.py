@@ -1,4 +1,4 @@
-"""Tracing: run one forward pass and label every tensor it makes with layouts."""
+"""Tracing: run one forward pass and label every tensor that it makes with layouts."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def rule(*names: str, positions: bool = False) -> Callable[[Rule], Rule]:
     """Register how an ATen operation passes layouts on: ``rule(trace, out, *args, **kwargs)`` -> axes of ``out``.
 
     Args:
-        names: Names of operations without their overload. A name also covers the operation in place.
-        positions: Whether the rule handles integers that are positions along an axis. After any other rule, the axis
-            that they are positions of is frozen.
+        names: Names of operations without their overload. A name also covers the in-place operation.
+        positions: Whether the rule handles integers that are positions along an axis. Any other rule freezes the axis
+            of such positions.
     """
 
     def register(function: Rule) -> Rule:
@@ -42,10 +42,10 @@ def rule(*names: str, positions: bool = False) -> Callable[[Rule], Rule]:
 
 
 class Trace(TorchDispatchMode):
-    """Labels every tensor of a forward pass.
+    """A torch mode that labels every tensor of a forward pass.
 
     Attributes:
-        seen: The axes of every tensor of the pass, from which follows which axes always go together.
+        seen: The axes of every tensor of the pass; they show which axes always occur together.
         unknown: Name of each operation without a rule -> how often it ran.
         reached: ``id`` of each tensor that an operation read.
         operation: Name of the current operation.
@@ -55,12 +55,12 @@ class Trace(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.axes: dict[int, Axes] = {}
-        self.keep: list[Tensor] = []  # an id is only good as long as its tensor lives
+        self.keep: list[Tensor] = []  # an id is valid only while its tensor lives
         self.aliases: dict[tuple[Any, ...], Axes] = {}
         self.seen: list[Axes] = []
-        self.lookups: list[tuple[Layout, Layout]] = []  # axes of positions, and the axis that they were looked up in
+        self.lookups: list[tuple[Layout, Layout]] = []  # axes of positions, and the axis they index
         self.values: dict[int, Layout] = {}  # integer tensors whose values are positions along an axis
-        self.constants: set[int] = set()  # tensors that were there before the pass and are no parameters
+        self.constants: set[int] = set()  # tensors from before the pass that are not parameters
         self.unknown: dict[str, int] = {}
         self.reached: set[int] = set()
         self.sources: dict[tuple[Any, ...], int] = {}
@@ -80,14 +80,14 @@ class Trace(TorchDispatchMode):
 
     @property
     def given(self) -> dict[str, Any]:
-        """The arguments of the current operation by the names of its schema, including defaults."""
+        """The arguments of the current operation by their names in its schema, including defaults."""
         func, args, kwargs = self._call
         names = [argument.name for argument in func._schema.arguments]
         defaults = {a.name: a.default_value for a in func._schema.arguments if a.has_default_value()}
         return {**defaults, **dict(zip(names, args, strict=False)), **kwargs}
 
     def label(self, tensor: Tensor, axes: Axes) -> None:
-        """State what a tensor's axes are."""
+        """Set the axes of a tensor."""
         assert len(axes) == tensor.ndim, (axes, tensor.shape)
         self.axes[id(tensor)] = axes
         if (writes := self.written.get(_memory(tensor))) is not None:
@@ -96,7 +96,7 @@ class Trace(TorchDispatchMode):
         self.seen.append(axes)
 
     def source(self, tensor: Tensor) -> Axes:
-        """Label a parameter with new axes; it may also be read through an alias such as ``.data``."""
+        """Label a parameter, and aliases of it such as ``.data``, with new axes."""
         axes = tuple(atom(size) for size in tensor.shape)
         self.label(tensor, axes)
         self.aliases[_place(tensor)] = axes
@@ -104,7 +104,7 @@ class Trace(TorchDispatchMode):
         return axes
 
     def of(self, tensor: Tensor) -> Axes:
-        """Return the axes of a tensor; those of a constant are frozen."""
+        """Return the axes of a tensor; the axes of a constant are frozen."""
         found = self.axes.get(id(tensor))
         if found is None:
             found = self.aliases.get(_place(tensor))
@@ -131,12 +131,12 @@ class Trace(TorchDispatchMode):
             freeze(axis, why)
 
     def lose_positions(self, tensor: Tensor, why: str) -> None:
-        """Freeze the axis that a tensor's values are positions of, as they are used in a way that has no rule."""
+        """Freeze the axis that a tensor's values index, because they are used in a way that has no rule."""
         if id(tensor) in self.values:
             freeze(self.values.pop(id(tensor)), why)
 
     def virtual(self, axes: Axes) -> None:
-        """Note axes that have to be consistent among themselves as if a tensor had them."""
+        """Record axes that must be consistent with each other, as if one tensor had them."""
         self.seen.append(axes)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -154,7 +154,7 @@ class Trace(TorchDispatchMode):
         known = _rule_name(func, name)
         try:
             axes = RULES[known](self, out, *args, **kwargs) if known else NotImplemented
-        except Exception as error:  # a case that the rule did not foresee; it may have tied axes so far, which is safe
+        except Exception as error:  # an unforeseen case; axes that the rule already tied are safe
             axes, name = NotImplemented, f"{name} ({type(error).__name__})"
         if axes is NotImplemented:
             self.refuse(name, out, args, kwargs)
@@ -172,17 +172,17 @@ class Trace(TorchDispatchMode):
                 self.label(tensor, its_axes)
 
     def write(self, tensor: Tensor, axes: Axes) -> None:
-        """Note that a tensor was written to; constant views of the same memory are no longer constant."""
+        """Record a write to a tensor; constant views of the same memory are no longer constant."""
         self.written.setdefault(_memory(tensor), _Writes()).add(tensor, axes)
         base = tensor._base
         if base is not None and id(base) in self.axes and _has_constant(self.axes[id(base)]):
             self.label(base, _filled(self.axes[id(base)], base, tensor, axes))
 
     def refuse(self, name: str, out: Any, args, kwargs) -> None:
-        """Freeze everything that an operation without a rule touches, which is always right."""
+        """Freeze everything that an operation without a rule touches, which is always safe."""
         results = [value for value in tree_leaves(out) if isinstance(value, Tensor)]
         if results and not any(tensor.numel() for tensor in results):
-            for tensor in results:  # the results are empty, as for an expert without tokens
+            for tensor in results:  # for example, an expert without tokens has empty results
                 self.label(tensor, tuple(frozen(size, "empty") for size in tensor.shape))
             return
         why = f"no rule for the operation {name}"
@@ -207,12 +207,12 @@ class _Writes:
         self.times: dict[torch.dtype, Tensor] = {}
 
     def add(self, view: Tensor, axes: Axes) -> None:
-        """Note that a view was written."""
+        """Record a write to a view."""
         self.axes.append(axes)
         self._times(view).fill_(len(self.axes))
 
     def last(self, view: Tensor) -> int:
-        """Return the number of the last write that a view shows, or of any write if the types differ."""
+        """Return the number of the last write that a view shows, or of the last of all if the dtypes differ."""
         if not view.numel():
             return 0
         return int(self._times(view).max()) if {*self.times} <= {view.dtype} else len(self.axes)
@@ -225,7 +225,7 @@ class _Writes:
 
 
 class _Reads(TorchFunctionMode):
-    """Sees the values that leave torch, which the dispatcher does not see."""
+    """A torch mode that sees values leave torch, which the dispatcher does not see."""
 
     _LEAVING = (Tensor.tolist, Tensor.numpy, Tensor.__array__)
 
@@ -238,7 +238,7 @@ class _Reads(TorchFunctionMode):
             self.trace.freeze(args[0], "read as numbers")
             self.trace.lose_positions(args[0], "read as numbers")
         if func is torch.nn.functional.one_hot and len(args) == 2 and args[1] > 0 and not kwargs:
-            # This is torch's own result without the check that reads the smallest and largest position.
+            # This gives the result of torch without its check, which reads the smallest and largest position.
             zeros = torch.zeros(*args[0].shape, args[1], dtype=args[0].dtype, device=args[0].device)
             return zeros.scatter(-1, args[0].unsqueeze(-1), 1)
         return func(*args, **(kwargs or {}))
@@ -297,7 +297,7 @@ def _block_filled(axis: Layout, size: int, start: int, block: Layout, length: in
     if length == size:
         return unify(axis, block)
     if not any(node.kind == "wild" for node in factors(axis)):
-        return axis  # the view was cut out of this axis, and is tied to it
+        return axis  # the view was cut from this axis and is tied to it
     whole = atom(size)
     found = None if all(map(is_frozen, factors(block))) else cut(whole, start, start + length)
     if found is None:
@@ -323,7 +323,7 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
         return (id(tensor),)
 
 
-# With these kernels a recurrent layer is one operation. (Torch's `flags` would warn of settings that are not touched.)
+# These kernels make a recurrent layer one operation. (Torch's `flags` would warn about settings that stay unchanged.)
 _FUSED_RECURRENCE = (
     (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
     (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
@@ -332,14 +332,14 @@ _FUSED_RECURRENCE = (
 
 @contextmanager
 def plain_kernels(model: nn.Module) -> Iterator[None]:
-    """Hold a model in evaluation mode without gradients, and without kernels that hide several operations in one."""
+    """Keep a model in evaluation mode, without gradients and without kernels that fuse several operations."""
     with ExitStack() as stack:
         stack.enter_context(restored_modes(model))
-        # Through train mode, so that a module computes again what it had cached in evaluation mode.
+        # Passing through train mode makes modules recompute what they cached in evaluation mode.
         model.train().eval()
         stack.callback(torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled())
         torch.backends.mha.set_fastpath_enabled(False)
-        # All experts at once: one at a time they have no common axis.
+        # Run all experts at once, because experts that run one at a time share no axis.
         experts = getattr(model, "get_experts_implementation", lambda: None)()
         choose: Callable[[Any], None] | None = getattr(model, "set_experts_implementation", None)
         if experts is not None and choose is not None:

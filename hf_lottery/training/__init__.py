@@ -1,4 +1,4 @@
-"""Training: hold a network at a mask, return to a moment, and find a ticket level after level."""
+"""Training: keep a network sparse while it trains, rewind its weights, and find a ticket level by level."""
 
 from . import rewind
 from .levels import Level, Start

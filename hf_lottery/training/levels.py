@@ -1,6 +1,6 @@
-"""Levels: the loop of train, prune and rewind, for whoever can train one level.
+"""Levels: the loop of train, prune and rewind, independent of how one level is trained.
 
-``find_ticket`` runs it in memory, ``LotteryTrainer`` on disk and over processes.
+``find_ticket`` runs this loop in memory, ``LotteryTrainer`` on disk and over several processes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from .snapshot import Snapshot
 
 
 class Start(NamedTuple):
-    """What a training function must know about the level it trains.
+    """The level that a training function is asked to train.
 
     Attributes:
-        level: Number of the level; 0 is dense. Seed the data order with it for a run that can be repeated.
-        step: Optimizer steps that lie behind the weights: start the learning-rate schedule here, train the rest.
+        level: Number of the level; 0 is dense. Seed the data order with it to make a run repeatable.
+        step: Optimizer steps that the weights were already trained for. Start the learning-rate schedule here and
+            train the remaining steps.
         fine_tune: Whether to train at a small constant rate instead of the schedule (``rewind=none``).
     """
 
@@ -38,8 +39,8 @@ class Level:
     """A trained level.
 
     Attributes:
-        number: 0 is dense.
-        mask: What the level kept.
+        number: Number of the level; 0 is dense.
+        mask: The weights that the level kept.
         sparsity: Fraction of the covered weights removed, in [0, 1].
         metrics: What the training function returned.
         start: The weights the level was trained from; with ``mask`` they are the ticket.
@@ -64,15 +65,15 @@ def run_levels(
     hand_over: Callable[[int, Mask], None],
     first: int = 0,
 ) -> Iterator[Level]:
-    """Train level after level, and prune after each but the last.
+    """Train level after level, and prune after each except the last.
 
     Args:
-        sparsities: The sparsity of every level; that of level 0 is 0.
-        begin: ``begin(number)`` puts the model where the level starts. Returns the level's mask and that start.
-        train: ``train(number, mask, start)`` trains one level under its mask to the end. Returns its metrics.
+        sparsities: The sparsity of every level; level 0 has sparsity 0.
+        begin: ``begin(number)`` puts the model at the start of a level, and returns the level's mask and this start.
+        train: ``train(number, mask, start)`` trains one level under its mask to the end, and returns its metrics.
         next_mask: ``next_mask(level, sparsity)`` prunes the model that was just trained.
-        hand_over: ``hand_over(number, mask)`` keeps what a later ``begin(number)`` needs.
-        first: The level to begin with, for a search that goes on; the levels before it are not trained again.
+        hand_over: ``hand_over(number, mask)`` stores what a later ``begin(number)`` needs.
+        first: The level to begin with. A resumed search does not train the levels before it again.
 
     Yields:
         One :class:`Level` for each sparsity. The model holds its trained weights.
@@ -88,17 +89,17 @@ def run_levels(
 def check_levels(
     weights: Mapping[str, Tensor], sparsities: Sequence[float], *, scope: Scope, min_density: float
 ) -> None:
-    """Find out before any training whether every level can be pruned, with random scores.
+    """Check with random scores, before any training, that every level can be pruned.
 
     Raises:
-        ValueError: Scope, sparsities and ``min_density`` contradict each other, or a level removes nothing.
+        ValueError: The scope, sparsities and ``min_density`` contradict each other, or a level removes nothing.
     """
     total = sum(weight.numel() for weight in weights.values())
     for number, (before, after) in enumerate(pairwise(sparsities), start=1):
         if round(before * total) == round(after * total):
             raise ValueError(
                 f"level {number} must remove weights; received sparsity {before:g} and then {after:g} of {total} "
-                "weights. Prune more at each level, or fewer levels."
+                "weights. Prune more at each level, or use fewer levels."
             )
     if scope is global_ranking and not min_density:
         return  # one ranking over everything can always be cut

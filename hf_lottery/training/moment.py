@@ -1,4 +1,4 @@
-"""Moments: capture a model after some step of its optimizer, whoever takes the steps."""
+"""Moments: capture a model after a given optimizer step, without control of the training loop."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .snapshot import Snapshot
 
 @contextmanager
 def capture_at(model: nn.Module, step: int) -> Iterator[Callable[[], Snapshot]]:
-    """Capture the model after ``step`` steps of its optimizer, whoever takes them; of several, the first counts.
+    """Capture the model after ``step`` optimizer steps inside the block; only its first optimizer is counted.
 
     Yields:
-        A function that returns the snapshot, to be called once the block is over; ValueError if it ended before.
+        A function to call after the block. It returns the snapshot; ValueError if training ended before the step.
     """
     taken, snapshot = 0, Snapshot.capture(model) if step == 0 else None
     ours, first = {id(parameter) for parameter in model.parameters()}, None

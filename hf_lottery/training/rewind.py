@@ -1,4 +1,4 @@
-"""Rewinding: the moment of training that a level starts from, restored bit for bit.
+"""Rewinding: the point of training that a level starts from, restored bit for bit.
 
 ======================  ==========================================  =======================================
 rewind                  weights and buffers of a level              learning-rate schedule of a level
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RewindPoint:
-    """Where a level starts from; made by this module's names, such as ``rewind.step(500)``.
+    """The point of training that a level starts from. Make one with this module, as in ``rewind.step(500)``.
 
     Attributes:
         kind: "init", "step", "epoch", "pretrained", "learning_rate" or "none".
@@ -37,14 +37,14 @@ class RewindPoint:
 
     @property
     def keeps_weights(self) -> bool:
-        """Whether a level goes on from the trained weights of the level before."""
+        """Whether a level continues from the trained weights of the previous level."""
         return self.kind in ("learning_rate", "none")
 
     def in_steps(self, *, steps_per_epoch: int | None = None) -> int:
-        """The moment to rewind to, in optimizer steps.
+        """Return the point to rewind to in optimizer steps.
 
         Raises:
-            ValueError: The moment is given in epochs and ``steps_per_epoch`` is not known.
+            ValueError: The point is given in epochs and ``steps_per_epoch`` is None.
         """
         if self.kind != "epoch":
             return self.at
@@ -63,20 +63,20 @@ none = RewindPoint("none")
 
 
 def step(k: int) -> RewindPoint:
-    """Rewind to the moment after ``k`` optimizer steps of level 0; ``step(0)`` is ``init``."""
+    """Rewind to the weights after ``k`` optimizer steps of level 0; ``step(0)`` equals ``init``."""
     return RewindPoint("step", _count(k, "step"))
 
 
 def epoch(k: int) -> RewindPoint:
-    """Rewind to the moment after ``k`` epochs of level 0."""
+    """Rewind to the weights after ``k`` epochs of level 0."""
     return RewindPoint("epoch", _count(k, "epoch"))
 
 
 def parse_rewind(text: str) -> RewindPoint:
-    """Read what a :class:`RewindPoint` prints, such as ``init``, ``step:500``, ``epoch:2`` or ``learning_rate``.
+    """Read a :class:`RewindPoint` from text such as ``init``, ``step:500``, ``epoch:2`` or ``learning_rate``.
 
     Raises:
-        ValueError: Anything else.
+        ValueError: The text names no rewind point.
     """
     kind, _, at = text.partition(":")
     if kind in ("step", "epoch") and at.isdecimal():
@@ -84,7 +84,7 @@ def parse_rewind(text: str) -> RewindPoint:
     if text in ("init", "pretrained", "learning_rate", "none"):
         return RewindPoint(text)
     raise ValueError(
-        f"rewind must be init, step:K, epoch:K, pretrained, learning_rate or none, K a whole number; received {text!r}."
+        f"rewind must be init, step:K, epoch:K, pretrained, learning_rate or none; received {text!r}. K is an integer."
     )
 
 

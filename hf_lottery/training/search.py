@@ -1,4 +1,4 @@
-"""find_ticket: train, score, prune, rewind, level after level (iterative magnitude pruning and its relatives)."""
+"""find_ticket: train, score, prune and rewind at each level (iterative magnitude pruning and its relatives)."""
 
 from __future__ import annotations
 
@@ -36,31 +36,30 @@ def find_ticket(
     min_density: float = 0.0,
     evidence: Callable[[nn.Module], Mapping[str, Evidence]] | None = None,
 ) -> Iterator[Level]:
-    """Find a lottery ticket: train the model, prune its least important weights, rewind the rest, and again.
+    """Find a lottery ticket: train the model, prune its least important weights, rewind the rest, and repeat.
 
     Args:
-        model: Trained in place; at each level that is yielded it holds that level's trained weights.
-        train: ``train(model, start)`` trains the model to the end with a fresh optimizer and returns metrics. The mask
-            is held for it.
-        within: Name -> parameter that may be pruned, ``prunable(model)`` as a rule.
-        score: ``score(weight, evidence)``, higher stays longer.
-        sparsity: Target sparsity in (0, 1), hit exactly by the last level. Or give ``levels``.
+        model: The model, trained in place. When a level is yielded, it holds that level's trained weights.
+        train: ``train(model, start)`` trains the model to the end with a fresh optimizer and returns metrics. Pruned
+            weights are kept at zero for it.
+        within: Name -> parameter that may be pruned, usually ``prunable(model)``.
+        score: ``score(weight, evidence)``; weights with higher scores stay longer.
+        sparsity: Target sparsity in (0, 1), reached exactly at the last level. Give either this or ``levels``.
         levels: Number of levels of pruning.
-        pruning_fraction: Share removed at each level, of what remains.
-        schedule: Sparsities of the levels from the three above.
-        rewind: Where each level starts from; a moment in steps, as epochs are not known here.
+        pruning_fraction: Share of the remaining weights that each level removes.
+        schedule: Function that makes the sparsity of each level from the three arguments above.
+        rewind: The point that each level starts from. Give it in steps, because epochs are not known here.
         scope: Which weights compete with each other.
-        min_density: Fraction of every parameter that must stay.
-        evidence: ``evidence(model)`` gathers what the score needs from the trained model, such as
-            :func:`gather_evidence` does. It is called only for a score that needs gradients or input norms; ``start``
-            is filled in here.
+        min_density: Smallest fraction of every parameter to keep.
+        evidence: ``evidence(model)`` gathers what the score needs from the trained model, as :func:`gather_evidence`
+            does. It is called only if the score needs gradients or input norms; ``start`` is filled in here.
 
     Yields:
         One :class:`Level` for each sparsity of the schedule, the dense level 0 first.
 
     Raises:
-        ValueError: A setting is out of range, the score reads what it does not declare or what nobody gathers, or
-            training ended before the step to rewind to.
+        ValueError: A setting is out of range, the score reads evidence that it does not declare or that is not
+            gathered, or training ended before the step to rewind to.
 
     Reference:
         Frankle and Carbin, 2019, arXiv:1803.03635; Frankle et al., 2020, arXiv:1912.05671.
@@ -93,7 +92,7 @@ def find_ticket(
 
 
 class _InMemory:
-    """A search whose masks and starts are held in memory, and whose levels a function of the user trains."""
+    """A search that holds its masks and starts in memory and trains its levels with a function of the user."""
 
     def __init__(
         self,
@@ -133,6 +132,6 @@ def _check_within(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     for name, weight in weights.items():
         if own.get(name) is not weight:
             raise ValueError(
-                f"within must hold the parameters of this very model; received another {name!r}, or the second name of "
-                "a tied one. Pass prunable(model)."
+                f"within must hold parameters of this model; received another {name!r}, or the second name of a tied "
+                "parameter. Pass prunable(model)."
             )

@@ -32,8 +32,8 @@ class Snapshot:
     """Weights and buffers of a model at one moment, on the CPU.
 
     Attributes:
-        step: Optimizer steps taken when it was captured.
-        tensors: Plain name -> parameter or buffer; a tied one once.
+        step: Optimizer steps taken before the capture.
+        tensors: Plain name -> parameter or buffer. A tied tensor occurs once.
     """
 
     step: int
@@ -41,10 +41,10 @@ class Snapshot:
 
     @classmethod
     def capture(cls, model: nn.Module, *, step: int = 0) -> Snapshot:
-        """Copy every parameter and buffer of ``model``, buffers that are not saved with it included.
+        """Copy every parameter and buffer of ``model``, including buffers that are not saved with it.
 
-        Of a sharded model every process gets all of it (:func:`save_snapshot` spares that), and every process must call
-        this.
+        If the model is sharded, every process must call this, and each gets the whole copy. :func:`save_snapshot` needs
+        less memory.
         """
         copy = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
         return cls(step, {name: whole(tensor).to(**copy) for name, tensor in named_state(model).items()})
@@ -54,7 +54,7 @@ class Snapshot:
         """Load a snapshot that :meth:`save` wrote.
 
         Raises:
-            FileNotFoundError: No such file.
+            FileNotFoundError: There is no such file.
             MaskFileError: The file is damaged or is not a snapshot.
         """
         if not Path(path).is_file():
@@ -69,7 +69,7 @@ class Snapshot:
             raise MaskFileError(f"{path} must be a whole safetensors file; received: {error}.") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the snapshot to ``path`` as safetensors, in one step."""
+        """Write the snapshot to ``path`` as safetensors; the file is never visible half-written."""
         _write(path, _header(self.step, self.tensors), (self.tensors[name] for name in _stored_order(self.tensors)))
 
     @torch.no_grad()
@@ -81,7 +81,7 @@ class Snapshot:
         """
         state = named_state(model)
         if only := state.keys() ^ self.tensors.keys():
-            raise MaskMismatchError(f"the model must have the snapshot's parameters; {min(only)!r} is in one only.")
+            raise MaskMismatchError(f"the model must have the snapshot's parameters; only one has {min(only)!r}.")
         for name, tensor in self.tensors.items():
             if (state[name].shape, state[name].dtype) != (tensor.shape, tensor.dtype):
                 raise MaskMismatchError(
@@ -96,7 +96,7 @@ class Snapshot:
         return f"Snapshot(step {self.step}, {len(self.tensors)} tensors, {numbers:,} numbers)"
 
     def sha256(self) -> str:
-        """Hash of names, dtypes, shapes and bytes, the same for the same weights wherever they were saved."""
+        """Hash names, dtypes, shapes and bytes; equal weights give the same hash wherever they were saved."""
         digest = hashlib.sha256()
         for name in sorted(self.tensors):
             tensor = self.tensors[name].contiguous()
@@ -106,16 +106,16 @@ class Snapshot:
 
 
 def save_snapshot(model: nn.Module, path: str | Path, *, step: int = 0, write: bool = True) -> None:
-    """Capture a model straight into a file, as :meth:`Snapshot.save` would: a tensor at a time, never a whole copy.
+    """Capture a model into the file that :meth:`Snapshot.save` would write, one tensor at a time, without a full copy.
 
     Args:
         model: The model. If it is sharded, every process must call this.
-        path: The file, which appears in one step.
+        path: The file to write; it is never visible half-written.
         step: Optimizer steps taken.
-        write: Whether this process writes; the others only give their shards.
+        write: Whether this process writes. The other processes only provide their shards.
     """
     state = named_state(model)
-    names, header = _stored_order(state), _header(step, state)  # its errors are raised by all
+    names, header = _stored_order(state), _header(step, state)  # every process raises its errors
     if write:
         _write(path, header, (whole(state[name]) for name in names))
     else:
@@ -125,12 +125,12 @@ def save_snapshot(model: nn.Module, path: str | Path, *, step: int = 0, write: b
 
 
 def _stored_order(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Larger numbers first, so that each lies at a multiple of its size."""
+    """Sort names by item size, largest first, so that each number lies at a multiple of its size."""
     return sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
 
 
 def _header(step: int, shapes: Mapping[str, Tensor]) -> bytes:
-    """The header of a safetensors file of these tensors, in the order they are stored in."""
+    """Make the header of a safetensors file of these tensors, in the order in which they are stored."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "step": str(step)}}
     end = 0
     for name in _stored_order(shapes):
@@ -145,7 +145,7 @@ def _header(step: int, shapes: Mapping[str, Tensor]) -> bytes:
 
 
 def _write(path: str | Path, header: bytes, tensors: Iterable[Tensor]) -> None:
-    """A safetensors file, written as a stream: the library's own functions want all tensors in memory at once."""
+    """Write a safetensors file as a stream; the library's own functions need all tensors in memory at once."""
     with staged_file(path) as file:
         file.write(header)
         for tensor in tensors:

@@ -189,7 +189,7 @@ def quantise(peft, mask):
         (break_adapter, ValueError, "NaNs detected"),
         (other_mask, MaskMismatchError, "must name a parameter"),
         (dense_base, ValueError, "must be zero where the mask prunes; received .*key.weight'"),
-        (merge_first, ValueError, "is merged already. Load base model and adapter again"),
+        (merge_first, ValueError, "is already merged. Load the base model and the adapter again"),
         (quantise, ValueError, "is quantised. Load the base model without"),
     ],
 )

@@ -20,7 +20,7 @@ ERRORS_OF_SEVERAL = [
     *ERRORS,
     ("refused", "must lie in blocks, as with fully_shard; received (Partial(sum),). "),
     ("refused", "all scores must be sharded over the same mesh; received 2 meshes."),
-    ("refused", "remove must be from 0 to 8, the competing weights; received 99."),
+    ("refused", "remove must be from 0 to 8, the number of competing weights; received 99."),
 ]
 
 

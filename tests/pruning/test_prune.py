@@ -213,7 +213,7 @@ def test_min_density_is_the_decimal_it_is_written_as():
 
 def test_a_tensor_left_without_weights_is_a_warning_at_the_caller():
     scores = {"a": torch.zeros(2), "b": torch.ones(2), "c": torch.zeros(1), "empty": torch.empty(0)}
-    with pytest.warns(UserWarning, match=r"^no weight is left of 'a', 'c'\. Pass min_density") as caught:
+    with pytest.warns(UserWarning, match=r"^no weight is left in 'a', 'c'\. Pass min_density") as caught:
         prune(scores, 0.6)
     assert [warning.filename for warning in caught] == [__file__]
     prune(scores, 0.4, min_density=0.5)  # warnings are errors
@@ -225,15 +225,15 @@ W = {"w": torch.rand(4, 5), "v": torch.rand(10, 8)}
 @pytest.mark.parametrize(
     "arguments, error, message",
     [
-        ({"sparsity": 1.0}, ValueError, r"^sparsity must be in \[0, 1\); received 1\.0\. .* not a percentage"),
+        ({"sparsity": 1.0}, ValueError, r"^sparsity must be in \[0, 1\); received 1\.0\. Pass a fraction"),
         ({"sparsity": -0.1}, ValueError, r"^sparsity must be in \[0, 1\); received -0\.1\."),
         ({"sparsity": math.nan}, ValueError, r"^sparsity must be in \[0, 1\); received nan\."),
         ({"sparsity": True}, TypeError, r"^sparsity must be a number; received True\."),
         ({"sparsity": "0.5"}, TypeError, r"^sparsity must be a number; received '0\.5'\."),
         ({"min_density": 1.5}, ValueError, r"^min_density must be in \[0, 1\]; received 1\.5\."),
         ({"min_density": False}, TypeError, r"^min_density must be a number; received False\."),
-        ({"scores": {}}, ValueError, r"^scores must name at least one weight; received 0 tensors without any\."),
-        ({"scores": {"w": torch.empty(0)}}, ValueError, r"at least one weight; received 1 tensors without any\."),
+        ({"scores": {}}, ValueError, r"^scores must hold at least one weight; received 0 tensors without elements\."),
+        ({"scores": {"w": torch.empty(0)}}, ValueError, r"at least one weight; received 1 tensors without elements\."),
         (
             {"scores": {"w": torch.ones(2, dtype=torch.int64)}},
             TypeError,
@@ -248,17 +248,17 @@ W = {"w": torch.rand(4, 5), "v": torch.rand(10, 8)}
         (
             {"min_density": 0.6},
             ValueError,
-            r"leave what min_density protects, 60 weights, 48 of them in 'v'; received 0\.5, that is 50 of",
+            r"leave the 60 weights that min_density protects, 48 of them in 'v'; received 0\.5, which removes 50 of",
         ),
         (
             {"min_density": 0.6, "scope": uniform},
             ValueError,
-            r"sparsity of 'w' must leave what min_density protects, 12 .*received 0\.5, that is 10 of 20",
+            r"sparsity of 'w' must leave the 12 weights .*received 0\.5, which removes 10 of 20",
         ),
         (
             {"min_density": 0.6, "scope": n_of_m(1, 2, axis=0)},
             ValueError,
-            r"at most 1/2 for n_of_m\(1, 2\); received one that protects 12 weights of 'w', where 10 stay",
+            r"at most 1/2 for n_of_m\(1, 2\); it protects 12 weights of 'w', but only 10 stay",
         ),
         (
             {"sparsity": 0.4, "scope": n_of_m(1, 2)},
@@ -268,14 +268,14 @@ W = {"w": torch.rand(4, 5), "v": torch.rand(10, 8)}
         (
             {"scope": n_of_m(1, 2)},
             ValueError,
-            r"'w' must have two axes or more and a length on axis 1 that 2 divides; received \[4, 5\]",
+            r"'w' must have at least two axes, and 2 must divide its length on axis 1; received shape \[4, 5\]",
         ),
         (
             {"scores": {"b": torch.rand(4)}, "scope": n_of_m(1, 2, axis=0)},
             ValueError,
-            r"shape of 'b' must have two axes or more .* received \[4\]",
+            r"'b' must have at least two axes, .* received shape \[4\]",
         ),
-        ({"scope": n_of_m(1, 2, axis=2)}, ValueError, r"shape of 'w' must .* axis 2 .* received \[4, 5\]"),
+        ({"scope": n_of_m(1, 2, axis=2)}, ValueError, r"'w' must .* axis 2; received shape \[4, 5\]"),
     ],
 )
 def test_an_error_says_what_was_wrong(arguments, error, message):
@@ -285,7 +285,7 @@ def test_an_error_says_what_was_wrong(arguments, error, message):
 
 @pytest.mark.parametrize("n, m", [(0, 4), (5, 4), (-1, 2)])
 def test_n_of_m_must_keep_some_of_m(n, m):
-    with pytest.raises(ValueError, match=rf"^n_of_m must keep from 1 to m weights of m; received n={n}, m={m}\."):
+    with pytest.raises(ValueError, match=rf"^n_of_m must keep from 1 to m weights; received n={n}, m={m}\."):
         n_of_m(n, m)
 
 
@@ -298,18 +298,18 @@ HALF = Mask({"w": torch.zeros(4, 5, dtype=torch.bool), "v": torch.arange(80).vie
         (
             {"sparsity": 0.3},
             ValueError,
-            r"2 tensors must be at least 0\.5, as `within` has removed 50; received 0\.3, that is 30 of 100",
+            r"2 tensors must be at least 0\.5, because `within` removed 50; received 0\.3, which removes 30 of 100",
         ),
         ({"sparsity": 0.3, "scope": erk}, ValueError, r"sparsity of 2 tensors must be at least 0\.5"),
         (
             {"scope": uniform},
             ValueError,
-            r"sparsity of 'w' must be at least 1, as `within` has removed 20; received 0\.6, that is 12 of 20",
+            r"sparsity of 'w' must be at least 1, because `within` removed 20; received 0\.6, which removes 12 of 20",
         ),
         (
             {"min_density": 0.1},
             ValueError,
-            r"at most what `within` has left of 'w', 0 of 20 weights; received 0\.1, which is 2\.",
+            r"not exceed what `within` left of 'w', 0 of 20; received 0\.1, which asks for 2 weights\.",
         ),
         (
             {"within": Mask({"w": HALF["w"], "other": HALF["v"]})},
@@ -319,7 +319,7 @@ HALF = Mask({"w": torch.zeros(4, 5, dtype=torch.bool), "v": torch.arange(80).vie
         (
             {"within": Mask({"v": HALF["v"]})},
             MaskMismatchError,
-            r"`within` must cover every name of the scores; received no 'w'\.",
+            r"`within` must cover every name in scores; it lacks 'w'\.",
         ),
         (
             {"within": Mask({"w": HALF["w"], "v": HALF["v"].T})},
@@ -345,5 +345,5 @@ def test_an_error_says_how_within_contradicts(arguments, error, message):
 
 
 def test_an_erk_budget_below_a_floor_names_the_tensor():
-    with pytest.raises(ValueError, match=r"sparsity of 'large' must leave what min_density protects, 500 weights"):
+    with pytest.raises(ValueError, match=r"sparsity of 'large' must leave the 500 weights that min_density protects"):
         prune({"small": torch.rand(10, 10), "large": torch.rand(100, 100)}, 0.95, scope=erk, min_density=0.05)

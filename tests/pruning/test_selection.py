@@ -197,7 +197,7 @@ def test_a_nan_that_does_not_compete_is_no_error():
 
 @pytest.mark.parametrize("remove", [-1, 4])
 def test_a_count_out_of_range_is_refused(remove):
-    with pytest.raises(ValueError, match=rf"must be from 0 to 3, the competing weights; received {remove}\."):
+    with pytest.raises(ValueError, match=rf"must be from 0 to 3, the number of competing weights; received {remove}\."):
         find_threshold({"a": torch.zeros(5)}, remove, alive={"a": torch.tensor([True, True, False, True, False])})
 
 

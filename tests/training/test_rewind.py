@@ -135,8 +135,8 @@ def test_another_model_is_refused_and_unchanged():
     snapshot = Snapshot.capture(nn.Linear(3, 2))
     cases = [
         (nn.Linear(4, 2), r"'weight' must have .* \[2, 3\] and .*; received \[2, 4\] and"),
-        (nn.Linear(3, 2, bias=False), "'bias' is in one only"),
-        (nn.BatchNorm1d(2), "'num_batches_tracked' is in one only"),
+        (nn.Linear(3, 2, bias=False), "only one has 'bias'"),
+        (nn.BatchNorm1d(2), "only one has 'num_batches_tracked'"),
     ]
     for other, message in cases:
         before = state(other)

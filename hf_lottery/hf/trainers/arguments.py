@@ -1,4 +1,4 @@
-"""LotteryArguments: TrainingArguments plus how to find a ticket. The one place where methods have string names."""
+"""LotteryArguments: TrainingArguments and the settings of a search, where methods are chosen by string names."""
 
 from __future__ import annotations
 
@@ -40,43 +40,44 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 @dataclass
 class LotteryArguments(TrainingArguments):
-    """TrainingArguments for :class:`~hf_lottery.LotteryTrainer`.
+    """TrainingArguments with the settings of a :class:`~hf_lottery.LotteryTrainer` search.
 
     Raises:
         ValueError: A setting is out of range or unknown.
     """
 
-    # Pairs of which one flag on the command line rules out the other's value in a file.
+    # In each pair, one flag on the command line overrides the other's value in a file.
     ALTERNATIVES: ClassVar[tuple[tuple[str, str], ...]] = (("sparsity", "levels"),)
 
     sparsity: float | None = field(
         default=None,
         metadata={
-            "help": "Target sparsity in (0, 1), hit exactly by the last level. Or give levels.",
+            "help": "Target sparsity in (0, 1), reached exactly at the last level. Give this or levels.",
         },
     )
     levels: int | None = field(default=None, metadata={"help": "Number of levels of pruning, instead of a sparsity."})
     pruning_fraction: float = field(
-        default=0.2, metadata={"help": "Share removed at each level, of what remains, in (0, 1)."}
+        default=0.2, metadata={"help": "Share of the remaining weights that each level removes, in (0, 1)."}
     )
     schedule: str = field(default="geometric", metadata={"help": f"Sparsity of each level: {', '.join(SCHEDULES)}."})
     rewind: str | None = field(
         default=None,
         metadata={
             "help": "Where a level starts: init, step:K or epoch:K (late rewinding), pretrained, learning_rate "
-            "(weights kept, schedule replayed) or none (fine-tuning). Default: init, and learning_rate for AWS."
+            "(weights kept, schedule replayed) or none (fine-tuning). Default: init, or learning_rate for A Winning "
+            "Sign (AWS)."
         },
     )
     score: str = field(default="magnitude", metadata={"help": f"Importance of a weight: {', '.join(SCORES)}."})
     score_batches: int = field(
         default=8,
-        metadata={"help": "Global training batches (all processes and accumulation steps) for saliency and wanda."},
+        metadata={"help": "Training batches that a score such as saliency reads; each is one optimizer step's batch."},
     )
     scope: str = field(
         default="global",
-        metadata={"help": f"Which weights compete: {', '.join(SCOPES)}, or N:M (N kept of every M inputs)."},
+        metadata={"help": f"Which weights compete: {', '.join(SCOPES)}, or N:M (keep N of every M inputs)."},
     )
-    min_density: float = field(default=0.0, metadata={"help": "Fraction of every parameter that must stay."})
+    min_density: float = field(default=0.0, metadata={"help": "Smallest fraction of every parameter to keep."})
     include: list[str] | None = field(
         default=None, metadata={"help": "Prune only parameters that match one of these regular expressions."}
     )
@@ -85,24 +86,24 @@ class LotteryArguments(TrainingArguments):
     )
     fine_tuning_learning_rate: float | None = field(
         default=None,
-        metadata={"help": "Constant rate of the levels after the first with rewind=none. Default: learning_rate / 10."},
+        metadata={"help": "Constant learning rate after level 0 with rewind=none. Default: learning_rate / 10."},
     )
     save_level_models: bool = field(
-        default=True, metadata={"help": "Keep the trained model of every level, not only of the last."}
+        default=True, metadata={"help": "Keep the trained model of every level, not only the last."}
     )
     rewind_by_reference: bool = field(
         default=False,
         metadata={
-            "help": "Keep the weights it starts from out of the ticket: name their repository and commit, or their "
-            "seed, with a hash. Only with rewind=init or pretrained."
+            "help": "Store no starting weights in the ticket, but their repository and commit, or their seed, with a "
+            "hash. Only with rewind=init or pretrained."
         },
     )
     preset: str | None = field(
         default=None,
         metadata={
-            "help": "Values for what is not given. official: the schedule of the AWS authors, 10 dense epochs, 10 a "
-            "level at a constant rate, then one final run. renda: the whole schedule at every level. Both keep the "
-            "weights (rewind=learning_rate)."
+            "help": "Defaults for arguments that are not given. official: the AWS authors' schedule, 10 dense epochs, "
+            "10 per level at a constant rate, then one final run. renda: the whole schedule at every level. Both "
+            "keep the weights (rewind=learning_rate)."
         },
     )
     dense_epochs: float | None = field(
@@ -117,28 +118,28 @@ class LotteryArguments(TrainingArguments):
     final_run: bool | None = field(
         default=None,
         metadata={
-            "help": "true: train once more at the last mask, as one more level, with num_train_epochs and "
+            "help": "Whether to train once more at the last mask, as one more level, with num_train_epochs and "
             "lr_scheduler_type."
         },
     )
     norm_interpolation: str | None = field(
         default=None,
         metadata={
-            "help": "For AWS, how often to draw how far norms are interpolated towards their initial values: step (of "
-            "the optimizer; the default of a WinningSignTrainer), micro_batch, or none, its control."
+            "help": "For AWS, how often to draw the interpolation of norms towards their initial values: step (each "
+            "optimizer step; the default of WinningSignTrainer), micro_batch, or none (the control)."
         },
     )
     norm_include: list[str] | None = field(
-        default=None, metadata={"help": "For AWS, regular expressions of what to interpolate instead of the norms."}
+        default=None, metadata={"help": "For AWS, regular expressions for parameters to interpolate instead of norms."}
     )
     norm_exclude: list[str] | None = field(
-        default=None, metadata={"help": "For AWS, regular expressions of norms not to interpolate."}
+        default=None, metadata={"help": "For AWS, regular expressions for norms not to interpolate."}
     )
     recalibration_batches: int = field(
         default=32,
         metadata={
-            "help": "For AWS, training batches to recalibrate batch norms on before a level is evaluated; their "
-            "running statistics are of many interpolated networks."
+            "help": "For AWS, training batches that recalibrate batch norms before a level is evaluated, because "
+            "running statistics mix many interpolated networks."
         },
     )
 
@@ -146,7 +147,7 @@ class LotteryArguments(TrainingArguments):
         super().__post_init__()
         self._apply_preset()
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity must be in [0, 1); received {self.sparsity}. It is no percentage.")
+            raise ValueError(f"sparsity must be in [0, 1); received {self.sparsity}. Pass a fraction such as 0.8.")
         for name in ("score_batches", "recalibration_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; received {getattr(self, name)}.")
@@ -160,11 +161,11 @@ class LotteryArguments(TrainingArguments):
                 raise ValueError(f"{name} must be one of {names}; received {getattr(self, name)!r}.")
         if self.rewind_by_reference and self.rewind not in (None, "init", "step:0", "pretrained"):
             raise ValueError(
-                f"rewind_by_reference must come with rewind=init or pretrained; received {self.rewind}, whose weights "
-                "no one else can build."
+                f"rewind_by_reference must come with rewind=init or pretrained; received {self.rewind}. "
+                "Only weights from before training can be rebuilt."
             )
         if self.level_lr_scheduler_type is not None:
-            SchedulerType(self.level_lr_scheduler_type)  # its error names all
+            SchedulerType(self.level_lr_scheduler_type)  # its error lists all names
         if self.rewind is not None:
             parse_rewind(self.rewind)
         self.get_scope()
@@ -179,13 +180,13 @@ class LotteryArguments(TrainingArguments):
                 setattr(self, name, value)
 
     def get_scope(self, *, kinds: Mapping[str, str] | None = None) -> Scope:
-        """The scope that the string names.
+        """Return the scope that ``scope`` names.
 
         Args:
-            kinds: Name -> kind of each weight (:attr:`Prunable.kinds`), which says where N:M finds the inputs.
+            kinds: Name -> kind of each weight (:attr:`Prunable.kinds`), from which N:M finds the input axis.
 
         Raises:
-            ValueError: The string is unknown, or N:M is asked of weights that do not say where their inputs are.
+            ValueError: The name is unknown, or N:M is requested for weights whose input axis is not known.
         """
         if self.scope in SCOPES:
             return SCOPES[self.scope]
@@ -193,7 +194,7 @@ class LotteryArguments(TrainingArguments):
             if experts := [name for name, kind in (kinds or {}).items() if kind == "experts"]:
                 raise ValueError(
                     f"{self.scope} must know the input axis of every weight; received stacked experts {experts[0]!r}, "
-                    "which have it here or there. Exclude them."
+                    "whose input axis differs between architectures. Exclude them."
                 )
             # GPT-2 keeps its weights as [inputs, outputs].
             axes = {name: 0 if kind == "Conv1D" else 1 for name, kind in (kinds or {}).items()}
@@ -201,9 +202,9 @@ class LotteryArguments(TrainingArguments):
         raise ValueError(f"scope must be one of {', '.join(SCOPES)} or N:M, such as 2:4; received {self.scope!r}.")
 
     def get_sparsities(self) -> list[float]:
-        """The sparsity of every level, from ``schedule``, ``sparsity``, ``levels`` and ``pruning_fraction``.
+        """Return the sparsity of every level, from ``schedule``, ``sparsity``, ``levels`` and ``pruning_fraction``.
 
-        That of the final run is the last one again.
+        The final run repeats the last sparsity.
         """
         sparsities = SCHEDULES[self.schedule](
             sparsity=self.sparsity, levels=self.levels, pruning_fraction=self.pruning_fraction

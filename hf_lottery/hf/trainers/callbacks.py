@@ -14,14 +14,14 @@ from ...training.sparsity import SparseHandle, keep_sparse
 
 
 class SparsityCallback(TrainerCallback):
-    """Keep pruned weights at exactly zero while a Trainer trains, and prove it at the end.
+    """A callback that keeps pruned weights at exactly zero during training, and verifies it at the end.
 
-    Works in any Trainer: ``Trainer(..., callbacks=[SparsityCallback(mask)])``. The mask is bound when training
-    begins, after the model was prepared and a checkpoint loaded.
+    It works in any Trainer: ``Trainer(..., callbacks=[SparsityCallback(mask)])``. The mask is bound when training
+    begins, after the model was prepared and a checkpoint was loaded.
 
     Args:
         mask: A Mask, or the folder or repository on the Hub that holds one.
-        packed: Keep one bit a weight in memory instead of one number; see :func:`hf_lottery.keep_sparse`.
+        packed: Whether to hold the mask as one bit per weight in memory; see :func:`hf_lottery.keep_sparse`.
 
     Raises:
         MaskMismatchError: When training begins, if the mask is for another model.
@@ -42,7 +42,7 @@ class SparsityCallback(TrainerCallback):
         self.handle = keep_sparse(model, self.mask, optimizer, packed=self.packed)
 
     def on_train_end(self, args, state, control, **kwargs):
-        """Verify the mask and let go."""
+        """Verify the mask and release the model."""
         assert self.handle is not None
         try:
             self.handle.verify()
@@ -50,14 +50,14 @@ class SparsityCallback(TrainerCallback):
             self.release()
 
     def release(self) -> None:
-        """Let the model go, if it is bound."""
+        """Release the model if it is bound."""
         if self.handle is not None:
             self.handle.remove()
         self.handle = None
 
 
 class SnapshotCallback(TrainerCallback):
-    """Save weights and buffers after some step of a training, to rewind to.
+    """A callback that saves weights and buffers after one training step, to rewind to.
 
     Args:
         step: Optimizer steps, counted from the start of the training; 1 or more.
@@ -75,13 +75,13 @@ class SnapshotCallback(TrainerCallback):
 
 
 def refuse_flat_weights() -> None:
-    """Raise NotImplementedError where the parameters of the model do not hold its weights in their shapes."""
+    """Raise NotImplementedError if the launch flattens parameters or keeps weights outside the model."""
     state = AcceleratorState()
     kind = state.distributed_type
     version = getattr(getattr(state, "fsdp_plugin", None), "fsdp_version", None)
     if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM) or version == 1:
         received = "FSDP version 1" if version == 1 else kind.value
         raise NotImplementedError(
-            f"a mask must be held on parameters in their own shapes; received {received}, which flattens them or keeps "
-            "them elsewhere. Launch with data parallelism, or with FSDP version 2 (fsdp_version: 2)."
+            f"a mask must be held on parameters in their own shapes; received {received}, which changes these. "
+            "Launch with data parallelism, or with FSDP version 2 (fsdp_version: 2)."
         )

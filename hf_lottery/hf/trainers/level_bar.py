@@ -1,4 +1,4 @@
-"""The progress bar of a search: the Trainer's, with the level before it."""
+"""LevelBar: the progress bar of a search, which shows the level."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from transformers import ProgressCallback
 
 
 class LevelBar(ProgressCallback):
-    """The Trainer's progress bar, with a text before it.
+    """The Trainer's progress bar with a text in front of it.
 
     Args:
-        describe: Returns the text when a training begins, such as ``level 3/8, sparsity 0.488``.
+        describe: Function that returns the text when training begins, such as ``level 3/8, sparsity 0.488``.
     """
 
     def __init__(self, describe: Callable[[], str]):

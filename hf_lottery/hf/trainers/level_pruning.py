@@ -1,4 +1,4 @@
-"""What a Trainer adds to pruning: evidence from its training data, and one mask on all processes."""
+"""Pruning a level in a Trainer: gather evidence from its training data, and check that all processes agree."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from ...training.snapshot import Snapshot
 from ..prunable_weights import Prunable
 from .sparse_trainer import SparseTrainer
 
-_UNSEEN = ("experts", "MultiheadAttention")  # their inputs pass no module of their own
+_UNSEEN = ("experts", "MultiheadAttention")  # no module's input is the input of these weights
 
 
 def check_evidence(score: Score, weights: Prunable) -> None:
-    """Find out before any training whether the evidence that a score needs can be had for every weight.
+    """Check before any training that the evidence that a score needs can be gathered for every weight.
 
     Raises:
-        ValueError: A weight is frozen and the score needs its gradient, or nobody sees the input of a weight.
+        ValueError: The score needs the gradient of a frozen weight, or the input of a weight that no module shows.
     """
     name_of_score, needed = getattr(score, "__name__", "the score"), needed_by(score)
     for name, weight in weights.items():
         if "gradient" in needed and not weight.requires_grad:
-            raise ValueError(f"{name_of_score} must be able to train {name!r}; received a frozen one. Exclude it.")
+            raise ValueError(f"{name_of_score} needs the gradient of {name!r}, which is frozen. Exclude it.")
         if "input_norm" in needed and weights.kinds[name] in _UNSEEN:
             raise ValueError(
-                f"{name_of_score} must see the input of a weight; received {name!r}, a {weights.kinds[name]} "
-                "parameter. Exclude it, or choose another score."
+                f"{name_of_score} needs the inputs of {name!r}, which cannot be seen for {weights.kinds[name]} "
+                "parameters. Exclude it, or choose another score."
             )
 
 
 def level_evidence(
     trainer: SparseTrainer, weights: Prunable, score: Score, start: Snapshot, *, batches: int
 ) -> dict[str, Evidence]:
-    """What a score needs to know of the level that was just trained; training data are read only if it needs them.
+    """Gather the evidence that a score needs about the level that was just trained.
 
     Args:
-        trainer: Whose training data to read, and whose loss to differentiate.
+        trainer: The Trainer, whose training data are read only if the score needs them.
         weights: The weights to score.
         score: The score.
-        start: Where the level started.
-        batches: Global training batches to read.
+        start: The weights that the level started from.
+        batches: Number of global training batches to read.
     """
     needed = needed_by(score)
     fields = needed - {"start"}
@@ -61,7 +61,7 @@ def _gather(trainer: SparseTrainer, weights: Prunable, fields: Collection[str], 
     mine = gather_evidence(trainer.network, batches, trainer.loss, within=weights, fields=fields)
 
     def over_processes(tensor: Tensor) -> Tensor:
-        if is_sharded(tensor):  # FSDP2 has put the mean over the processes here
+        if is_sharded(tensor):  # FSDP2 already holds the mean over the processes
             return tensor * trainer.args.world_size
         return cast(Tensor, trainer.accelerator.reduce(tensor, "sum"))
 
@@ -75,14 +75,14 @@ def _gather(trainer: SparseTrainer, weights: Prunable, fields: Collection[str], 
 
 
 def check_same_mask(mask: Mask, level: int) -> None:
-    """Raise unless every process has found the same mask: otherwise their networks have come apart.
+    """Raise unless every process found the same mask; otherwise their networks have diverged.
 
     Raises:
-        RuntimeError: Two processes have found different masks.
+        RuntimeError: Two processes found different masks.
     """
     found = gather_object([mask.sha256()])
     if len(set(found)) > 1:
         raise RuntimeError(
-            f"every process must find the same mask; received {len(set(found))} different ones of {len(found)} "
-            f"processes at level {level}. Their weights differ, or a score of your own is not deterministic."
+            f"every process must find the same mask; received {len(set(found))} different masks from {len(found)} "
+            f"processes at level {level}. Check that their weights agree and that your score is deterministic."
         )

@@ -34,26 +34,26 @@ from .sparse_trainer import SparseTrainer, changed
 
 
 class LotteryTrainer(SparseTrainer):
-    """A Trainer whose :meth:`train` finds a lottery ticket: all levels of train, score, prune and rewind.
+    """A Trainer whose :meth:`train` finds a lottery ticket: it trains, scores, prunes and rewinds at every level.
 
-    Each level trains in its own folder ``level-03/`` of ``args.output_dir`` with a fresh optimizer and a data order of
-    its own that depends on the seed and the level alone (with ``data_seed`` set, all levels share one order). See
-    :class:`~hf_lottery.hf.trainers.run_folder.RunFolder` for what is left on disk.
+    Each level trains in its own folder, such as ``level-03/`` in ``args.output_dir``, with a fresh optimizer. Its data
+    order depends only on the seed and the level; with ``data_seed`` set, all levels share one order. See
+    :class:`~hf_lottery.hf.trainers.run_folder.RunFolder` for the files on disk.
 
     Args:
         args: :class:`LotteryArguments`, with ``sparsity`` or ``levels``.
-        score: Your own score, instead of the one that ``args.score`` names.
-        settings: What else must be the same for a run to be resumed, in JSON terms, such as the name of the data set.
-            The other arguments are the Trainer's; a ``model_init`` is called once.
+        score: Your own score, which replaces ``args.score``.
+        settings: Further settings that must be the same when a run is resumed, as JSON values, such as the name of the
+            data set. The other arguments are the Trainer's; a ``model_init`` is called once.
 
     Attributes:
         weights: Name -> parameter that may be pruned.
-        history: One ``{"level", "sparsity", "metrics"}`` for each finished level, and ``"final_run": True`` of that;
-            among the metrics ``sign_flips``, the fraction of the kept weights that trained into another sign.
+        history: One ``{"level", "sparsity", "metrics"}`` for each finished level; the final run also has ``"final_run":
+            True``. The metric ``sign_flips`` is the fraction of kept weights whose sign changed in training.
 
     Raises:
         ValueError: A setting is out of range, the rewind step lies beyond training, or the model has nothing to prune.
-        RuntimeError: While training, if two processes find different masks.
+        RuntimeError: Two processes found different masks during training.
     """
 
     _default_rewind = "init"
@@ -67,7 +67,7 @@ class LotteryTrainer(SparseTrainer):
             raise TypeError(f"args must be LotteryArguments; received {type(self.args).__name__}.")
         self._check_arguments()
         self.settings = dict(settings or {})
-        # The Trainer would call it at every train(), which would undo the rewinding.
+        # The Trainer would call model_init at every train(), which would undo the rewinding.
         self.model_init = None
         self.lottery = self.args
         self.score = score or SCORES[self.lottery.score]
@@ -86,22 +86,22 @@ class LotteryTrainer(SparseTrainer):
         """Find the ticket.
 
         Args:
-            resume_from_checkpoint: True goes on with the run in ``args.output_dir``, at the level and step where it
-                stopped (from the start if there is none yet). A path must be that folder.
+            resume_from_checkpoint: True continues the run in ``args.output_dir`` at the level and step where it
+                stopped, or starts a new one if there is none. A path must be that folder.
             trial: Not supported.
             ignore_keys_for_eval: As for the Trainer.
 
         Returns:
-            The TrainOutput of the last level. The model holds its trained weights, ``mask`` its mask, and
-            ``args.output_dir/ticket`` the ticket.
+            The TrainOutput of the last level. Afterwards the model holds its trained weights, ``mask`` holds its mask,
+            and ``args.output_dir/ticket`` holds the ticket.
 
         Raises:
-            FileExistsError: There is a run in ``args.output_dir`` and it is not to be resumed.
-            ValueError: The run there had other settings.
+            FileExistsError: There is a run in ``args.output_dir``, and ``resume_from_checkpoint`` is not set.
+            ValueError: The run in ``args.output_dir`` has other settings.
         """
         refuse_flat_weights()
         if trial is not None:
-            raise NotImplementedError("hyperparameter search over whole runs must go through your own loop.")
+            raise NotImplementedError("hyperparameter search is not supported. Loop over whole runs instead.")
         base = cast(str, self.args.output_dir)
         path = resume_from_checkpoint if isinstance(resume_from_checkpoint, str | Path) else base
         if Path(path).resolve() != Path(base).resolve():
@@ -110,7 +110,7 @@ class LotteryTrainer(SparseTrainer):
             )
         moment = self.rewind_step()
         run = RunFolder(base, self.get_settings(), resume=bool(resume_from_checkpoint))
-        self.accelerator.wait_for_everyone()  # every process has looked before one of them writes
+        self.accelerator.wait_for_everyone()  # no process writes before all have read
         self._begin(run)
         levels = run_levels(
             self.sparsities,
@@ -122,15 +122,15 @@ class LotteryTrainer(SparseTrainer):
         )
         for level in levels:
             self._record(run, level)
-            del level  # its weights, before those of the next are loaded
+            del level  # free its weights before the next level loads its own
         return self._conclude(run)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log as the Trainer does; every record says its level and sparsity."""
+        """Log as the Trainer does, with level and sparsity in every record."""
         super().log({**logs, "level": self._level, "sparsity": self._held_sparsity}, start_time)
 
     def rewind_step(self) -> int:
-        """The optimizer step that levels rewind to.
+        """Return the optimizer step that levels rewind to.
 
         Raises:
             ValueError: The step lies beyond training.
@@ -142,11 +142,11 @@ class LotteryTrainer(SparseTrainer):
         return moment
 
     def is_final_run(self, level: int) -> bool:
-        """Whether a level is the final run: a training at the last mask after the search."""
+        """Tell whether a level is the final run, which trains at the last mask after the search."""
         return bool(self.lottery.final_run) and level == len(self.sparsities) - 1
 
     def level_arguments(self, level: int) -> dict[str, Any]:
-        """What the TrainingArguments are changed to for a level."""
+        """Return the TrainingArguments that are changed for a level, with their values."""
         settings: dict[str, Any] = {}
         if self.is_final_run(level):
             return settings
@@ -162,7 +162,7 @@ class LotteryTrainer(SparseTrainer):
         return settings
 
     def get_settings(self) -> dict[str, Any]:
-        """What must be the same for a run to be resumed, in JSON terms."""
+        """Return the settings that must be the same when a run is resumed, as JSON values."""
         own = {**self.settings, "score": self._score_name, "rewind": str(self.rewind_point)}
         return run_settings(self.args, own)
 
@@ -172,18 +172,18 @@ class LotteryTrainer(SparseTrainer):
                 raise ValueError(f"{name} must be left out here; received {given!r}. Use WinningSignTrainer.")
         if self.optimizer is not None or self.lr_scheduler is not None:
             raise ValueError(
-                "every level must make an optimizer and a schedule of its own; received `optimizers`. "
+                "every level must make its own optimizer and schedule; received `optimizers`. "
                 "Pass optimizer_cls_and_kwargs, or override create_optimizer."
             )
         for name in ("bf16_full_eval", "fp16_full_eval"):
             if getattr(self.args, name):
                 raise ValueError(
-                    f"{name} must be off, as it casts the weights that are pruned and rewound; received True. "
-                    "Use bf16 or fp16, which do not."
+                    f"{name} must be off, because it casts the weights that are pruned and rewound; received True. "
+                    "Use bf16 or fp16, which do not cast them."
                 )
 
     def _check_search(self) -> None:
-        """Find out before the first training what would fail after it."""
+        """Check before the first training what would otherwise fail after it."""
         pruned = self.sparsities[: -1 if self.lottery.final_run else None]
         check_levels(self.weights, pruned, scope=self.scope, min_density=self.lottery.min_density)
         check_evidence(self.score, self.weights)
@@ -197,7 +197,7 @@ class LotteryTrainer(SparseTrainer):
             self._save_start(0, Mask.dense(self.weights))
 
     def _save_start(self, number: int, mask: Mask) -> None:
-        """Make the model as it is the start of a level."""
+        """Make the present model the start of a level."""
         run = self._run
         save_snapshot(self.network, run.handed_over, write=self.args.should_save)
         self._write(lambda: run.write_start(number, mask, run.handed_over))
@@ -256,7 +256,7 @@ class LotteryTrainer(SparseTrainer):
         self._write(lambda: run.write_start(number, mask, begin))
 
     def _record(self, run: RunFolder, level: Level) -> None:
-        """Note that a level is finished."""
+        """Record that a level is finished."""
         output = level.metrics
         record = {"level": level.number, "sparsity": level.sparsity, "metrics": plain(output.metrics)}
         if self.is_final_run(level.number):
@@ -273,11 +273,11 @@ class LotteryTrainer(SparseTrainer):
         if any(map(is_sharded, named_weights(self.network).values())):
             if not self._trained_here:
                 raise NotImplementedError(
-                    "a finished run must be resumed with a model that is not sharded yet; received DTensors, into "
-                    f"which its trained weights are not loaded. Read {run.ticket}, or start one process."
+                    "a finished run must be resumed with a model that is not sharded yet; received DTensors, which "
+                    f"cannot load its weights. Load the ticket in {run.ticket}, or start one process."
                 )
             for buffer in self.network.buffers():
-                buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen other batches
+                buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen different batches
         else:
             self._load_from_checkpoint(str(run.trained(last)))
         kept = ("level", "sparsity", "metrics", "final_run")
@@ -296,28 +296,28 @@ class LotteryTrainer(SparseTrainer):
         return TrainOutput(record["steps"], record["loss"], record["metrics"])
 
     def _ticket_start(self, start: Snapshot) -> Snapshot:
-        """What the ticket starts from, given what its level started from."""
+        """Return the weights that the ticket starts from, given those that its level started from."""
         return start
 
     def _measure(self, mask: Mask, start: Snapshot, ignore_keys) -> dict[str, float]:
-        """The metrics of the level that was just trained."""
+        """Measure the level that was just trained."""
         metrics = self.evaluate(ignore_keys=ignore_keys) if self.eval_dataset is not None else {}
         return {**metrics, "sign_flips": 1 - sign_agreement(mask, start.tensors, named_weights(self.network)).overall}
 
     def _take_shards(self) -> None:
         super()._take_shards()
         named = named_weights(self.network)
-        for name in self.weights:  # and let go of the whole ones
+        for name in self.weights:  # and release the whole ones
             self.weights[name] = cast(nn.Parameter, named[name])
 
     @property
     def _layout(self) -> str:
-        """How a checkpoint of this launch stores the optimizer's state."""
+        """The layout in which checkpoints of this launch store the optimizer's state."""
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
         return "whole" if plugin is None else plugin.state_dict_type.name
 
     def _save_trained(self, folder: Path) -> None:
-        if self._layout == "SHARDED_STATE_DICT":  # of which the Trainer saves no model that can be loaded elsewhere
+        if self._layout == "SHARDED_STATE_DICT":  # for which the Trainer saves no loadable model
             self._save(str(folder), state_dict=self.accelerator.get_state_dict(self.model))
         self.save_model(str(folder), _internal_call=True)
 
@@ -332,7 +332,7 @@ class LotteryTrainer(SparseTrainer):
         return f"level {self._level}/{len(self.sparsities) - 1}, sparsity {self.sparsities[self._level]:.3f}"
 
     def _write(self, action: Callable[[], Any]) -> None:
-        """Write on one process; the others wait until it is done, since they read what was written."""
+        """Write on one process; the others wait, because they read what it writes."""
         if self.args.should_save:
             action()
         self.accelerator.wait_for_everyone()

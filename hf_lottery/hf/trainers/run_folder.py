@@ -1,14 +1,14 @@
-"""RunFolder: what a LotteryTrainer leaves on disk, and how it finds its way back.
+"""RunFolder: the files of a LotteryTrainer run, from which it can be resumed.
 
 ::
 
     output_dir/
-      lottery_state.json        settings, finished levels and their metrics; rewritten when a level is finished
-      rewind.safetensors        the moment that levels rewind to, if it is later than the start
-      level-00/  level-01/ ...  mask and starting weights of the level (a ticket), its checkpoints
+      lottery_state.json        settings, finished levels and their metrics; rewritten after every level
+      rewind.safetensors        the weights that levels rewind to, if later than the start
+      level-00/  level-01/ ...  mask and starting weights of the level (a ticket), and its checkpoints
         trained/                its trained model
       ticket/                   the last level as a ticket with a card
-      signed/                   the signed mask, of a WinningSignTrainer
+      signed/                   the signed mask (WinningSignTrainer only)
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class RunFolder:
 
     Args:
         root: ``output_dir`` of the run.
-        settings: Whatever must be the same for a resumed run to go on with this one.
-        resume: Whether to go on where an earlier process stopped.
+        settings: The settings that must be the same when the run is resumed.
+        resume: Whether to continue where an earlier process stopped.
 
     Raises:
-        FileExistsError: The folder holds a run and ``resume`` is false, or levels that belong to no run.
-        ValueError: The run in the folder had other settings.
+        FileExistsError: The folder holds a run and ``resume`` is false, or it holds levels without a run.
+        ValueError: The run in the folder has other settings.
     """
 
     def __init__(self, root: str | Path, settings: dict[str, Any], *, resume: bool):
         self.root = Path(root)
         self.finished: list[dict[str, Any]] = []
-        self._settings = json.loads(json.dumps(settings))  # as they will be read back
+        self._settings = json.loads(json.dumps(settings))  # in the form in which they are read back
         state = self.root / _STATE_NAME
         if not state.exists():
             if levels := sorted(self.root.glob("level-*")):
@@ -59,7 +59,7 @@ class RunFolder:
         if not resume:
             raise FileExistsError(
                 f"output_dir must not hold a run already; received {self.root}. "
-                "Go on with it by resume_from_checkpoint=True, or choose another output_dir."
+                "Pass resume_from_checkpoint=True to continue it, or choose another output_dir."
             )
         stored = json.loads(state.read_text())
         for name in sorted(self._settings.keys() | stored["settings"].keys()):
@@ -67,16 +67,16 @@ class RunFolder:
             if old != new:
                 raise ValueError(
                     f"a resumed run must have the settings it began with; received {name}={new!r} instead of {old!r}. "
-                    "Put it back, or choose another output_dir."
+                    "Restore it, or choose another output_dir."
                 )
         self.finished = stored["finished"]
 
     def level(self, number: int) -> Path:
-        """The folder of a level."""
+        """Return the folder of a level."""
         return self.root / f"level-{number:02d}"
 
     def trained(self, number: int) -> Path:
-        """The folder of a level's trained model."""
+        """Return the folder of a level's trained model."""
         return self.level(number) / "trained"
 
     @property
@@ -86,26 +86,26 @@ class RunFolder:
 
     @property
     def signed(self) -> Path:
-        """The folder of the signed mask, of a search for one."""
+        """The folder of the signed mask (WinningSignTrainer only)."""
         return self.root / "signed"
 
     @property
     def handed_over(self) -> Path:
-        """The file of the weights that the next level starts from, until it is linked into the level's folder."""
+        """The file of the next level's starting weights, until it is linked into the level's folder."""
         return self.root / "next.safetensors"
 
     @property
     def moment(self) -> Path:
-        """The file of the moment that levels rewind to."""
+        """The file of the weights that levels rewind to."""
         return self.root / REWIND_NAME
 
     def save(self) -> None:
-        """Write settings and finished levels: from now on the folder holds this run."""
+        """Write settings and finished levels, which makes the folder hold this run."""
         state = {"settings": self._settings, "finished": self.finished}
         write_atomically(self.root / _STATE_NAME, (json.dumps(state, indent=2) + "\n").encode())
 
     def sweep(self) -> None:
-        """Delete what a killed process had begun to write."""
+        """Delete files that a killed process wrote in part."""
         for folder in (self.root, *self.root.glob("level-*")):
             sweep(folder)
         self.handed_over.unlink(missing_ok=True)
@@ -118,24 +118,24 @@ class RunFolder:
         self.handed_over.unlink(missing_ok=True)
 
     def has_start(self, number: int) -> bool:
-        """Whether :meth:`write_start` is done for a level."""
+        """Tell whether :meth:`write_start` has finished for a level."""
         return (self.level(number) / CONFIG_NAME).exists()
 
     def read_start(self, number: int) -> tuple[Mask, Snapshot]:
-        """What a level starts from."""
+        """Read the mask and the weights that a level starts from."""
         folder = self.level(number)
         return Mask.from_pretrained(folder), Snapshot.load(folder / REWIND_NAME)
 
     def mark_complete(self, checkpoint: Path, layout: str) -> None:
-        """Say that all processes have written their part of a checkpoint, and how the optimizer's state lies in it."""
+        """Mark a checkpoint that all processes have written, with the layout of its optimizer state."""
         write_atomically(checkpoint / COMPLETE_NAME, (json.dumps({"layout": layout}) + "\n").encode())
 
     def last_checkpoint(self, number: int, layout: str) -> str | None:
-        """The newest complete checkpoint of a level whose optimizer state can be read by this launch, if there is one.
+        """Find the newest complete checkpoint of a level whose optimizer state this launch can read, if any.
 
         Args:
             number: The level.
-            layout: How this launch stores the state: ``"whole"``, or the kind of state dict of FSDP.
+            layout: How this launch stores the state: ``"whole"``, or FSDP's state dict type.
         """
         folders = [path for path in self.level(number).glob("checkpoint-*") if path.name[11:].isdecimal()]
         for checkpoint in sorted(folders, key=lambda path: int(path.name[11:]), reverse=True):
@@ -155,7 +155,7 @@ class RunFolder:
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Hard-link a file, so that a run of many levels keeps its rewind weights once; copy where links do not work."""
+    """Hard-link a file, so that many levels share one copy of the rewind weights; copy it if links do not work."""
     try:
         os.link(source, target)
     except OSError:

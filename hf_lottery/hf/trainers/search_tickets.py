@@ -1,4 +1,4 @@
-"""The tickets of a search: of its last level, and of every other when they are pushed to the Hub."""
+"""The tickets of a search: make that of the last level, and push those of all levels to the Hub."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ def last_ticket(
     history: list[dict[str, Any]],
     token: str | None,
 ) -> Ticket:
-    """The ticket of the last level of a search.
+    """Make the ticket of a search's last level.
 
     Args:
         run: The search's folder, which holds the masks of all levels.
         model: The search's model.
-        start: Where the ticket starts, or a reference to it.
-        settings: What defines the search.
-        history: One record a level.
-        token: For the Hub, which knows the commit of the base model.
+        start: The weights that the ticket starts from, or a reference to them.
+        settings: The settings of the search.
+        history: One record for each level.
+        token: The token for the Hub, which is asked for the commit of the base model.
     """
     levels = len(history)
     config = getattr(model, "config", None)
@@ -49,7 +49,7 @@ def last_ticket(
 
 
 def push_levels(ticket: Ticket, run: RunFolder, repo_id: str, *, private: bool | None, token: str | None) -> None:
-    """Push the ticket of every level in a commit of its own, tagged ``level-03``; the last one stays on top."""
+    """Push each level's ticket in its own commit, with a tag such as ``level-03``; the last level comes last."""
     assert ticket.series is not None
     for level in range(len(ticket.series)):
         one = _level_ticket(ticket, run, level)
@@ -58,12 +58,12 @@ def push_levels(ticket: Ticket, run: RunFolder, repo_id: str, *, private: bool |
 
 
 def _level_ticket(ticket: Ticket, run: RunFolder, level: int) -> Ticket:
-    """The ticket of a level, made from the last one."""
+    """Make the ticket of a level from that of the last level."""
     series, start = ticket.series, ticket.start
     assert series is not None
     if level == len(series) - 1:
         return ticket
-    if isinstance(start, Snapshot):  # a reference is to the same weights for every level
+    if isinstance(start, Snapshot):  # a reference names the same weights for every level
         start = run.read_start(level)[1]
     info = {**ticket.info, "level": level, "history": ticket.info["history"][: level + 1]}
     until = MaskSeries(series[: level + 1])

@@ -1,4 +1,4 @@
-"""SparseTrainer: a Trainer that holds a mask."""
+"""SparseTrainer: a Trainer that keeps pruned weights at zero."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class SparseTrainer(Trainer):
 
     Args:
         mask: A Mask, or the folder or repository on the Hub that holds one; None trains dense.
-        first_step: Optimizer steps that lie behind the weights: the learning-rate schedule resumes there, and only the
-            steps that are left are trained. The other arguments are the Trainer's.
+        first_step: Optimizer steps that the weights were already trained for. The learning-rate schedule resumes there,
+            and only the remaining steps are trained. The other arguments are the Trainer's.
 
     Raises:
         MaskMismatchError: The mask is for another model.
-        SparsityLeakError: At the end of training, if a pruned weight is not zero or the mask prunes nothing.
-        NotImplementedError: Under DeepSpeed, Megatron or FSDP version 1.
+        SparsityLeakError: A pruned weight is not zero at the end of training, or the mask prunes nothing.
+        NotImplementedError: The launch uses DeepSpeed, Megatron or FSDP version 1.
     """
 
     def __init__(self, *args, mask: Mask | str | Path | None = None, first_step: int = 0, **kwargs):
@@ -43,7 +43,7 @@ class SparseTrainer(Trainer):
 
     @property
     def mask(self) -> Mask | None:
-        """The mask that is held while training; None trains dense."""
+        """The mask that training keeps to; None trains dense."""
         return self._sparsity.mask if self._sparsity else None
 
     @mask.setter
@@ -65,14 +65,14 @@ class SparseTrainer(Trainer):
         return cast(torch.nn.Module, self.model)
 
     def loss(self, model: torch.nn.Module, inputs: Any) -> torch.Tensor:
-        """The loss that is trained, of a model on one prepared batch."""
+        """Return the training loss of a model on one prepared batch."""
         return cast(torch.Tensor, self.compute_loss(model, inputs))
 
     def train(self, *args, **kwargs) -> TrainOutput:
-        """Train as the Trainer does, from ``first_step`` on.
+        """Train as the Trainer does, starting at ``first_step``.
 
         Raises:
-            ValueError: ``first_step`` lies beyond training, or the schedule cannot be resumed at a step.
+            ValueError: ``first_step`` lies beyond training, or the schedule cannot be resumed at that step.
         """
         settings = {}
         if self.first_step:
@@ -84,13 +84,13 @@ class SparseTrainer(Trainer):
                 return super().train(*args, **kwargs)
         finally:
             if self._sparsity is not None:
-                self._sparsity.release()  # also of a training that was interrupted
+                self._sparsity.release()  # also after an interrupted training
 
     def evaluation_loop(self, *args, **kwargs):
-        """The Trainer's evaluation.
+        """Evaluate as the Trainer does.
 
-        That of transformers 5.23 forgets the data parallelism of a compiled model when it is trained a second time; the
-        processes would train apart from then on.
+        transformers 5.23 loses the data parallelism of a compiled model when it is trained a second time; from then on
+        the processes would train separately. This keeps the wrapped model.
         """
         wrapped = self.model_wrapped
         try:
@@ -100,17 +100,17 @@ class SparseTrainer(Trainer):
                 self.model_wrapped = wrapped
 
     def create_optimizer(self, model=None):
-        """The Trainer's optimizer."""
+        """Create the Trainer's optimizer, and note the names of its parameters."""
         optimizer = super().create_optimizer(model)
         names = {id(parameter): name for name, parameter in named_weights(self.network).items()}
         self._optimized = [[names.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
         return optimizer
 
     def _take_shards(self) -> None:
-        """Follow the model that FSDP2 has just prepared, whose parameters are others now: here, in the optimizer.
+        """Give the optimizer the new parameters of the model that FSDP2 has just prepared.
 
-        accelerate (1.15) gives them to it, but tells those that were sharded before by the address of the local part.
-        It is the same for all of which a process holds nothing: the optimizer would have one of them several times.
+        accelerate 1.15 does this too, but it identifies already sharded parameters by the address of their local part.
+        All empty local parts share one address, so the optimizer would get one parameter several times.
         """
         if self._optimized is None:
             raise NotImplementedError(
@@ -123,7 +123,7 @@ class SparseTrainer(Trainer):
                 group["params"] = [named[name] for name in names]
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """The Trainer's scheduler; with a ``first_step``, the one of the whole training, resumed there."""
+        """Create the scheduler of the whole training, and resume it at ``first_step``."""
         if self.is_fsdp_enabled and optimizer is None:  # the model and the optimizer have just been prepared
             self._take_shards()
         scheduler = super().create_scheduler(num_training_steps + self.first_step, optimizer)
@@ -134,13 +134,13 @@ class SparseTrainer(Trainer):
         return scheduler
 
     def count_steps(self) -> tuple[int | None, int]:
-        """Optimizer steps of an epoch (None if the data set does not know its length), and of a whole training."""
+        """Return the optimizer steps of an epoch (None if the data set has no length) and of the whole training."""
         loader = self.get_train_dataloader()
         per_epoch = math.ceil(len(loader) / self.args.gradient_accumulation_steps) if has_length(loader) else None
         if self.args.max_steps > 0:
             return per_epoch, self.args.max_steps
         if per_epoch is None:
-            raise ValueError("epochs must be of a data set that knows its length; received a stream. Use max_steps.")
+            raise ValueError("epochs need a data set with a length; received a stream. Use max_steps.")
         return per_epoch, math.ceil(self.args.num_train_epochs * per_epoch)
 
     def check_step(self, step: int, steps: int) -> None:
@@ -152,12 +152,12 @@ class SparseTrainer(Trainer):
             )
         if step and self.args.lr_scheduler_type in ("reduce_lr_on_plateau", "greedy"):
             raise ValueError(
-                f"a schedule must be a function of the step to resume at step {step}; "
+                f"a learning-rate schedule must depend only on the step to resume at step {step}; "
                 f"received {self.args.lr_scheduler_type}. Choose another lr_scheduler_type, or rewind=init."
             )
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model, and the mask beside it. The mask goes first, because the Trainer may push the folder."""
+        """Save the mask and the model. The mask is written first, because the Trainer may push the folder."""
         if self.mask is not None and self.args.should_save:
             folder = Path(output_dir or cast(str, self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
@@ -165,10 +165,10 @@ class SparseTrainer(Trainer):
         super().save_model(output_dir, _internal_call)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        """Load weights as the Trainer does, but never a part of them.
+        """Load weights as the Trainer does, but raise if any is missing.
 
-        transformers 5 saves some architectures (ViT is one) under the names of older versions. The Trainer compares
-        these with the model's own names, warns that they are missing, and trains on from whatever is there.
+        transformers 5 saves some architectures (such as ViT) under the names of older versions. The Trainer compares
+        these with the model's own names, warns that they are missing, and continues with the present weights.
         """
         if model is not None or not isinstance(self.model, PreTrainedModel):
             if model is None and self.is_fsdp_enabled:  # the Trainer expects weights that are sharded on disk
@@ -180,7 +180,7 @@ class SparseTrainer(Trainer):
         if lost := sorted(name for kind in ("missing_keys", "mismatched_keys") for name in report[kind]):
             raise ValueError(
                 f"the checkpoint {resume_from_checkpoint} must hold every weight; received none for {lost[:3]}. "
-                "It is of another model."
+                "Use a checkpoint of this model."
             )
         self.model.load_state_dict(loaded.state_dict())
 
@@ -192,7 +192,7 @@ class SparseTrainer(Trainer):
 
 @contextmanager
 def changed(args: Any, **values: Any) -> Iterator[None]:
-    """Change attributes for the time of a block."""
+    """Change attributes inside a block, and restore them afterwards."""
     before = {name: getattr(args, name) for name in values}
     try:
         for name, value in values.items():

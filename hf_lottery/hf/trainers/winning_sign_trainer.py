@@ -1,4 +1,4 @@
-"""WinningSignTrainer: a Trainer whose train() finds a signed mask that lets any initialization win (AWS)."""
+"""WinningSignTrainer: a Trainer whose train() finds a signed mask for any initialization (A Winning Sign, AWS)."""
 
 from __future__ import annotations
 
@@ -34,29 +34,28 @@ class WinningSignTrainer(LotteryTrainer):
     """A LotteryTrainer whose levels keep their weights and train with interpolated norm parameters.
 
     At each optimizer step one ``alpha`` is drawn from U(0, 1), and forward and backward run with every norm parameter
-    at ``(1 - alpha) * psi + alpha * psi_init``; evaluation, saved models and the final run are at ``alpha = 0``.
-    ``alpha`` is a function of seed, level, step and (with ``norm_interpolation="micro_batch"``) micro-batch: equal on
-    all processes, and the same again in a run that is resumed. Without norms this is learning-rate rewinding, and says
-    so.
+    at ``(1 - alpha) * psi + alpha * psi_init``. Evaluation, saved models and the final run use ``alpha = 0``.
+    ``alpha`` depends on seed, level, step and (with ``norm_interpolation="micro_batch"``) micro-batch, so all
+    processes and a resumed run draw the same. Without norms this is learning-rate rewinding, and a warning says so.
 
-    After :meth:`train` the model holds the network that the signs are of: the last level's, or what the final run
-    started from. ``output_dir/ticket`` starts from there, and ``output_dir/signed`` is the signed mask alone.
+    After :meth:`train` the model holds the network whose signs were taken: that of the last level, or the one that the
+    final run started from. ``output_dir/ticket`` starts there, and ``output_dir/signed`` holds only the signed mask.
 
     Args:
-        initial_norms: Name -> ``psi_init``. By default the norms of the model as it is given: initial values of a fresh
-            one, those of the checkpoint of a pretrained one. The other arguments are the LotteryTrainer's.
+        initial_norms: Name -> ``psi_init``. Default: the norms of the given model: initial values if it is new, those
+            of the checkpoint if it is pretrained. The other arguments are the LotteryTrainer's.
 
     Attributes:
         norms: The norm parameters by name.
         signed: The signed mask, after :meth:`train`.
 
     Raises:
-        ValueError: Another rewind than learning_rate, or a pattern for norms that matches nothing.
+        ValueError: ``rewind`` is not learning_rate, or a pattern for norms matches nothing.
 
     Reference:
-        Oh, Baik and Lee, 2025, arXiv:2504.05357. Theirs draws alpha by batch, which is by step without gradient
-        accumulation; and measures batch-norm networks without recalibration. The Trainer's ``weight_decay``
-        spares biases and layer norms, but pulls the gains of batch, group and RMS norms to 0, as theirs pulls all.
+        Oh, Baik and Lee, 2025, arXiv:2504.05357. They draw alpha for each batch, which is each step without gradient
+        accumulation, and measure batch-norm networks without recalibration. The Trainer's ``weight_decay`` excludes
+        biases and layer norms but includes the gains of batch, group and RMS norms; theirs includes all.
     """
 
     _default_rewind = "learning_rate"
@@ -67,7 +66,7 @@ class WinningSignTrainer(LotteryTrainer):
         if self.rewind_point.kind != "learning_rate":
             raise ValueError(
                 f"signs must be found with rewind=learning_rate, which keeps them; received {self.rewind_point}. "
-                "Use LotteryTrainer for another rewind."
+                "Use LotteryTrainer for another rewind point."
             )
         if self.lottery.rewind_by_reference:
             raise ValueError(
@@ -81,7 +80,7 @@ class WinningSignTrainer(LotteryTrainer):
             )
         if both := self.norms.keys() & self.weights.keys():
             raise ValueError(
-                f"a norm must not be prunable; received {min(both)!r}, which is both. Exclude it in one place."
+                f"a norm must not be prunable; received {min(both)!r}, which is both. Use exclude or norm_exclude."
             )
         self._given_norms = self._check_given(initial_norms)
         self._initial: dict[str, Tensor] = {}
@@ -89,27 +88,30 @@ class WinningSignTrainer(LotteryTrainer):
         self._refuse_apart()
 
     def training_step(self, model: nn.Module, inputs: dict, num_items_in_batch=None) -> Tensor:
-        """The Trainer's step, with interpolated norms."""
+        """Run the Trainer's step with interpolated norms."""
         if not self._interpolates:
             return super().training_step(model, inputs, num_items_in_batch)
         if callable(prepare := getattr(self.optimizer, "train", None)):
-            prepare()  # a schedule-free optimizer writes the weights here, which the Trainer would let it do inside
+            prepare()  # a schedule-free optimizer writes weights here; the Trainer would call it inside
         if any(map(is_sharded, self.norms.values())):
             reshard(self.network)  # an evaluation leaves the outermost parameters gathered
         with interpolated_norms(self.norms, self._initial, self._draw()):
             return super().training_step(model, inputs, num_items_in_batch)
 
     def norm_path(self, *, points: int = 5) -> list[tuple[float, dict[str, float]]]:
-        """The metrics of the network that the signs are of, along the line from its norms to their initial values.
+        """Measure the network whose signs were taken along the line from its norms to their initial values.
 
-        This is what AWS keeps flat. With a final run, that is the network it started from. Batch norms are recalibrated
-        at each point; model and statistics are unchanged.
+        AWS keeps the metrics flat along this line. With a final run, the network is the one that it started from. Batch
+        norms are recalibrated at each point; the model and its statistics are unchanged afterwards.
 
         Args:
-            points: How many values of ``alpha``, evenly from 0 to 1.
+            points: How many values of ``alpha`` to measure, evenly spaced from 0 to 1.
 
         Returns:
             ``(alpha, metrics)`` for each point.
+
+        Raises:
+            ValueError: The Trainer has not trained.
         """
         if self.norms and not self._initial:
             raise ValueError("a norm path must start from trained norms; received a Trainer that has not trained.")
@@ -147,7 +149,7 @@ class WinningSignTrainer(LotteryTrainer):
         return super()._begin_level(number)
 
     def _find_initial(self, run: RunFolder) -> None:
-        # From disk, as a resumed run may have been given another model.
+        # Read from disk, because a resumed run may have been given another model.
         values = self._given_norms or run.read_start(0)[1].tensors
         self._initial = {name: values[name].to(local(norm), copy=True) for name, norm in self.norms.items()}
 
@@ -159,10 +161,10 @@ class WinningSignTrainer(LotteryTrainer):
         self._refuse_apart()
 
     def _refuse_apart(self) -> None:
-        """FSDP2 adds up the gradients of micro-batches before anyone can scale them."""
+        """Raise for micro-batches under FSDP2, which adds up their gradients before they can be scaled."""
         if self.interpolation == "micro_batch" and any(map(is_sharded, self.norms.values())):
             raise NotImplementedError(
-                "norm_interpolation must be step with sharded parameters; received micro_batch. Use step."
+                "norm_interpolation must be step with sharded parameters; received micro_batch. Pass step."
             )
 
     def _check_given(self, given: Mapping[str, Tensor] | None) -> dict[str, Tensor] | None:
@@ -186,7 +188,7 @@ class WinningSignTrainer(LotteryTrainer):
         return super()._measure(mask, start, ignore_keys)
 
     def _recalibrate(self) -> None:
-        """Batch-norm statistics of the network as it is; the running ones are of many interpolated networks."""
+        """Recompute batch-norm statistics for the present network; the running ones mix many interpolated networks."""
         if not batch_norms(self.network):
             return
         set_seed(level_seed(self.args.seed, 0, 3))  # the same batches for every level and point
@@ -208,7 +210,7 @@ class WinningSignTrainer(LotteryTrainer):
     def _conclude(self, run: RunFolder) -> TrainOutput:
         self._find_initial(run)
         output = super()._conclude(run)
-        if not self.lottery.final_run:  # the ticket's own file stays
+        if not self.lottery.final_run:  # read the ticket's own file, as the other is deleted
             self.ticket = replace(self.ticket, start=Snapshot.load(run.ticket / REWIND_NAME))
             self._write(lambda: run.handed_over.unlink())
         self.ticket.start.restore_(self.network)

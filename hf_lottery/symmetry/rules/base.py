@@ -1,4 +1,4 @@
-"""Helpers that several rules share: broadcasting, cutting out a block, and passing positions on."""
+"""Helpers that several rules share: broadcast axes, cut out a block, and pass positions on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ KERNEL = "a convolution kernel's axis"
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int]) -> Axes:
-    """Unify tensors as a pointwise operation does; an axis of length 1, or a constant one, takes the other's layout."""
+    """Unify tensors as a pointwise operation does; an axis that is constant or of length 1 takes the other's layout."""
     return broadcast_axes([(tensor.shape, trace.of(tensor)) for tensor in tensors], shape)
 
 
@@ -38,7 +38,7 @@ def tensors_in(*args: Any) -> list[Tensor]:
 
 
 def carry_values(trace: Trace, out: Tensor, source: Tensor) -> None:
-    """Note that the values of ``out`` are the same positions as those of ``source``, if those are positions."""
+    """Record that ``out`` holds the same positions as ``source``, if ``source`` holds positions."""
     if id(source) in trace.values:
         trace.values[id(out)] = trace.values[id(source)]
 
@@ -53,7 +53,7 @@ def narrow(trace: Trace, axes: Sequence[Layout], axis: int, start: int, stop: in
         axes[axis] = frozen(0, why)
         return axes
     if all(is_frozen(node) and find(node).kind != "sum" for node in factors(axes[axis])):
-        # Frozen axes, such as positions and batches, are not cut: what holds for one block must hold for all.
+        # Frozen axes, such as positions and batches, are not cut, because all their blocks must be treated alike.
         constant = all(node.kind == "wild" for node in factors(axes[axis]))
         axes[axis] = wild(stop - start) if constant else frozen(stop - start, why)
         return axes
@@ -64,7 +64,7 @@ def narrow(trace: Trace, axes: Sequence[Layout], axis: int, start: int, stop: in
         return axes
     axes[axis], sum_, offset = found
     if sum_ is not None:
-        # The block itself comes first on its axis; every other node gets its child for this block.
+        # The block comes first on its axis; every other node is replaced by its child in this block.
         axes = [
             tuple(node if (i, j) == (axis, 0) else child_of(node, sum_, offset) for j, node in enumerate(layout))
             for i, layout in enumerate(axes)

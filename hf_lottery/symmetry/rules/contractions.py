@@ -1,4 +1,4 @@
-"""Rules of products that sum over an axis: matrix products, convolutions, attention."""
+"""Rules for products that sum over an axis: matrix products, convolutions, attention."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def contract_vector(trace: Trace, out: Tensor, first: Tensor, second: Tensor):
 
 @rule("addmv", "addr", "outer", "ger")
 def outer(trace: Trace, out: Tensor, *tensors: Tensor, **kwargs):
-    """Tie the axes of outer products, with or without a tensor that is added."""
+    """Tie the axes of outer products, with or without an added tensor."""
     axes = tuple(layout for tensor in tensors[-2:] for layout in trace.of(tensor))
     if trace.operation == "addmv":
         axes = contract_vector(trace, out, *tensors[-2:])
@@ -125,7 +125,7 @@ def attention(trace: Trace, out: Any, query: Tensor, key: Tensor, value: Tensor,
     q, k, v = (trace.of(tensor) for tensor in (query, key, value))
     lead = []
     for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True):
-        shared = unify(b, c)  # a key serves several queries where the heads are fewer
+        shared = unify(b, c)  # one key may serve several query heads
         lead.append(unify(a, (*shared, *atom(size_of(a) // size_of(shared)))))
     unify(q[-1], k[-1])
     unify(k[-2], v[-2])

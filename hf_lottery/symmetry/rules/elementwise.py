@@ -1,4 +1,4 @@
-"""Rules of operations that keep every element in its place, and of constants."""
+"""Rules for operations that keep every element in its place, and for constants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of operations that look up, write or read by position or by value."""
+"""Rules for operations that look up, write or read by position or by value."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def index(trace: Trace, out: Tensor, source: Tensor, indices: Sequence[Tensor | 
 
 
 def _around(trace: Trace, axes: Axes, entries: Sequence[tuple[int, Tensor]]) -> Axes:
-    """Return the axes of a lookup: those of the positions in place of the axes they are positions of."""
+    """Return the axes of a lookup: the axes of the positions replace the axes that they index."""
     used = [i for i, _ in entries]
     tensors = [entry for _, entry in entries]
     looked = broadcast(trace, tensors, torch.broadcast_shapes(*(tensor.shape for tensor in tensors)))
@@ -65,7 +65,7 @@ def _around(trace: Trace, axes: Axes, entries: Sequence[tuple[int, Tensor]]) -> 
 
 
 def _masked(trace: Trace, out: Tensor, axes: Axes, entries: Sequence[tuple[int, Tensor]]) -> Any:
-    """Return the axes of what a boolean mask picks from some neighbouring axes."""
+    """Return the axes of the elements that a boolean mask picks from neighbouring axes."""
     (start, mask), stop = entries[0], entries[0][0] + entries[0][1].ndim
     if len(entries) > 1:
         return NotImplemented
@@ -99,13 +99,13 @@ def index_put(trace: Trace, out: Tensor, source: Tensor, indices: Sequence[Tenso
             freeze(layout, why)
             for j in rest[: len(rest) - after]:
                 freeze(axes[j], why)
-    # An axis that only got single values, or the rest of a constant, is still constant.
+    # An axis that was written only with single values stays constant, and so does the rest of a constant.
     return tuple(axes)
 
 
 @rule("masked_scatter")
 def masked_scatter(trace: Trace, out: Tensor, source: Tensor, mask: Tensor, values: Tensor):
-    """Read values in order; rows that are written as a whole keep their axis."""
+    """Freeze axes that are filled in order; rows that are written as a whole keep their axis."""
     axes, why = list(broadcast(trace, [source], out.shape)), "written by a mask"
     whole = mask.ndim == 0 or mask.shape[-1] == 1 or all(n.kind == "wild" for n in factors(trace.of(mask)[-1]))
     rows = whole and values.ndim and values.shape[-1] == out.shape[-1]
@@ -141,7 +141,7 @@ def repeat_interleave(trace: Trace, out: Tensor, repeats: Tensor, *args, **kwarg
 
 
 def _fixed_index(trace: Trace, index: Any) -> int | None:
-    """Return the one position that a constant such as ``[-2]`` names; None for any other index."""
+    """Return the single position in a constant such as ``[-2]``; None for any other index."""
     constant = id(index) in trace.constants or id(index) not in trace.axes
     return int(index) if constant and index.ndim == 1 and index.numel() == 1 and index.dtype != torch.bool else None
 
@@ -184,7 +184,7 @@ def scatter(trace: Trace, out: Tensor, source: Tensor, axis: int, indices: Tenso
 
 @rule("nonzero", "bincount", "histc", "unique", "_unique2", "unique_consecutive", "unique_dim", "masked_select")
 def counted_up(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
-    """Freeze all axes: the result depends on positions or values in a way that keeps none of them."""
+    """Freeze all axes, because the result depends on positions or values and keeps no axis."""
     for tensor in tensors_in((source, args), kwargs):
         trace.freeze(tensor, "its positions are read")
     results = [out] if isinstance(out, Tensor) else list(out)
@@ -200,4 +200,4 @@ def scalar(trace: Trace, out: Any, *tensors: Tensor):
 
 @rule("_assert_async", "_assert_scalar", "_assert_tensor_metadata", "sym_size", "sym_numel", "sym_stride")
 def nothing(trace: Trace, out: Any, *args, **kwargs):
-    """Do nothing: the operation makes no tensor, and only reads whether something holds."""
+    """Do nothing, because the operation only checks a condition and makes no tensor."""

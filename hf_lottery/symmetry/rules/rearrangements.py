@@ -1,4 +1,4 @@
-"""Rules of operations that join, pad, order or shuffle elements."""
+"""Rules for operations that join, pad, order or shuffle elements."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], axis: int = 0):
     pieces = []
     for tensor in tensors:
         if tensor.ndim != out.ndim:
-            continue  # an empty list of numbers joins anything
+            continue  # torch lets an empty one-dimensional tensor join any other
         for i, layout in enumerate(trace.of(tensor)):
             if i != axis:
                 result[i] = unify(result[i], layout)
@@ -32,7 +32,7 @@ def cat(trace: Trace, out: Tensor, tensors: Sequence[Tensor], axis: int = 0):
 
 
 def _join_values(trace: Trace, out: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Keep positions along one axis as such when they are joined; mixed with other numbers they are lost."""
+    """Keep joined positions if all index the same axis; freeze their axes if other numbers are among them."""
     known = [trace.values.get(id(tensor)) for tensor in tensors]
     if all(axis is not None for axis in known):
         trace.values[id(out)] = functools.reduce(unify, known)  # pyright: ignore[reportArgumentType]
@@ -71,7 +71,7 @@ def pad(trace: Trace, out: Tensor, source: Tensor, amounts: Sequence[int], value
 
 @rule("roll", "flip", "cumsum", "cumprod", "logcumsumexp", "_fft_r2c", "_fft_c2r", "_fft_c2c")
 def ordered(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
-    """Freeze the named axes, as their order matters."""
+    """Freeze the named axes, because their order matters."""
     named = trace.given["dims"] if "dims" in trace.given else trace.given["dim"]
     chosen = {axis % source.ndim for axis in ([named] if isinstance(named, int) else named)}
     if not chosen:
@@ -131,7 +131,7 @@ def view_as_real(trace: Trace, out: Tensor, source: Tensor):
 
 @rule("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle")
 def shuffle(trace: Trace, out: Tensor, source: Tensor, factor: int):
-    """Treat channels as a product of channels and places, or of groups and channels, which change their order."""
+    """Split channels into channels and places, or into groups and channels, which change their order."""
     axes = trace.of(source)
     if "channel" in trace.operation:
         outer, inner = atom(factor), atom(source.shape[1] // factor)

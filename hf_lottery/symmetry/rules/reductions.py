@@ -1,4 +1,4 @@
-"""Rules of norms, reductions, ranks and pools along an axis."""
+"""Rules for norms, reductions, rankings and pooling along an axis."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def softmax(trace: Trace, out: Tensor, source: Tensor, axis: int, *args):
       "linalg_vector_norm", "argmax", "argmin", "count_nonzero", "nansum", "std_mean", "aminmax", "median", "nanmedian",
       "mode", "kthvalue")  # fmt: skip
 def reduce(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
-    if "other" in trace.given:  # the greater of two
+    if "other" in trace.given:  # the elementwise maximum of two tensors
         return pointwise(trace, out, source, *args)
     first = out if isinstance(out, Tensor) else out[0]
     named = trace.given.get("dim")
@@ -121,5 +121,5 @@ def pool(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
 
 @rule("_is_all_true", "_is_any_true")
 def whether(trace: Trace, out: Tensor, source: Tensor):
-    """Return no axes: the result is one number for a whole tensor, the same in any order."""
+    """Return no axes, because the result is one number that does not depend on the order."""
     return ()

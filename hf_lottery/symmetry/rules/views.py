@@ -1,4 +1,4 @@
-"""Rules of views: the same elements under other axes, or some of them."""
+"""Rules for views, which show all or some elements of a tensor under other axes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _segments(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[tuple[in
 
 
 def _view_of_nothing(trace: Trace, out: Tensor, source: Tensor) -> Axes:
-    """Keep the last axes as far as they agree, since an expert without tokens still ties its units."""
+    """Keep the last axes as far as they agree, because an expert without tokens still ties its units."""
     axes = [frozen(size, "empty") for size in out.shape]
     for i in range(1, min(out.ndim, source.ndim) + 1):
         if out.shape[-i] != source.shape[-i] or not out.shape[-i]:
@@ -149,6 +149,6 @@ def split(trace: Trace, out: Sequence[Tensor], source: Tensor, sizes: Any, axis:
 
 @rule("as_strided")
 def as_strided(trace: Trace, out: Tensor, source: Tensor, *args, **kwargs):
-    """Keep the axes where a kernel restrides its result to another memory format; a change of shape has no rule."""
+    """Keep the axes if a kernel only changes the memory format of its result; a new shape has no rule."""
     axes = trace.of(source)
     return axes if out is source and [size_of(axis) for axis in axes] == list(out.shape) else NotImplemented

@@ -195,7 +195,7 @@ def test_an_optimizer_for_all_levels_is_refused(tmp_path):
     model = net()
     optimizer = torch.optim.SGD(model.parameters())
     for optimizers in ((optimizer, None), (None, torch.optim.lr_scheduler.ConstantLR(optimizer))):
-        with pytest.raises(ValueError, match="every level must make an optimizer and a schedule of its own"):
+        with pytest.raises(ValueError, match="every level must make its own optimizer and schedule"):
             LotteryTrainer(model=model, args=arguments(tmp_path), optimizers=optimizers)
 
 
@@ -216,7 +216,7 @@ def test_levels_under_compile_bf16_and_accumulation(tmp_path, bf16, accumulate):
 @pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
 def test_a_schedule_that_cannot_be_resumed(tmp_path, schedule):
     changes = {"lr_scheduler_type": schedule, "eval_strategy": "epoch"}
-    with pytest.raises(ValueError, match="must be a function of the step to resume at step 2"):
+    with pytest.raises(ValueError, match="must depend only on the step to resume at step 2"):
         trainer(tmp_path, rewind="step:2", **changes).train()
     trainer(tmp_path, **changes).check_step(0, 6)
 

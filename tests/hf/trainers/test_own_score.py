@@ -56,7 +56,7 @@ def test_a_score_of_gradients_refuses_a_frozen_weight(tmp_path):
         return evidence.gradient.abs()
 
     data = Counted()
-    with pytest.raises(ValueError, match="by_gradient must be able to train 'inner.weight'; received a frozen one"):
+    with pytest.raises(ValueError, match="by_gradient needs the gradient of 'inner.weight', which is frozen"):
         search(tmp_path, by_gradient, data, frozen()).train()
     assert data.read == 0 and not list(tmp_path.iterdir())
 

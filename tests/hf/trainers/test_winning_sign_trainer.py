@@ -246,5 +246,5 @@ def test_a_stream_has_no_epochs(tmp_path):
 
     args = arguments(tmp_path, max_steps=4, level_epochs=1)
     ours = WinningSignTrainer(model=net(), args=args, train_dataset=Stream())
-    with pytest.raises(ValueError, match="epochs must be of a data set that knows its length; received a stream"):
+    with pytest.raises(ValueError, match="epochs need a data set with a length; received a stream"):
         ours.train()
