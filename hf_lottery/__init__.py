@@ -22,7 +22,7 @@ used; the rest needs torch, numpy, scipy, safetensors and zstandard.
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .alignment.matching import activation_matching, weight_matching
+from .alignment.matching import Match, activation_matching, weight_matching
 from .connectivity.barrier import error_barrier
 from .connectivity.repair import recalibrated
 from .masks.mask import Mask, MaskMismatchError
@@ -76,6 +76,7 @@ __all__ = [
     "MaskFileError",
     "MaskMismatchError",
     "MaskSeries",
+    "Match",
     "Permutation",
     "PermutationSpec",
     "RewindMismatchError",
