@@ -52,9 +52,14 @@ def needs(*fields: str) -> Callable[[_Score], _Score]:
 
 def needed_by(score: Score) -> frozenset[str]:
     """Return the evidence that a score declared; only ``start`` if it declared nothing."""
+    declared = _declared_by(score)
+    return frozenset({"start"}) if declared is None else declared
+
+
+def _declared_by(score: Score) -> frozenset[str] | None:
     while isinstance(score, partial) and not hasattr(score, "needs"):
         score = score.func
-    return getattr(score, "needs", frozenset({"start"}))
+    return getattr(score, "needs", None)
 
 
 class _Probe(Evidence):
@@ -181,10 +186,12 @@ def score_weights(
     Raises:
         ValueError: A score lacks its evidence, or has another shape than the weight; the message names the weight.
     """
-    scores = {}
+    scores, declared = {}, sorted(_declared_by(score) or ())
     for name, weight in named_weights(weights).items():
         try:
             known = (evidence or {}).get(name, Evidence())
+            for field in declared:
+                _required(getattr(known, field), field, getattr(score, "__name__", "the score"))
             if is_sharded(weight):
                 known = Evidence(*(None if value is None else _sharded(value, weight) for value in known))
             scores[name] = score(weight, known)
@@ -206,5 +213,8 @@ def _sharded(value: Tensor, weight: Tensor) -> Tensor:
 
 def _required(value: Tensor | None, what: str, score: str) -> Tensor:
     if value is None:
-        raise ValueError(f"{score} must be given evidence with a {what}; received none. Call gather_evidence() for it.")
+        article = "an" if what == "input_norm" else "a"
+        raise ValueError(
+            f"{score} must be given evidence with {article} {what}; received none. Call gather_evidence() for it."
+        )
     return value

@@ -18,6 +18,8 @@ from ..pruning.mask_from_scores import prune
 from ..pruning.scopes import Scope, global_ranking
 from .snapshot import Snapshot
 
+_SHOWN = 200  # characters of the metrics when a level is printed
+
 
 class Start(NamedTuple):
     """The level that a training function is asked to train.
@@ -53,7 +55,10 @@ class Level:
     start: Snapshot
 
     def __repr__(self) -> str:
-        return f"Level({self.number}, sparsity {self.sparsity:.4f}, metrics {self.metrics!r})"
+        metrics = repr(self.metrics)
+        if len(metrics) > _SHOWN:
+            metrics = f"{metrics[:_SHOWN]}..."
+        return f"Level({self.number}, sparsity {self.sparsity:.4f}, metrics {metrics})"
 
 
 def run_levels(
@@ -84,6 +89,7 @@ def run_levels(
         if number + 1 < len(sparsities):
             hand_over(number + 1, next_mask(level, sparsities[number + 1]))
         yield level
+        del mask, start, level  # free the weights before the next level loads its own
 
 
 def check_levels(

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_lottery import magnitude, movement, needs, random_score, saliency, wanda
+from hf_lottery import magnitude, movement, needs, random_score, saliency, score_weights, wanda
+from hf_lottery.pruning.evidence import Evidence
 from hf_lottery.pruning.scores import check_score, needed_by
 
 WEIGHTS = {"a": torch.ones(2, 3)}
@@ -28,9 +29,10 @@ class Scorer:
         return weight * evidence.input_norm
 
 
-@needs("start")
 class Distance:
     """A score that is an object."""
+
+    needs = frozenset({"start"})
 
     def __call__(self, weight, evidence):
         return weight - evidence.start
@@ -151,3 +153,25 @@ def test_one_call_for_each_shape_and_type():
         },
     )
     assert seen == [(2, 3, torch.float32), (3, 2, torch.float32), (2, 3, torch.bfloat16)]
+
+
+@pytest.mark.parametrize(
+    ("score", "received", "missing"),
+    [
+        (taylor, Evidence(), "taylor must be given evidence with a gradient"),
+        (
+            partial(taylor, power=2),
+            Evidence(start=torch.ones(2, 3)),
+            "the score must be given evidence with a gradient",
+        ),
+        (Scorer().score, Evidence(torch.ones(2, 3)), "score must be given evidence with an input_norm"),
+        (Distance(), Evidence(torch.ones(2, 3)), "the score must be given evidence with a start"),
+    ],
+)
+def test_declared_evidence_that_is_missing_is_named(score, received, missing):
+    with pytest.raises(ValueError, match=f"'a': {missing}; received none"):
+        score_weights(WEIGHTS, score, evidence={"a": received})
+
+
+def test_a_score_that_declares_nothing_may_go_without_evidence():
+    assert score_weights(WEIGHTS, lambda weight, evidence: weight * 2)["a"].eq(2).all()

@@ -1,5 +1,6 @@
 """The loop over levels, and when a search asks for evidence."""
 
+import weakref
 from itertools import chain
 
 import pytest
@@ -99,9 +100,33 @@ def test_one_level_is_not_pruned():
     assert len(list(calls.levels([0.0]))) == 1 and calls.made == [("begin", 0), ("train", 0)]
 
 
+def test_a_level_is_free_before_the_next_one_begins():
+    held = []
+
+    def begin(number):
+        assert [reference() for reference in held] == [None] * number
+        mask, start = Mask({"w": torch.arange(4) >= number}), Snapshot(0, {"w": torch.ones(4)})
+        held.append(weakref.ref(start))
+        return mask, start
+
+    levels = run_levels(
+        SPARSITIES,
+        begin=begin,
+        train=lambda number, mask, start: None,
+        next_mask=lambda level, sparsity: level.mask,
+        hand_over=lambda number, mask: None,
+    )
+    for level in levels:
+        assert level.start is held[-1]()
+        del level
+    assert len(held) == 3
+
+
 def test_a_level_is_short_as_text():
-    level = Level(2, MASKS[2], 0.5, {"loss": 0.25}, Snapshot(0, {"w": torch.ones(1000)}))
-    assert repr(level) == "Level(2, sparsity 0.5000, metrics {'loss': 0.25})"
+    start = Snapshot(0, {"w": torch.ones(1000)})
+    assert repr(Level(2, MASKS[2], 0.5, {"loss": 0.25}, start)) == "Level(2, sparsity 0.5000, metrics {'loss': 0.25})"
+    long = repr(Level(2, MASKS[2], 0.5, {"losses": list(range(1000))}, start))
+    assert long.startswith("Level(2, sparsity 0.5000, metrics {'losses': [0, 1, 2,") and len(long) < 300
 
 
 def test_levels_that_cannot_be_pruned_are_found_before_training():

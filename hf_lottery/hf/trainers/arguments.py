@@ -210,3 +210,20 @@ class LotteryArguments(TrainingArguments):
             sparsity=self.sparsity, levels=self.levels, pruning_fraction=self.pruning_fraction
         )
         return [*sparsities, sparsities[-1]] if self.final_run else sparsities
+
+    def get_level_arguments(self, level: int) -> dict[str, Any]:
+        """Return the TrainingArguments that are changed for a level of the search, with their values.
+
+        The final run changes none.
+        """
+        settings: dict[str, Any] = {}
+        epochs = self.level_epochs if level else self.dense_epochs
+        if epochs is not None:
+            settings |= {"num_train_epochs": epochs, "max_steps": -1}
+        if self.level_lr_scheduler_type is not None:
+            settings["lr_scheduler_type"] = SchedulerType(self.level_lr_scheduler_type)
+        if level and self.rewind == "none":
+            rate = self.fine_tuning_learning_rate
+            settings["learning_rate"] = self.learning_rate / 10 if rate is None else rate
+            settings |= {"lr_scheduler_type": SchedulerType.CONSTANT, "warmup_steps": 0}
+        return settings

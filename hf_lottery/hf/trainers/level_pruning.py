@@ -17,25 +17,6 @@ from ...training.snapshot import Snapshot
 from ..prunable_weights import Prunable
 from .sparse_trainer import SparseTrainer
 
-_UNSEEN = ("experts", "MultiheadAttention")  # no module's input is the input of these weights
-
-
-def check_evidence(score: Score, weights: Prunable) -> None:
-    """Check before any training that the evidence that a score needs can be gathered for every weight.
-
-    Raises:
-        ValueError: The score needs the gradient of a frozen weight, or the input of a weight that no module shows.
-    """
-    name_of_score, needed = getattr(score, "__name__", "the score"), needed_by(score)
-    for name, weight in weights.items():
-        if "gradient" in needed and not weight.requires_grad:
-            raise ValueError(f"{name_of_score} needs the gradient of {name!r}, which is frozen. Exclude it.")
-        if "input_norm" in needed and weights.kinds[name] in _UNSEEN:
-            raise ValueError(
-                f"{name_of_score} needs the inputs of {name!r}, which cannot be seen for {weights.kinds[name]} "
-                "parameters. Exclude it, or choose another score."
-            )
-
 
 def level_evidence(
     trainer: SparseTrainer, weights: Prunable, score: Score, start: Snapshot, *, batches: int

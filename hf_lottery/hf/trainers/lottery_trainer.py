@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -10,25 +10,27 @@ from typing import Any, cast
 from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import ProgressCallback, enable_full_determinism, set_seed
-from transformers.trainer_utils import SchedulerType, TrainOutput
+from transformers.trainer_utils import TrainOutput
 
 from ...masks.mask import Mask
 from ...networks.names import named_weights
 from ...networks.shards import is_sharded
 from ...pruning.mask_from_scores import prune
-from ...pruning.scores import Score, check_score, score_weights
+from ...pruning.scores import Score, score_weights
 from ...signs.signed_mask import sign_agreement
-from ...training.levels import Level, check_levels, run_levels
+from ...training.levels import Level, run_levels
 from ...training.rewind import parse_rewind
-from ...training.snapshot import Snapshot, save_snapshot
+from ...training.snapshot import Snapshot
 from ..hub.reference import Reference
 from ..prunable_weights import prunable
 from .arguments import SCORES, LotteryArguments
-from .callbacks import SnapshotCallback, refuse_flat_weights
+from .callbacks import refuse_flat_weights
 from .level_bar import LevelBar
-from .level_pruning import check_evidence, check_same_mask, level_evidence
+from .level_pruning import check_same_mask, level_evidence
 from .run_folder import RunFolder
-from .run_settings import level_seed, plain, run_settings
+from .run_settings import level_seed, run_settings
+from .search_checks import check_arguments, check_search
+from .search_on_disk import SearchOnDisk
 from .search_tickets import last_ticket, push_levels
 from .sparse_trainer import SparseTrainer, changed
 
@@ -65,7 +67,7 @@ class LotteryTrainer(SparseTrainer):
         super().__init__(*args, **kwargs)
         if not isinstance(self.args, LotteryArguments):
             raise TypeError(f"args must be LotteryArguments; received {type(self.args).__name__}.")
-        self._check_arguments()
+        check_arguments(self, knows_norms=self._knows_norms)
         self.settings = dict(settings or {})
         # The Trainer would call model_init at every train(), which would undo the rewinding.
         self.model_init = None
@@ -76,7 +78,9 @@ class LotteryTrainer(SparseTrainer):
         self.rewind_point = parse_rewind(self.lottery.rewind or self._default_rewind)
         self.weights = prunable(self.network, include=self.lottery.include, exclude=self.lottery.exclude)
         self.scope = self.lottery.get_scope(kinds=self.weights.kinds)
-        self._check_search()
+        pruned = self.sparsities[: -1 if self.lottery.final_run else None]
+        least = self.lottery.min_density
+        check_search(self.weights, pruned, score=self.score, scope=self.scope, min_density=least)
         self.history: list[dict[str, Any]] = []
         self._level, self._trained_here = 0, False
         if self.pop_callback(ProgressCallback) is not None:
@@ -111,19 +115,20 @@ class LotteryTrainer(SparseTrainer):
         moment = self.rewind_step()
         run = RunFolder(base, self.get_settings(), resume=bool(resume_from_checkpoint))
         self.accelerator.wait_for_everyone()  # no process writes before all have read
-        self._begin(run)
+        self._search = search = SearchOnDisk(self, run, rewind=self.rewind_point, moment=moment)
+        search.open(Mask.dense(self.weights))
         levels = run_levels(
             self.sparsities,
             begin=self._begin_level,
-            train=partial(self._train_level, moment, ignore_keys_for_eval),
+            train=partial(self._train_level, ignore_keys_for_eval),
             next_mask=self._next_mask,
-            hand_over=partial(self._hand_over, moment),
+            hand_over=search.hand_over,
             first=len(run.finished),
         )
         for level in levels:
-            self._record(run, level)
+            search.record(level, final_run=self.is_final_run(level.number), keep_model=self.lottery.save_level_models)
             del level  # free its weights before the next level loads its own
-        return self._conclude(run)
+        return self._conclude()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does, with level and sparsity in every record."""
@@ -147,88 +152,34 @@ class LotteryTrainer(SparseTrainer):
 
     def level_arguments(self, level: int) -> dict[str, Any]:
         """Return the TrainingArguments that are changed for a level, with their values."""
-        settings: dict[str, Any] = {}
-        if self.is_final_run(level):
-            return settings
-        epochs = self.lottery.level_epochs if level else self.lottery.dense_epochs
-        if epochs is not None:
-            settings |= {"num_train_epochs": epochs, "max_steps": -1}
-        if self.lottery.level_lr_scheduler_type is not None:
-            settings["lr_scheduler_type"] = SchedulerType(self.lottery.level_lr_scheduler_type)
-        if level and self.rewind_point.kind == "none":
-            rate = self.lottery.fine_tuning_learning_rate
-            settings["learning_rate"] = self.args.learning_rate / 10 if rate is None else rate
-            settings |= {"lr_scheduler_type": SchedulerType.CONSTANT, "warmup_steps": 0}
-        return settings
+        return {} if self.is_final_run(level) else self.lottery.get_level_arguments(level)
 
     def get_settings(self) -> dict[str, Any]:
         """Return the settings that must be the same when a run is resumed, as JSON values."""
         own = {**self.settings, "score": self._score_name, "rewind": str(self.rewind_point)}
         return run_settings(self.args, own)
 
-    def _check_arguments(self) -> None:
-        for name in ("norm_interpolation", "norm_include", "norm_exclude"):
-            if not self._knows_norms and (given := getattr(self.args, name, None)) is not None:
-                raise ValueError(f"{name} must be left out here; received {given!r}. Use WinningSignTrainer.")
-        if self.optimizer is not None or self.lr_scheduler is not None:
-            raise ValueError(
-                "every level must make its own optimizer and schedule; received `optimizers`. "
-                "Pass optimizer_cls_and_kwargs, or override create_optimizer."
-            )
-        for name in ("bf16_full_eval", "fp16_full_eval"):
-            if getattr(self.args, name):
-                raise ValueError(
-                    f"{name} must be off, because it casts the weights that are pruned and rewound; received True. "
-                    "Use bf16 or fp16, which do not cast them."
-                )
-
-    def _check_search(self) -> None:
-        """Check before the first training what would otherwise fail after it."""
-        pruned = self.sparsities[: -1 if self.lottery.final_run else None]
-        check_levels(self.weights, pruned, scope=self.scope, min_density=self.lottery.min_density)
-        check_evidence(self.score, self.weights)
-        check_score(self.score, self.weights)
-
-    def _begin(self, run: RunFolder) -> None:
-        self._run = run
-        has_start = run.has_start(0)
-        self._write(lambda: (run.save(), run.sweep()))
-        if not has_start:
-            self._save_start(0, Mask.dense(self.weights))
-
-    def _save_start(self, number: int, mask: Mask) -> None:
-        """Make the present model the start of a level."""
-        run = self._run
-        save_snapshot(self.network, run.handed_over, write=self.args.should_save)
-        self._write(lambda: run.write_start(number, mask, run.handed_over))
-
     def _begin_level(self, number: int) -> tuple[Mask, Snapshot]:
-        mask, start = self._run.read_start(number)
-        start.restore_(self.network)
-        self.mask = mask if number else None
-        self._level, self.first_step = number, start.step
-        self.optimizer = self.lr_scheduler = None
-        return mask, start
+        begun = self._search.begin(number)
+        self._level = number
+        return begun
 
-    def _train_level(self, moment: int, ignore_keys: Any, number: int, mask: Mask, start: Snapshot) -> TrainOutput:
+    def _train_level(self, ignore_keys: Any, number: int, mask: Mask, start: Snapshot) -> TrainOutput:
         """Train one level in its own folder, measure it, and save the trained model."""
-        run = self._run
-        checkpoint = run.last_checkpoint(number, self._layout)
-        capture = SnapshotCallback(moment, run.moment) if moment and not number else None
-        if capture:
-            self.add_callback(capture)
-        seed = level_seed(self.args.seed, number)
-        (enable_full_determinism if self.args.full_determinism else set_seed)(seed)
-        try:
+        run = self._search.run
+        checkpoint = self._search.last_checkpoint(number)
+        with self._search.capture(number):
+            seed = level_seed(self.args.seed, number)
+            (enable_full_determinism if self.args.full_determinism else set_seed)(seed)
             settings = {"output_dir": str(run.level(number)), "push_to_hub": False, **self.level_arguments(number)}
             with changed(self.args, **settings):
                 output = super().train(resume_from_checkpoint=checkpoint, ignore_keys_for_eval=ignore_keys)
                 metrics = dict(output.metrics) | self._measure(mask, start, ignore_keys)
             self._trained_here = True
-        finally:
-            if capture:
-                self.remove_callback(capture)
-        self._save_trained(run.trained(number))
+        folder = str(run.trained(number))
+        if self._search.layout == "SHARDED_STATE_DICT":  # for which the Trainer saves no loadable model
+            self._save(folder, state_dict=self.accelerator.get_state_dict(self.model))
+        self.save_model(folder, _internal_call=True)
         return output._replace(metrics=metrics)
 
     def _next_mask(self, level: Level, sparsity: float) -> Mask:
@@ -243,57 +194,37 @@ class LotteryTrainer(SparseTrainer):
         check_same_mask(pruned, level.number)
         return pruned
 
-    def _hand_over(self, moment: int, number: int, mask: Mask) -> None:
-        run = self._run
-        if self.rewind_point.keeps_weights:
-            return self._save_start(number, mask)
-        begin = run.moment if moment else run.level(0) / run.moment.name
-        if not begin.exists():
-            raise ValueError(
-                f"the rewind step must lie within training; received step {moment}, "
-                f"but training stopped at step {self.state.global_step}. Rewind earlier."
-            )
-        self._write(lambda: run.write_start(number, mask, begin))
-
-    def _record(self, run: RunFolder, level: Level) -> None:
-        """Record that a level is finished."""
-        output = level.metrics
-        record = {"level": level.number, "sparsity": level.sparsity, "metrics": plain(output.metrics)}
-        if self.is_final_run(level.number):
-            record["final_run"] = True
-        run.finished.append({**record, "steps": output.global_step, "loss": output.training_loss})
-        self._write(run.save)
-        if level.number and not self.lottery.save_level_models:
-            self._write(lambda: run.drop_trained(level.number - 1))
-
-    def _conclude(self, run: RunFolder) -> TrainOutput:
+    def _conclude(self) -> TrainOutput:
+        """Load the last level, and write and push its ticket."""
+        search, run = self._search, self._search.run
         self._level = last = len(self.sparsities) - 1
-        mask, start = run.read_start(last)
-        self.mask = mask
-        if any(map(is_sharded, named_weights(self.network).values())):
-            if not self._trained_here:
-                raise NotImplementedError(
-                    "a finished run must be resumed with a model that is not sharded yet; received DTensors, which "
-                    f"cannot load its weights. Load the ticket in {run.ticket}, or start one process."
-                )
-            for buffer in self.network.buffers():
-                buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen different batches
-        else:
-            self._load_from_checkpoint(str(run.trained(last)))
-        kept = ("level", "sparsity", "metrics", "final_run")
-        self.history = [{key: record[key] for key in kept if key in record} for record in run.finished]
+        self.mask, start = run.read_start(last)
+        self._load_trained(run.trained(last))
+        self.history = search.history()
         begin = self._ticket_start(start)
         if self.lottery.rewind_by_reference:
             begin = Reference.to(begin, self.network, self.args.seed)
         self.ticket = last_ticket(
             run, self.network, begin, settings=self.get_settings(), history=self.history, token=self.args.hub_token
         )
-        self._write(lambda: self.ticket.save_pretrained(run.ticket))
+        search.write(lambda: self.ticket.save_pretrained(run.ticket))
         if self.args.push_to_hub:
             where = {"private": self.args.hub_private_repo, "token": self.args.hub_token}
-            self._write(lambda: push_levels(self.ticket, run, cast(str, self.hub_model_id), **where))
+            search.write(lambda: push_levels(self.ticket, run, cast(str, self.hub_model_id), **where))
         record = run.finished[-1]
         return TrainOutput(record["steps"], record["loss"], record["metrics"])
+
+    def _load_trained(self, folder: Path) -> None:
+        """Put the trained weights of the last level into the network."""
+        if not any(map(is_sharded, named_weights(self.network).values())):
+            return self._load_from_checkpoint(str(folder))
+        if not self._trained_here:
+            raise NotImplementedError(
+                "a finished run must be resumed with a model that is not sharded yet; received DTensors, which "
+                f"cannot load its weights. Load the ticket in {self._search.run.ticket}, or start one process."
+            )
+        for buffer in self.network.buffers():
+            buffer.copy_(cast(Tensor, broadcast(buffer)))  # each process has seen different batches
 
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         """Return the weights that the ticket starts from, given those that its level started from."""
@@ -310,29 +241,9 @@ class LotteryTrainer(SparseTrainer):
         for name in self.weights:  # and release the whole ones
             self.weights[name] = cast(nn.Parameter, named[name])
 
-    @property
-    def _layout(self) -> str:
-        """The layout in which checkpoints of this launch store the optimizer's state."""
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        return "whole" if plugin is None else plugin.state_dict_type.name
-
-    def _save_trained(self, folder: Path) -> None:
-        if self._layout == "SHARDED_STATE_DICT":  # for which the Trainer saves no loadable model
-            self._save(str(folder), state_dict=self.accelerator.get_state_dict(self.model))
-        self.save_model(str(folder), _internal_call=True)
-
     def _save_checkpoint(self, model, trial) -> None:
         super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        folder = Path(cast(str, self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
-        if self.args.should_save and not self.args.save_only_model:
-            self._run.mark_complete(folder, self._layout)
+        self._search.mark_complete(Path(cast(str, self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
 
     def _describe_level(self) -> str:
         return f"level {self._level}/{len(self.sparsities) - 1}, sparsity {self.sparsities[self._level]:.3f}"
-
-    def _write(self, action: Callable[[], Any]) -> None:
-        """Write on one process; the others wait, because they read what it writes."""
-        if self.args.should_save:
-            action()
-        self.accelerator.wait_for_everyone()

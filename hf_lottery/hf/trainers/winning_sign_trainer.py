@@ -24,7 +24,7 @@ from ...signs.norms import interpolated_norms, norm_parameters, norm_path
 from ...signs.signed_mask import SignedMask
 from ...training.snapshot import Snapshot, save_snapshot
 from .lottery_trainer import LotteryTrainer
-from .run_folder import REWIND_NAME, RunFolder
+from .run_folder import REWIND_NAME
 from .run_settings import level_seed
 
 logger = logging.getLogger(__name__)
@@ -144,13 +144,13 @@ class WinningSignTrainer(LotteryTrainer):
         return np.random.default_rng([self.args.seed, self._level, 2, step, self._micro_batch]).random()
 
     def _begin_level(self, number: int) -> tuple[Mask, Snapshot]:
-        self._find_initial(self._run)
+        self._find_initial()
         self._drawn_at = -1
         return super()._begin_level(number)
 
-    def _find_initial(self, run: RunFolder) -> None:
+    def _find_initial(self) -> None:
         # Read from disk, because a resumed run may have been given another model.
-        values = self._given_norms or run.read_start(0)[1].tensors
+        values = self._given_norms or self._search.run.read_start(0)[1].tensors
         self._initial = {name: values[name].to(local(norm), copy=True) for name, norm in self.norms.items()}
 
     def _take_shards(self) -> None:
@@ -199,24 +199,25 @@ class WinningSignTrainer(LotteryTrainer):
     def _ticket_start(self, start: Snapshot) -> Snapshot:
         if self.lottery.final_run:
             return start
-        save_snapshot(self.network, self._run.handed_over, write=self.args.should_save)
+        file = self._search.run.handed_over
+        save_snapshot(self.network, file, write=self.args.should_save)
         self.accelerator.wait_for_everyone()
-        return Snapshot.load(self._run.handed_over)
+        return Snapshot.load(file)
 
     def _push_signed(self) -> None:
         where = {"private": self.args.hub_private_repo, "token": self.args.hub_token}
         self.signed.push_to_hub(cast(str, self.hub_model_id), subfolder="signed", **where)
 
-    def _conclude(self, run: RunFolder) -> TrainOutput:
-        self._find_initial(run)
-        output = super()._conclude(run)
+    def _conclude(self) -> TrainOutput:
+        self._find_initial()
+        output, search, run = super()._conclude(), self._search, self._search.run
         if not self.lottery.final_run:  # read the ticket's own file, as the other is deleted
             self.ticket = replace(self.ticket, start=Snapshot.load(run.ticket / REWIND_NAME))
-            self._write(lambda: run.handed_over.unlink())
+            search.write(lambda: run.handed_over.unlink())
         self.ticket.start.restore_(self.network)
         self.ticket.mask.apply_(self.network)
         self.signed = SignedMask.from_model(self.network, self.ticket.mask, norms=self.norms)
-        self._write(lambda: self.signed.save_pretrained(run.signed))
+        search.write(lambda: self.signed.save_pretrained(run.signed))
         if self.args.push_to_hub:
-            self._write(lambda: self._push_signed())
+            search.write(lambda: self._push_signed())
         return output

@@ -1,0 +1,131 @@
+"""SearchOnDisk: masks, starts and results of a search in its folder, written once for all processes of a Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ...masks.mask import Mask
+from ...training.levels import Level
+from ...training.rewind import RewindPoint
+from ...training.snapshot import Snapshot, save_snapshot
+from .callbacks import SnapshotCallback
+from .run_folder import RunFolder
+from .run_settings import plain
+from .sparse_trainer import SparseTrainer
+
+
+class SearchOnDisk:
+    """A search that keeps its levels in a folder, so that it can be resumed there, on any number of processes.
+
+    One process writes. The others wait for it, because they read what it writes.
+
+    Args:
+        trainer: The Trainer, whose network is trained.
+        run: The folder.
+        rewind: The point that each level starts from.
+        moment: The optimizer step of that point.
+
+    Attributes:
+        run: The folder.
+    """
+
+    def __init__(self, trainer: SparseTrainer, run: RunFolder, *, rewind: RewindPoint, moment: int):
+        self.run = run
+        self._trainer, self._rewind, self._moment = trainer, rewind, moment
+
+    def open(self, dense: Mask) -> None:
+        """Make the folder hold this run, and write the start of level 0 unless it is there."""
+        has_start = self.run.has_start(0)
+        self.write(lambda: (self.run.save(), self.run.sweep()))
+        if not has_start:
+            self._save_start(0, dense)
+
+    def begin(self, number: int) -> tuple[Mask, Snapshot]:
+        """Put the Trainer where a level starts, and return the level's mask and starting weights."""
+        mask, start = self.run.read_start(number)
+        start.restore_(self._trainer.network)
+        self._trainer.mask = mask if number else None
+        self._trainer.first_step = start.step
+        self._trainer.optimizer = self._trainer.lr_scheduler = None
+        return mask, start
+
+    @contextmanager
+    def capture(self, number: int) -> Iterator[None]:
+        """Save the weights that levels rewind to while level 0 trains; other levels are only trained."""
+        if number or not self._moment:
+            yield
+            return
+        callback = SnapshotCallback(self._moment, self.run.moment)
+        self._trainer.add_callback(callback)
+        try:
+            yield
+        finally:
+            self._trainer.remove_callback(callback)
+
+    def hand_over(self, number: int, mask: Mask) -> None:
+        """Write what a level starts from, before the level before it counts as finished.
+
+        Raises:
+            ValueError: Training ended before the step to rewind to.
+        """
+        if self._rewind.keeps_weights:
+            return self._save_start(number, mask)
+        begin = self.run.moment if self._moment else self.run.level(0) / self.run.moment.name
+        if not begin.exists():
+            raise ValueError(
+                f"the rewind step must lie within training; received step {self._moment}, "
+                f"but training stopped at step {self._trainer.state.global_step}. Rewind earlier."
+            )
+        self.write(lambda: self.run.write_start(number, mask, begin))
+
+    def record(self, level: Level, *, final_run: bool, keep_model: bool) -> None:
+        """Record that a level is finished.
+
+        Args:
+            level: The level, whose metrics are a TrainOutput.
+            final_run: Whether it is the final run.
+            keep_model: Whether to keep the trained model of the level before.
+        """
+        output = level.metrics
+        record = {"level": level.number, "sparsity": level.sparsity, "metrics": plain(output.metrics)}
+        if final_run:
+            record["final_run"] = True
+        self.run.finished.append({**record, "steps": output.global_step, "loss": output.training_loss})
+        self.write(self.run.save)
+        if level.number and not keep_model:
+            self.write(lambda: self.run.drop_trained(level.number - 1))
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return one record for each finished level, as :attr:`LotteryTrainer.history` holds it."""
+        kept = ("level", "sparsity", "metrics", "final_run")
+        return [{key: record[key] for key in kept if key in record} for record in self.run.finished]
+
+    @property
+    def layout(self) -> str:
+        """The layout in which checkpoints of this launch store the optimizer's state."""
+        plugin = getattr(self._trainer.accelerator.state, "fsdp_plugin", None)
+        return "whole" if plugin is None else plugin.state_dict_type.name
+
+    def last_checkpoint(self, number: int) -> str | None:
+        """Find the newest complete checkpoint of a level that this launch can read, if any."""
+        return self.run.last_checkpoint(number, self.layout)
+
+    def mark_complete(self, checkpoint: Path) -> None:
+        """Mark a checkpoint as complete once all processes have written it."""
+        self._trainer.accelerator.wait_for_everyone()
+        if self._trainer.args.should_save and not self._trainer.args.save_only_model:
+            self.run.mark_complete(checkpoint, self.layout)
+
+    def write(self, action: Callable[[], Any]) -> None:
+        """Write on one process; the others wait, because they read what it writes."""
+        if self._trainer.args.should_save:
+            action()
+        self._trainer.accelerator.wait_for_everyone()
+
+    def _save_start(self, number: int, mask: Mask) -> None:
+        """Make the present model the start of a level."""
+        save_snapshot(self._trainer.network, self.run.handed_over, write=self._trainer.args.should_save)
+        self.write(lambda: self.run.write_start(number, mask, self.run.handed_over))
