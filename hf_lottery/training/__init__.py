@@ -1,6 +1,7 @@
 """Training: keep a network sparse while it trains, rewind its weights, and find a ticket level by level."""
 
 from . import rewind
+from .holds import release
 from .levels import Level, Start
 from .rewind import RewindPoint, parse_rewind
 from .search import find_ticket
@@ -17,6 +18,7 @@ __all__ = [
     "find_ticket",
     "keep_sparse",
     "parse_rewind",
+    "release",
     "rewind",
     "save_snapshot",
 ]

@@ -6,33 +6,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from .snapshot import Snapshot
 
 
 @contextmanager
 def capture_at(model: nn.Module, step: int) -> Iterator[Callable[[], Snapshot]]:
-    """Capture the model after ``step`` optimizer steps inside the block; only its first optimizer is counted.
+    """Capture the model after ``step`` optimizer steps inside the block.
+
+    Several optimizers of the model count together: a step is over when each of them has made it. They must step in
+    turn, in the order of the first step, until the moment has passed.
 
     Yields:
         A function to call after the block. It returns the snapshot; ValueError if training ended before the step.
+
+    Raises:
+        ValueError: The optimizers do not step in turn, so that the number of a step has no clear meaning.
     """
-    taken, snapshot = 0, Snapshot.capture(model) if step == 0 else None
-    ours, first = {id(parameter) for parameter in model.parameters()}, None
+    counter = _StepCounter()
+    snapshot = Snapshot.capture(model) if step == 0 else None
+    ours = {id(parameter) for parameter in model.parameters()}
 
     def after_step(optimizer, args, kwargs) -> None:
-        nonlocal taken, snapshot, first
-        if first is None and any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
-            first = optimizer
-        if optimizer is first:
-            taken += 1
-            if taken == step:
-                snapshot = Snapshot.capture(model, step=step)
+        nonlocal snapshot
+        if counter.steps > step or not any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
+            return
+        counter.add(optimizer)
+        if counter.steps == step:  # the last optimizer of the step captures last
+            snapshot = Snapshot.capture(model, step=step)
 
     def result() -> Snapshot:
-        if snapshot is None:
-            raise ValueError(f"the rewind step must lie within training; received {step} of {taken}. Rewind earlier.")
+        if snapshot is None or (counter.steps == step and not counter.whole):
+            raise ValueError(
+                f"the rewind step must lie within training; received {step} of {counter.steps}. Rewind earlier."
+            )
         return snapshot
 
     handle = register_optimizer_step_post_hook(after_step)
@@ -40,3 +48,34 @@ def capture_at(model: nn.Module, step: int) -> Iterator[Callable[[], Snapshot]]:
         yield result
     finally:
         handle.remove()
+
+
+class _StepCounter:
+    """Counts the steps of optimizers that step in turn.
+
+    Attributes:
+        steps: Steps that have begun: the first optimizer has made them.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._cycle: list[Optimizer] = []
+        self._calls = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether every optimizer has made the latest step."""
+        return self._calls == self.steps * len(self._cycle)
+
+    def add(self, optimizer: Optimizer) -> None:
+        """Count one call of ``optimizer.step``."""
+        if self._calls == len(self._cycle) and optimizer not in self._cycle:  # still in the first step
+            self._cycle.append(optimizer)
+        elif optimizer is not self._cycle[self._calls % len(self._cycle)]:
+            raise ValueError(
+                f"the optimizers of a model must step in turn up to the step to rewind to; received "
+                f"{type(optimizer).__name__} out of turn after step {self.steps}. Step all of them from the first step "
+                "on, use one optimizer with several parameter groups, or rewind to an earlier step."
+            )
+        self._calls += 1
+        self.steps = -(-self._calls // len(self._cycle))

@@ -2,28 +2,28 @@
 
 The gradient of a pruned weight becomes zero as soon as it is accumulated, before any code clips or reads it. Gradient
 norms, momentum and adaptive moments are therefore those of the sparse network, and the training is bit-equal to one
-whose forward uses ``weight * mask``. An elementwise optimizer with a masked state then keeps a pruned weight at exactly
-zero. After the step of any other optimizer the pruned weights are set to zero again. No parameter is renamed or
-wrapped, so ``state_dict``, ``save_pretrained`` and ``torch.compile`` see a plain model.
+whose forward uses ``weight * mask``. After every step, the pruned weights that the optimizer holds are set to zero,
+wherever the gradient came from and whatever was written to weights or state. No parameter is renamed or wrapped, so
+``state_dict``, ``save_pretrained`` and ``torch.compile`` see a plain model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakMethod, WeakSet, finalize
 
-import numpy as np
-import torch
 from torch import Tensor, nn, optim
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from ..masks.file import pack_bits
 from ..masks.mask import Mask
 from ..networks.names import named_weights
 from ..networks.shards import local, part_of
+from .holds import add_hold, check_free, drop_hold
+from .weight_masks import BitMask, NumberMask, WeightMask, clear_pruned_gradient_
 
-# These optimizers keep a zero weight at zero if its gradient and state are zero. Setting it to zero again is needless.
+# The step of these optimizers changes a weight by its own gradient alone. Any other optimizer may use the gradients of
+# pruned weights for the kept ones, so it gets none, even if they come from elsewhere than ``backward()``.
 _ELEMENTWISE = (
     optim.SGD,
     optim.Adam,
@@ -36,10 +36,8 @@ _ELEMENTWISE = (
     optim.Adagrad,
     optim.Adadelta,
     optim.ASGD,
-    optim.Adafactor,
+    optim.SparseAdam,
 )
-_CHUNK = 2**16
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
 class SparsityLeakError(RuntimeError):
@@ -66,6 +64,8 @@ def keep_sparse(
 
     Raises:
         MaskMismatchError: The mask is for another model. Nothing was changed.
+        RuntimeError: A parameter is held already; :func:`hf_lottery.training.release` frees it. Nothing was changed.
+        NotImplementedError: The state of an optimizer is quantised, and cannot be masked.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -89,23 +89,37 @@ class SparseHandle:
     """
 
     def __init__(self, model: nn.Module, mask: Mask, optimizer: optim.Optimizer | None, *, packed: bool):
+        mask.check_fits(model)
+        check_free(model, mask)
         mask.apply_(model)
         self._model, weights = model, named_weights(model)
-        kind = _PackedMask if packed else _FloatMask
-        self.bound = {
+        kind = BitMask if packed else NumberMask
+        self.bound: dict[str, tuple[Tensor, WeightMask]] = {
             name: (weights[name], kind(part_of(entry, weights[name]), local(weights[name])))
             for name, entry in mask.items()
         }
+        self._by_id = {id(weight): (weight, mask) for weight, mask in self.bound.values()}
         self._prunes = mask.kept < mask.weights
         self._seen: WeakSet[optim.Optimizer] = WeakSet()
         self._guarded: set[str] = set()
-        self._handles = [
-            register_optimizer_step_pre_hook(self._before_step),
-            register_optimizer_step_post_hook(self._after_step),
+        self._handles: list[Any] = [
+            register_optimizer_step_pre_hook(_weakly(self._before_step)),
+            register_optimizer_step_post_hook(_weakly(self._after_step)),
         ]
-        self._guard_gradients()
-        if optimizer is not None:
-            self._meet(getattr(optimizer, "optimizer", optimizer))  # accelerate's wrapper has no hooks of its own
+        finalize(self, _remove_all, self._handles).atexit = False  # torch keeps the two above for ever
+        add_hold(model, self)
+        try:
+            self._guard_gradients()
+            if optimizer is not None:
+                self._meet(getattr(optimizer, "optimizer", optimizer))  # accelerate's wrapper has no hooks of its own
+        except BaseException:
+            self.remove()
+            raise
+
+    @property
+    def held(self) -> Iterable[Tensor]:
+        """The parameters that are held."""
+        return [weight for weight, _ in self.bound.values()]
 
     def verify(self) -> None:
         """Check that the mask prunes a weight, and that every pruned weight is exactly zero now.
@@ -125,18 +139,16 @@ class SparseHandle:
                 )
             leaked = local(weight).clone()
             mask.clear_kept_(leaked)
-            if count := int((leaked != 0).sum()):  # NaN is not zero either
+            if bool((leaked != 0).any()):  # NaN is not zero either
                 raise SparsityLeakError(
-                    f"pruned weights of {name!r} must be exactly 0; received {count} others, up to "
-                    f"{leaked.abs().max().item():.3g}. Find the code besides backward() and the optimizer that writes "
-                    "to weights or gradients."
+                    f"pruned weights of {name!r} must be exactly 0; received {_described(leaked)}. Find the code that "
+                    "wrote to the weights after the last step of an optimizer that holds them."
                 )
 
     def remove(self) -> None:
         """Free the weights. They keep their values, and nothing holds them at zero from now on."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles = []
+        _remove_all(self._handles)
+        drop_hold(self._model, self)
 
     def __enter__(self) -> SparseHandle:
         return self
@@ -153,10 +165,10 @@ class SparseHandle:
                 self._guarded.add(name)
                 self._handles.append(self._guard_gradient(weight, mask))
 
-    def _guard_gradient(self, weight: Tensor, mask: _FloatMask | _PackedMask):
+    def _guard_gradient(self, weight: Tensor, mask: WeightMask):
         def zero_pruned(parameter: Tensor) -> None:  # torch requires that a hook returns None
             if parameter.grad is not None:
-                mask.clear_pruned_(local(parameter.grad))
+                clear_pruned_gradient_(parameter, mask, local(parameter.grad))
 
         zero_pruned(weight)  # an earlier backward may have left a gradient
         return weight.register_post_accumulate_grad_hook(zero_pruned)
@@ -171,7 +183,7 @@ class SparseHandle:
         for weight, mask in self.bound.values():
             for value in optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
-                    if not value.is_floating_point():
+                    if not (value.is_floating_point() or value.is_complex()):
                         raise NotImplementedError(
                             f"the state of {type(optimizer).__name__} must be floating point; received {value.dtype}, "
                             "which cannot be masked. Use an optimizer that does not quantise its state."
@@ -179,76 +191,44 @@ class SparseHandle:
                     mask.clear_pruned_(local(value))
 
     def _before_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
-        if optimizer not in self._seen and self._holds_ours(optimizer):
+        held = self._held_by(optimizer)
+        if held and optimizer not in self._seen:
             self._meet(optimizer)
-        if optimizer in self._seen and len(self._guarded) < len(self.bound):
+        if held and len(self._guarded) < len(self.bound):
             self._guard_gradients()
+        if type(optimizer) not in _ELEMENTWISE:
+            for weight, mask in held:
+                if weight.grad is not None:
+                    clear_pruned_gradient_(weight, mask, local(weight.grad))
 
     def _after_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
-        if optimizer in self._seen and type(optimizer) not in _ELEMENTWISE:
-            with torch.no_grad():
-                for weight, mask in self.bound.values():
-                    mask.clear_pruned_(local(weight))
+        for weight, mask in self._held_by(optimizer):
+            mask.clear_pruned_(local(weight))
 
-    def _holds_ours(self, optimizer: optim.Optimizer) -> bool:
-        ours = {id(weight) for weight, _ in self.bound.values()}
-        return any(id(p) in ours for group in optimizer.param_groups for p in group["params"])
+    def _held_by(self, optimizer: optim.Optimizer) -> list[tuple[Tensor, WeightMask]]:
+        ours = self._by_id
+        return [ours[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in ours]
 
 
-# The masks run between two operations of the network, when no cache holds their code and data. Every line of Python
-# counts there: `no_grad()` instead of `detach()` would add half of the multiplication's time.
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a method so that a global hook does not keep its object, and with it the model, alive for ever."""
+    reference = WeakMethod(method)
+
+    def call(*args: Any) -> None:
+        if (method := reference()) is not None:
+            method(*args)
+
+    return call
 
 
-class _FloatMask:
-    """A mask of one number for each weight. Multiplication by it is fastest; a bool mask takes three times as long."""
-
-    def __init__(self, mask: Tensor, weight: Tensor):
-        # The mask takes the weight's memory format: a channels-last weight times a contiguous mask would be slow.
-        self.keep = torch.empty_like(weight).copy_(mask)
-
-    def clear_pruned_(self, tensor: Tensor) -> None:
-        if self.keep.device != tensor.device:  # the model moved
-            self.keep = self.keep.to(tensor.device)
-        tensor.detach().mul_(self.keep)
-
-    def clear_kept_(self, tensor: Tensor) -> None:
-        tensor.detach().masked_fill_(self.keep.to(tensor.device) != 0, 0)
+def _remove_all(handles: list[Any]) -> None:
+    while handles:
+        handles.pop().remove()
 
 
-class _PackedMask:
-    """A mask of one bit for each weight, which is unpacked 65,536 weights at a time.
-
-    On the CPU, an infinite or NaN gradient of a pruned weight becomes 0. A mask of numbers makes it NaN.
-    """
-
-    def __init__(self, mask: Tensor, weight: Tensor):
-        self.bits = pack_bits(mask).numpy()
-
-    def clear_pruned_(self, tensor: Tensor) -> None:
-        flat = tensor.detach().reshape(-1)  # a copy if the tensor is not contiguous
-        if flat.is_cpu and flat.itemsize in _INTEGERS:
-            # numpy multiplies by bytes directly, while torch would first convert them to the tensor's type. numpy has
-            # no bfloat16, so the numbers are read as integers of the same size. Multiplying by 0 or 1 stays exact.
-            numbers = flat.view(_INTEGERS[flat.itemsize]).numpy()
-            for part, keep in self._unpack(numbers):
-                np.multiply(part, keep, out=part)
-        else:
-            for part, keep in self._unpack(flat):
-                part.mul_(torch.from_numpy(keep).to(part))
-        self._write_back(flat, tensor)
-
-    def clear_kept_(self, tensor: Tensor) -> None:
-        flat = tensor.detach().reshape(-1)
-        for part, keep in self._unpack(flat):
-            part.masked_fill_(torch.from_numpy(keep).to(part.device) != 0, 0)
-        self._write_back(flat, tensor)
-
-    def _unpack(self, flat: Any) -> Iterator[tuple[Any, np.ndarray]]:
-        for begin in range(0, len(flat), _CHUNK):
-            part, bits = flat[begin : begin + _CHUNK], self.bits[begin // 8 : (begin + _CHUNK) // 8]
-            yield part, np.unpackbits(bits, count=len(part), bitorder="little")
-
-    @staticmethod
-    def _write_back(flat: Tensor, tensor: Tensor) -> None:
-        if flat.data_ptr() != tensor.data_ptr():
-            tensor.detach().copy_(flat.view(tensor.shape))
+def _described(leaked: Tensor) -> str:
+    """Say what stands where zeros should be."""
+    bad, alive = int(leaked.isnan().sum()), int((leaked != 0).sum())
+    largest = leaked.nan_to_num(0, posinf=float("inf"), neginf=float("-inf")).abs().max().item()
+    numbers = f"{alive - bad} others, up to {largest:.3g}" if alive > bad else ""
+    return " and ".join(part for part in (numbers, f"{bad} NaN" if bad else "") if part)

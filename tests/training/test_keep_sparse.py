@@ -1,6 +1,5 @@
 """keep_sparse must train bit-equal to a network whose forward uses weight * mask."""
 
-import copy
 from itertools import product
 from types import SimpleNamespace
 
@@ -184,16 +183,11 @@ def test_other_models_are_left_alone():
     assert (other[0].weight != 0).all()
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_a_step_that_needs_no_projection_hides_no_leak(ours):
-    class Custom(optim.SGD):  # not known to be elementwise, so its own weights are projected
-        pass
-
+def test_a_step_of_another_model_hides_no_leak():
     model, other = network(), network()
-    trained, make = (model, optim.SGD) if ours else (other, Custom)
     with pytest.raises(SparsityLeakError), keep_sparse(model, mask_for(model)):
         model[0].weight.data.add_(1)
-        train(trained, make(trained.parameters(), lr=0.1), trained)
+        train(other, optim.SGD(other.parameters(), lr=0.1), other)
 
 
 def test_an_optimizer_that_was_found_is_met_once():
@@ -226,10 +220,10 @@ def test_verify_finds_a_leak():
     mask = mask_for(model)
     handle = keep_sparse(model, mask)
     row, column = (~mask["0.weight"]).nonzero()[0].tolist()
-    for value in (0.25, float("nan")):
+    for value, words in ((0.25, "1 others, up to 0.25"), (float("nan"), "1 NaN"), (float("-inf"), "up to inf")):
         with torch.no_grad():
             model[0].weight[row, column] = value
-        with pytest.raises(SparsityLeakError, match=rf"'0.weight' must be exactly 0; received 1 others, up to {value}"):
+        with pytest.raises(SparsityLeakError, match=rf"'0.weight' must be exactly 0; received .*{words}"):
             handle.verify()
     handle.remove()
 
@@ -276,14 +270,11 @@ def test_frozen_and_channels_last_and_half(packed):
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 @pytest.mark.parametrize("packed", [False, True])
 def test_gradients_that_are_no_numbers(packed, bad):
-    """As in the forward with weight * mask, inf * 0 is NaN and collapses the training loudly; packed bits give 0."""
     model = nn.Linear(3, 1, bias=False)
     mask = Mask({"weight": torch.tensor([[True, False, True]])})
-    handle = keep_sparse(model, mask, packed=packed)
-    model(torch.tensor([[1.0, bad, 2.0]])).sum().backward()
-    assert model.weight.grad[0, [0, 2]].tolist() == [1.0, 2.0]
-    assert model.weight.grad[0, 1].item() == 0 if packed else model.weight.grad[0, 1].isnan()
-    handle.remove()
+    with keep_sparse(model, mask, packed=packed):
+        model(torch.tensor([[1.0, bad, 2.0]])).sum().backward()
+        assert model.weight.grad.tolist() == [[1.0, 0.0, 2.0]]
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -301,7 +292,6 @@ def test_the_model_stays_plain():
     model = network()
     with keep_sparse(model, mask_for(model)):
         assert list(model.state_dict()) == list(network().state_dict())
-        assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()
 
 
 def test_packed_mask_takes_an_eighth_of_a_byte():
