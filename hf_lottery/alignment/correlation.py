@@ -14,6 +14,7 @@ from ..networks.channels import norm_channels, read_channels, written_channels
 from ..networks.forward import Forward, run
 from ..networks.modes import evaluating
 from ..networks.names import plain_name, unwrap
+from ..networks.numbers import check_numbers
 from ..networks.processes import gathered, reducing_device, sum_over_processes
 from ..symmetry.groups import Axis
 from ..symmetry.spec import PermutationSpec
@@ -121,6 +122,8 @@ def correlations(
         ValueError: There are no batches, or an activation is not finite.
     """
     source, target = unwrap(source), unwrap(target)
+    for model in (source, target):
+        check_numbers(model)
     every = chosen = sites(spec, source, groups)
     moments = {site: Moments(site.axis.positions.size) for site in chosen}
     seen = 0

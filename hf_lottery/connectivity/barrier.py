@@ -153,7 +153,8 @@ def sgd_noise_stability(
     if points < 2:
         raise ValueError(f"points must be at least 2, the two ends; received {points}.")
     first, second = start(0), start(1)
-    storages = [{t.data_ptr() for t in named_state(model).values() if t.numel()} for model in (first, second)]
+    states = (named_state(model, adapters=True) for model in (first, second))
+    storages = [{t.data_ptr() for t in state.values() if t.numel()} for state in states]
     if storages[0] & storages[1]:
         raise ValueError(
             "start must give each run a network of its own; received two that share tensors. Return a deep copy."

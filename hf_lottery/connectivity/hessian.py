@@ -141,7 +141,7 @@ def _products(
 
 def _chosen(model: nn.Module, include: Patterns | None, exclude: Patterns | None) -> dict[str, Tensor]:
     """The parameters that count; a tied one is there once, under the first of its chosen names."""
-    every = {name: p for name, p in named_weights(model).items() if p.requires_grad}
+    every = {name: p for name, p in named_weights(model, adapters=True).items() if p.requires_grad}
     chosen, seen = {}, set()
     for name in select_names(every, include=include, exclude=exclude, what="a trainable parameter"):
         if id(every[name]) not in seen:

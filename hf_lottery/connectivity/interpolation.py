@@ -66,7 +66,7 @@ def holding(model: nn.Module, *others: nn.Module) -> Iterator[Held]:
     Raises:
         MaskMismatchError: The networks differ in names, shapes or ties.
     """
-    state, ends = named_state(model), [named_state(other) for other in others]
+    state, *ends = (named_state(network, adapters=True) for network in (model, *others))
     for end in ends:
         check_alike(state, end)
     held = Held([], [])

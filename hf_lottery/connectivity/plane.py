@@ -88,7 +88,7 @@ def loss_plane(
 
 def _triangle(a: nn.Module, b: nn.Module, c: nn.Module) -> tuple[float, float, float]:
     """The place of the second network on the first axis, and the two coordinates of the third."""
-    first, second, third = (named_state(model) for model in (a, b, c))
+    first, second, third = (named_state(model, adapters=True) for model in (a, b, c))
     check_alike(first, second)
     check_alike(first, third)
     uu = uv = vv = 0.0

@@ -25,6 +25,7 @@ from ..networks.channels import written_channels
 from ..networks.forward import Forward, run
 from ..networks.modes import evaluating
 from ..networks.names import unwrap
+from ..networks.numbers import check_numbers
 from ..networks.processes import gathered, reducing_device, several, sum_over_processes
 from ..networks.selection import Patterns, select_names
 
@@ -48,6 +49,7 @@ def recalibrate_batch_norm_(model: nn.Module, batches: Iterable[Any], *, forward
             changed.
     """
     model = unwrap(model)
+    check_numbers(model)
     if not batch_norms(model):
         raise ValueError(
             "the model must have batch norms with running statistics; received a model without any, which needs no "
@@ -140,6 +142,8 @@ def repaired(
         Jordan et al., 2023, arXiv:2211.08403; see :func:`repair_`.
     """
     source, target, batches = unwrap(source), unwrap(target), _reusable(batches)
+    for end in (source, target):
+        check_numbers(end)
     able = _layers_with_bias(source)
     names = select_names(able, include=include, exclude=exclude, what="a linear or convolution layer with a bias")
     if not names and not (include is exclude is None):
@@ -161,6 +165,7 @@ def repaired(
 
     def repair(model: nn.Module, alpha: float) -> None:
         model = unwrap(model)
+        check_numbers(model)
         goals = {
             name: [(1 - alpha) * a + alpha * b.to(a.device) for a, b in zip(*(end[name] for end in ends), strict=True)]
             for name in names

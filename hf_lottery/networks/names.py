@@ -1,11 +1,18 @@
-"""Plain names: the names of parameters and buffers without the prefixes that training frameworks add."""
+"""Plain names: the names of parameters and buffers without what training frameworks and PEFT put around a model.
+
+``torch.compile``, data parallelism and checkpoint wrappers add a prefix to each name. PEFT does so too, puts layers of
+its own around those of the base model, and adds adapters. Everything here goes by the base model's own names, and
+leaves adapters out, unless the caller asks for them. PEFT is not imported: its modules are known by their attributes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
+from .numbers import check_numbers
 from .shards import reshard
 
 # Prefixes that training frameworks put before the name of a parameter.
@@ -23,6 +30,17 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
+def base_of(model: nn.Module) -> nn.Module:
+    """Return the module inside data-parallel and compile wrappers and inside a PEFT model.
+
+    Its layers may still have adapters around them.
+    """
+    model = unwrap(model)
+    while (inner := _inside(model)) is not None:
+        model = unwrap(inner)
+    return model
+
+
 def plain_name(name: str) -> str:
     """Return the name of a parameter without the prefixes of ``torch.compile`` and checkpoint wrappers."""
     for part in _WRAPPER_PARTS:
@@ -30,27 +48,113 @@ def plain_name(name: str) -> str:
     return name
 
 
-def named_weights(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield every module by plain name, without PEFT's own; a shared module comes under each of its names."""
+    for name, module, _ in _walk(unwrap(model)):
+        yield name, module
+
+
+def replaced_weights(model: nn.Module) -> set[str]:
+    """Return the plain names of the parameters that are not in use, since PEFT trains copies of their modules.
+
+    These are the modules that PEFT's ``modules_to_save`` lists, such as a task head.
+    """
+    return {_join(name, own) for name, module, copied in _walk(unwrap(model)) if copied for own in module._parameters}
+
+
+def named_parameters(model: nn.Module, *, numbers: bool = True) -> dict[str, nn.Parameter]:
+    """Return the parameters by plain name; a tied parameter appears under its first name. See :func:`named_weights`."""
+    return cast(dict[str, nn.Parameter], _checked(_once(_owned(model, "_parameters", False)), numbers))
+
+
+def named_weights(
+    model: nn.Module | Mapping[str, Tensor], *, adapters: bool = False, numbers: bool = True
+) -> dict[str, Tensor]:
     """Return the parameters by plain name; a tied parameter appears under each of its names.
 
     Args:
-        model: A module (also a compiled or data-parallel one), or a mapping from name to tensor, which is copied.
+        model: A module (also a compiled or data-parallel one, or a PEFT model), or a mapping from name to tensor, which
+            is copied.
+        adapters: Whether to include PEFT's adapters. The names are then those that PEFT gives.
+        numbers: Whether the tensors must have numbers. False is for callers that read names and shapes alone.
+
+    Raises:
+        ValueError: A tensor has no numbers, because it is on the meta device or offloaded.
+    """
+    return _checked(_owned(model, "_parameters", adapters) if isinstance(model, nn.Module) else model.items(), numbers)
+
+
+def named_state(model: nn.Module, *, adapters: bool = False, numbers: bool = True) -> dict[str, Tensor]:
+    """Return parameters and buffers by plain name, tied ones once; buffers that are not saved are included.
+
+    The arguments are those of :func:`named_weights`.
+    """
+    parameters, buffers = (_once(_owned(model, kind, adapters)) for kind in ("_parameters", "_buffers"))
+    return _checked((*parameters, *buffers), numbers)
+
+
+def named_tensors(model: nn.Module | Mapping[str, Tensor], *, numbers: bool = True) -> dict[str, Tensor]:
+    """Return parameters and buffers, tied ones under each name; a mapping is copied.
+
+    Adapters are included, because they are a part of the function that the model computes.
     """
     if not isinstance(model, nn.Module):
-        return dict(model)
-    return {plain_name(name): parameter for name, parameter in unwrap(model).named_parameters(remove_duplicate=False)}
+        return _checked(model.items(), numbers)
+    return _checked((*_owned(model, "_parameters", True), *_owned(model, "_buffers", True)), numbers)
 
 
-def named_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return parameters and buffers by plain name, tied ones once; buffers that are not saved are included."""
+def _walk(module: nn.Module, name: str = "", copied: bool = False) -> Iterator[tuple[str, nn.Module, bool]]:
+    """Yield the modules of the base model, and whether PEFT replaced them by a copy."""
+    while (inner := _inside(module)) is not None:
+        copied = copied or "modules_to_save" in module._modules
+        module = inner
+    yield name, module, copied
+    for part, child in module._modules.items():
+        if child is not None:
+            yield from _walk(child, name if f"{part}." in _WRAPPER_PARTS else _join(name, part), copied)
+
+
+def _inside(module: nn.Module) -> nn.Module | None:
+    """The part of the base model that a module of PEFT is put around; None if the module is not of PEFT."""
+    kind, parts = type(module), module._modules
+    if hasattr(kind, "get_base_model") and "base_model" in parts:  # PeftModel
+        return cast(Any, module).get_base_model()
+    if hasattr(kind, "inject_adapter") and "model" in parts:  # LoraModel and the other tuners
+        return parts["model"]
+    if hasattr(kind, "get_base_layer") and "base_layer" in parts:  # a layer of LoRA, IA3 ...
+        return cast(Any, module).get_base_layer()
+    if {"original_module", "modules_to_save"} <= parts.keys():
+        return parts["original_module"]
+    if "token_adapter" in parts and hasattr(kind, "original_module"):  # trainable tokens
+        return parts["token_adapter"]
+    if "adaption_prompt" in module._parameters and "model" in parts:  # LLaMA-Adapter
+        return parts["model"]
+    return None
+
+
+def _owned(model: nn.Module, kind: str, adapters: bool) -> Iterator[tuple[str, Tensor]]:
     model = unwrap(model)
-    return {plain_name(name): tensor for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    modules = model.named_modules(remove_duplicate=False) if adapters else base_modules(model)
+    for prefix, module in modules:
+        for name, tensor in getattr(module, kind).items():
+            if tensor is not None:
+                yield plain_name(_join(prefix, name)), tensor
 
 
-def named_tensors(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return parameters and buffers by plain name, tied ones under each name; a mapping is copied."""
-    if not isinstance(model, nn.Module):
-        return dict(model)
-    model = unwrap(model)
-    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
-    return {plain_name(name): tensor for name, tensor in named}
+def _join(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+def _once(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    seen: set[int] = set()
+    for name, tensor in named:
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            yield name, tensor
+
+
+def _checked(named: Iterable[tuple[str, Tensor]], numbers: bool) -> dict[str, Tensor]:
+    found = dict(named)
+    if numbers:
+        check_numbers(found)
+    return found

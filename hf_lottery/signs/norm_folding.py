@@ -22,6 +22,7 @@ from ..networks.channels import read_channels
 from ..networks.forward import Forward, run
 from ..networks.modes import evaluating
 from ..networks.names import plain_name, unwrap
+from ..networks.numbers import check_numbers
 from .norms import norm_parameters
 
 
@@ -61,6 +62,7 @@ def fold_norms_(model: nn.Module, inputs: Any, *, forward: Forward | None = None
     """
     names = {name.rpartition(".")[0] for name in norm_parameters(model)}
     model = unwrap(model)
+    check_numbers(model)
     modules = {plain_name(name): module for name, module in model.named_modules()}
     norms = {module: name for name, module in modules.items() if name in names and not isinstance(module, _NormBase)}
     with evaluating(model):

@@ -20,7 +20,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from ..networks.display import TableDict, first_names
-from ..networks.names import named_weights, plain_name, unwrap
+from ..networks.names import named_parameters, named_weights, unwrap
+from ..networks.numbers import check_numbers
 from ..networks.selection import Patterns, select_names
 from ..networks.shards import class_name, is_sharded, local, part_of, reshard
 
@@ -49,6 +50,7 @@ class NormParameters(TableDict[nn.Parameter]):
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copy the present values, by name, to where the parameters are."""
+        check_numbers(self)
         return {name: parameter.detach().clone() for name, parameter in self.items()}
 
     def row(self, name: str, value: nn.Parameter) -> Sequence[str]:
@@ -94,11 +96,10 @@ def norm_parameters(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module; received {type(model).__name__}. Load it first.")
-    model = unwrap(model)
     owners = {}  # the norm that owns a parameter wins over another module that shares it
-    for module in sorted(model.modules(), key=_is_norm):
+    for module in sorted(unwrap(model).modules(), key=_is_norm):
         owners.update((id(parameter), module) for parameter in module._parameters.values() if parameter is not None)
-    named = {plain_name(name): p for name, p in model.named_parameters() if p.is_floating_point()}
+    named = {name: p for name, p in named_parameters(model, numbers=False).items() if p.is_floating_point()}
     norms = [name for name, parameter in named.items() if _is_norm(owners[id(parameter)])]
     taken = select_names(named, include=include, exclude=exclude, default=norms)
     kinds = {name: class_name(owners[id(named[name])]) for name in taken}

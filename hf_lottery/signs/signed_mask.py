@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..masks.file import CONFIG_NAME, MASK_NAME
 from ..masks.mask import Mask, MaskMismatchError
 from ..networks.display import SHOWN_ROWS, escaped, first_names, html_table
-from ..networks.names import named_weights, plain_name, unwrap
+from ..networks.names import named_parameters, named_weights
 from ..networks.shards import is_sharded, whole
 from ..storage.hub_mixin import HubMixin
 from .file import read_signs, write_signs
@@ -151,8 +151,8 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
         mask.check_fits(model)
         norms = norm_parameters(model) if norms is None else norms
         signs, medians = {}, {}
-        for name, parameter in unwrap(model).named_parameters():
-            name, weight = plain_name(name), whole(parameter).cpu()
+        for name, parameter in named_parameters(model).items():
+            weight = whole(parameter).cpu()
             if name in norms or not weight.is_floating_point():
                 continue
             if not weight.isfinite().all():

@@ -66,7 +66,7 @@ def discover(
     """
     _check_arguments(model, inputs, outputs)
     model = unwrap(model)
-    named = named_tensors(model)
+    named = named_tensors(model, numbers=False)
     parameters = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
     _check_tensors(named, parameters)
     trace, axes = _traced(model, inputs, outputs, named, parameters)

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ..masks.mask import Mask
 from ..networks.display import html_table
 from ..networks.modes import restored_modes
-from ..networks.names import plain_name, unwrap
+from ..networks.names import named_tensors, unwrap
+from ..networks.numbers import check_numbers
 from ..storage.hub_mixin import HubMixin
 from .errors import SpecMismatchError, SymmetryError
 from .groups import Block
@@ -99,6 +100,7 @@ class Permutation(HubMixin):
             SpecMismatchError: A name or shape is not the spec's; nothing was changed.
         """
         self.spec.check_fits(tensors)
+        check_numbers(tensors)
         moved: dict[Any, Tensor] = {}  # tied tensors stay tied
         result = {}
         for name, tensor in tensors.items():
@@ -256,8 +258,8 @@ def permute_(model: nn.Module, permutation: Permutation) -> None:
     spec.check_fits(inner)
     names: dict[int, str] = {}
     tensors: dict[int, Tensor] = {}
-    for name, tensor in (*inner.named_parameters(remove_duplicate=False), *inner.named_buffers(remove_duplicate=False)):
-        name, first = plain_name(name), names.setdefault(id(tensor), plain_name(name))
+    for name, tensor in named_tensors(inner).items():
+        first = names.setdefault(id(tensor), name)
         if tensor.ndim and spec.tensors[name] != spec.tensors[first]:
             raise SpecMismatchError(
                 f"tied tensors must move together; received {first!r} and {name!r}, one tensor in this model but of "

@@ -122,7 +122,7 @@ class Structure:
         Raises:
             SpecMismatchError: A tensor is missing, unknown, or of another shape. The message names it.
         """
-        tensors = named_tensors(model)
+        tensors = named_tensors(model, numbers=False)
         for name, tensor in tensors.items():
             if name not in self.shapes:
                 if tensor.ndim == 0:

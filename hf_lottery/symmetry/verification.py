@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 
 from ..networks.display import html_table, text_table
 from ..networks.names import unwrap
+from ..networks.numbers import check_numbers
 from .errors import SymmetryError, SymmetryVerificationError
 from .outputs import chosen_outputs
 from .permutation import permute_, random_permutation
@@ -107,6 +108,7 @@ class Prover:
 
     def __init__(self, model: nn.Module, inputs: Any, *, outputs: Sequence[str] | None = None, seed: int = 0):
         self.outputs = outputs
+        check_numbers(model)
         self.model = copy.deepcopy(unwrap(model)).to("cpu", torch.float64)
         self.inputs = tree_map(
             lambda v: (v.cpu().double() if v.is_floating_point() else v.cpu()) if isinstance(v, Tensor) else v, inputs

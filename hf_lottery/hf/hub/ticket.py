@@ -115,7 +115,7 @@ class Ticket(HubMixin):
         """List how a model differs from the one that the ticket is for: in structure, class and base model."""
         found = []
         if isinstance(self.start, Snapshot):
-            found += _structural(self.start.tensors, named_state(model))
+            found += _structural(self.start.tensors, named_state(model, numbers=False))
         architecture = self.info.get("architecture")
         if architecture and architecture != class_name(model):
             found.append(f"class {architecture} in the ticket, {class_name(model)} here")

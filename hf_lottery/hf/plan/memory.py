@@ -71,7 +71,7 @@ class MemoryPlan:
 
 def plan_memory(trainer: LotteryTrainer, optimizer: int, activations: int | None, shards: int) -> MemoryPlan:
     """Count the memory of one process of ``trainer``, given the bytes of its optimizer and activations."""
-    state = sum(map(_bytes, named_state(trainer.network).values()))
+    state = sum(map(_bytes, named_state(trainer.network, numbers=False).values()))
     trained = [parameter for parameter in trainer.network.parameters() if parameter.requires_grad]
     norms = trainer.norms.values() if isinstance(trainer, WinningSignTrainer) else ()
     return MemoryPlan(
@@ -93,7 +93,7 @@ def measure_step(trainer: LotteryTrainer, batch: Mapping[str, Any]) -> StepCost:
     """
     with untouched(trainer.network):
         trainer.network.train()
-        own = {tensor.untyped_storage().data_ptr() for tensor in named_state(trainer.network).values()}
+        own = {tensor.untyped_storage().data_ptr() for tensor in named_state(trainer.network, numbers=False).values()}
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ def mask_files(trainer: LotteryTrainer) -> int:
 
 def start_file(trainer: LotteryTrainer) -> int:
     """Return the bytes of a snapshot: weights and buffers at one moment."""
-    return tensors_file(named_state(trainer.network), {"format": "pt", "step": "0"})
+    return tensors_file(named_state(trainer.network, numbers=False), {"format": "pt", "step": "0"})
 
 
 def model_files(trainer: LotteryTrainer) -> int:
