@@ -2,7 +2,8 @@
 
 Every score here, and any of your own, is called as ``score(weight, evidence)`` and returns a tensor of the weight's
 shape; weights with higher scores stay longer. :func:`needs` declares which evidence a score reads, so that a search
-gathers that and nothing else. A score that declares nothing may read the weight and its start.
+gathers that and nothing else. A score that declares nothing may read the weight and its start. Scores are computed in
+float32: weights and evidence of half precision are converted first.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ..networks.names import named_weights
 from ..networks.shards import as_shards, is_sharded
-from .evidence import Evidence
+from .evidence import Evidence, in_full
 
 Score = Callable[[Tensor, Evidence], Tensor]
 _Score = TypeVar("_Score", bound=Callable[..., Tensor])
@@ -102,9 +103,10 @@ def check_score(score: Score, weights: Mapping[str, Tensor]) -> None:
         for name, weight in weights.items():
             kind = (weight.shape, weight.dtype)
             if kind not in seen and not is_sharded(weight):
-                made_up = torch.ones_like(weight)
+                full = in_full(weight)
+                made_up = torch.ones_like(full)
                 fields = [made_up if field in declared else _UNDECLARED for field in Evidence._fields]
-                score_weights({name: weight}, score, evidence={name: _Probe(*fields)})
+                score_weights({name: full}, score, evidence={name: _Probe(*fields)})
             seen.add(kind)
 
 
@@ -192,9 +194,10 @@ def score_weights(
             known = (evidence or {}).get(name, Evidence())
             for field in declared:
                 _required(getattr(known, field), field, getattr(score, "__name__", "the score"))
-            if is_sharded(weight):
-                known = Evidence(*(None if value is None else _sharded(value, weight) for value in known))
-            scores[name] = score(weight, known)
+            full = in_full(weight)
+            if full is not weight or is_sharded(weight):
+                known = Evidence(*(None if value is None else in_full(_sharded(value, weight)) for value in known))
+            scores[name] = score(full, known)
         except ValueError as error:
             raise ValueError(f"{name!r}: {error}") from error
         if scores[name].shape != weight.shape:
@@ -214,7 +217,11 @@ def _sharded(value: Tensor, weight: Tensor) -> Tensor:
 def _required(value: Tensor | None, what: str, score: str) -> Tensor:
     if value is None:
         article = "an" if what == "input_norm" else "a"
-        raise ValueError(
-            f"{score} must be given evidence with {article} {what}; received none. Call gather_evidence() for it."
-        )
+        how = "Call gather_evidence() for it."
+        if what == "input_norm":
+            how += (
+                " It finds the inputs of linear and convolution layers that are called as modules, so not those inside "
+                "nn.MultiheadAttention, of embeddings or of stacked experts: leave these out, or use another score."
+            )
+        raise ValueError(f"{score} must be given evidence with {article} {what}; received none. {how}")
     return value

@@ -54,3 +54,31 @@ def test_a_model_without_parameters_runs_on_the_cpu():
 def test_a_function_replaces_the_call_and_the_move():
     model = Recorder("meta")
     assert run(model, (ONE, TWO), forward=lambda *args: args) == (model, (ONE, TWO))
+
+
+class Scaled(nn.Module):
+    def forward(self, x, *, scale=1.0):
+        return x * scale
+
+
+@pytest.mark.parametrize(
+    ("batch", "received"),
+    [
+        ((torch.ones(2), torch.ones(2)), "a tuple of 2"),
+        ([torch.ones(2), torch.ones(2)], "a tuple of 2"),
+        ({"x": torch.ones(2), "labels": 1}, r"the keys \['labels', 'x'\].*'labels'"),
+        ({"scale": 2.0}, r"the keys \['scale'\].*'x'"),
+    ],
+)
+def test_a_batch_that_the_model_does_not_take(batch, received):
+    with pytest.raises(ValueError, match=rf"the arguments of Scaled.forward; received {received}.*forward=lambda"):
+        run(Scaled(), batch)
+
+
+def test_an_error_inside_the_model_stays_its_own():
+    class Broken(nn.Module):
+        def forward(self, x):
+            return x()
+
+    with pytest.raises(TypeError, match="not callable"):
+        run(Broken(), (torch.ones(2),))

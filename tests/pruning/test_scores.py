@@ -5,6 +5,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hf_lottery import gather_evidence, magnitude, movement, random_score, saliency, score_weights, wanda
 from hf_lottery.pruning.evidence import Evidence
+from hf_lottery.pruning.scores import check_score
 
 
 def squared_error(model, batch):
@@ -128,3 +129,33 @@ def test_modes_are_kept_module_by_module():
     model[1].eval()
     gather_evidence(model, [(torch.randn(5, 3), torch.randn(5, 2))], squared_error, within={"w": model[0].weight})
     assert [module.training for module in model] == [True, False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_half_precision_are_computed_in_float32(dtype):
+    weight = torch.tensor([1.0, 1.0078125, 3e-4]).to(dtype)
+    evidence = {"w": Evidence(gradient=torch.tensor([1.0078125, 1.015625, 3e-4]).to(dtype), start=weight * 0.5)}
+    for score in (saliency, movement, lambda weight, evidence: weight * evidence.start):
+        expected = score(weight.float(), Evidence(*(x if x is None else x.float() for x in evidence["w"])))
+        found = score_weights({"w": weight}, score, evidence=evidence)["w"]
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+    seen = []
+    check_score(lambda weight, evidence: seen.append((weight.dtype, evidence.start.dtype)) or weight, {"w": weight})
+    assert seen == [(torch.float32, torch.float32)]
+
+
+def test_gradients_of_half_precision_are_summed_in_float32():
+    model = nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    batches = [torch.ones(1, 1, dtype=torch.bfloat16)] * 300  # a sum in bfloat16 stops growing at 256
+    found = gather_evidence(model, batches, lambda m, x: m(x).sum(), within={"w": model.weight})
+    assert found["w"].gradient.dtype == torch.float32 and found["w"].gradient.item() == 300
+    assert model.weight.grad is None
+
+
+def test_weights_whose_inputs_cannot_be_seen_are_explained():
+    model = nn.MultiheadAttention(4, 2)
+    within = {"in_proj_weight": model.in_proj_weight, "out_proj.weight": model.out_proj.weight}
+    x = torch.randn(3, 4)
+    found = gather_evidence(model, [x], lambda m, x: m(x, x, x)[0].sum(), within=within)
+    with pytest.raises(ValueError, match="received none.*nn.MultiheadAttention"):
+        score_weights(within, wanda, evidence=found)
