@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..networks.modes import restored_modes
+from ..networks.numbers import check_numbers
 from ..networks.shards import class_name, reshard
 
 
@@ -16,7 +17,7 @@ class Evidence(NamedTuple):
     """What is known about one weight tensor besides its values. A score reads what it needs.
 
     Attributes:
-        gradient: dL/dw summed over the batches; shape of the weight.
+        gradient: dL/dw summed over the batches, in float32 for half-precision weights; shape of the weight.
         input_norm: L2 norm of each input feature over all batches and positions; broadcasts against the weight.
         start: The weight at the start of the training that led to its present value; shape of the weight.
     """
@@ -55,6 +56,7 @@ def gather_evidence(
         ValueError: There are no batches, or a parameter got no gradient from any of them.
     """
     reshard(model)
+    check_numbers(within)
     names = {id(parameter): name for name, parameter in within.items()}
     squares: dict[str, Tensor] = {}
     handles = [
@@ -66,6 +68,8 @@ def gather_evidence(
     ]
     kept_gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     differentiate = "gradient" in fields
+    half = {name: w for name, w in within.items() if differentiate and in_full(w) is not w}
+    sums: dict[str, Tensor] = {}
     count = 0
     try:
         with restored_modes(model), torch.set_grad_enabled(differentiate):
@@ -75,9 +79,10 @@ def gather_evidence(
                 value = loss(model, batch)
                 if differentiate:
                     value.backward()
+                    _move_gradients_(half, sums)
         if not count:
             raise ValueError("batches must hold at least one batch; received none. Was the loader used up?")
-        gradients = {name: _gradient(name, parameter) for name, parameter in within.items()} if differentiate else {}
+        gradients = {n: _gradient(n, sums.get(n, w.grad)) for n, w in within.items()} if differentiate else {}
         norms = {name: square.sqrt() for name, square in squares.items()}
         return {name: Evidence(gradients.get(name), norms.get(name)) for name in within}
     finally:
@@ -87,10 +92,23 @@ def gather_evidence(
             parameter.grad = kept_gradients[name]
 
 
-def _gradient(name: str, parameter: Tensor) -> Tensor:
-    if parameter.grad is None:
+def in_full(tensor: Tensor) -> Tensor:
+    """Return a half-precision tensor in float32, and any other as it is."""
+    return tensor.detach().float() if tensor.is_floating_point() and tensor.itemsize < 4 else tensor
+
+
+def _move_gradients_(half: Mapping[str, Tensor], sums: dict[str, Tensor]) -> None:
+    """Move gradients of one batch into sums in float32: a half-precision sum loses the small ones."""
+    for name, weight in half.items():
+        if weight.grad is not None:
+            gradient, weight.grad = weight.grad.float(), None
+            sums[name] = sums[name].add_(gradient) if name in sums else gradient
+
+
+def _gradient(name: str, gradient: Tensor | None) -> Tensor:
+    if gradient is None:
         raise ValueError(f"{name!r} must get a gradient from the batches; received none. Is it frozen or unused?")
-    return parameter.grad
+    return gradient
 
 
 def _square_inputs(squares: dict[str, Tensor], name: str):
