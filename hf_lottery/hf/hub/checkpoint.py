@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from ...masks.file import CONFIG_NAME
-from ...masks.mask import Mask
-from ...networks.names import plain_name
+from ...masks.mask import Mask, MaskMismatchError
+from ...networks.names import named_weights, plain_name
 from ...networks.selection import Patterns, select_names
 from ...storage.hub_mixin import Where, find_folder, is_repository
 from ..adapter import PEFT_PREFIX, trained_positions
 from ..prunable_weights import prunable
+from .checkpoint_files import check_plain, open_tensors, pruning_pairs, read_json
 from .transfer import fetch_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Endings of names in formats that do not store plain weights: sparse-bitmask of compressed-tensors (the first two),
-# GPTQ and AWQ, packed and scaled compressed-tensors, bitsandbytes.
-_COMPRESSED = (".bitmask", ".compressed", ".qweight", ".weight_packed", ".weight_scale", ".absmax", ".SCB")
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_FLOATS = ("F64", "F32", "F16", "BF16", "C64")
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.|(^|\.)weight_(g|v|orig)$")
 _UNCOVERED = 2.0  # marks a weight that no torch.nn.utils.prune mask covers; 0 is pruned, 1 kept
 
 
@@ -54,16 +50,24 @@ def mask_from_checkpoint(
     - PEFT adapters that train listed positions, in ``adapter_model.safetensors``: SHiRA (``shira_indices`` ``[2, k]``,
       rows and columns) and Super-Tuning (``supertuning_indices`` ``[k]``, flat). The mask keeps what they train.
 
-    If config.json names a class of the transformers library, names are those of the model in the installed version,
-    whatever the file calls them, and the weights are those of :func:`prunable`. Otherwise names are those of the file,
-    and the weights are the matrices with zeros. A matrix with only one row of zeros is taken for an embedding with a
-    padding row, and left out.
+    A file does not say which of its tensors are weights, and which are buffers full of zeros, such as causal masks and
+    tables of positions. One of these must tell:
+
+    - config.json, if it names a class of the transformers library. Names are those of the model in the installed
+      version, whatever the file calls them, and the weights are those of :func:`prunable`.
+    - ``model``. Names are those of the file, and the weights are those of ``prunable(model)``.
+    - ``include``. Names are those of the file, and it selects among all matrices.
+
+    The prefixes of ``torch.compile`` and data parallelism come off the names of the file. A head that is tied to the
+    embedding is an embedding, which a mask does not cover, whether the file holds it or not.
 
     Args:
         source: A folder, or the id of a repository on the Hub.
-        include: As for :func:`prunable`. If the class is not one of transformers, it selects among all matrices.
+        include: As for :func:`prunable`; without a model, see above.
         exclude: As for :func:`prunable`.
-        model: The base model of an adapter, whose file does not tell the shapes of its weights; not used otherwise.
+        model: The model that the weights are of, if config.json does not tell; or the base model of an adapter, whose
+            file does not tell the shapes of its weights. Its own weights are not used. A mapping from name to tensor
+            stands for a model of which all tensors are weights.
         where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
     Returns:
@@ -71,100 +75,35 @@ def mask_from_checkpoint(
 
     Raises:
         FileNotFoundError: There are no weights in the source.
-        ValueError: Nothing is pruned, or the weights are pickled, quantised, compressed, incomplete or damaged.
-        MaskMismatchError: The adapter is for another base model.
+        ValueError: Nothing is pruned, nothing tells weights from buffers, or the weights are pickled, quantised,
+            compressed, incomplete or damaged.
+        MaskMismatchError: The checkpoint or adapter is of another model.
 
     Example:
         >>> mask_from_checkpoint("path/of/a/sparse/model").sparsity  # doctest: +SKIP
         0.9
     """
     folder = fetch_model(str(source), **where) if is_repository(source) else find_folder(source, (), **where)
-    config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     with ExitStack() as stack:
-        stored = _stored(folder, stack)
-        _refuse_compressed(folder, config, stored)
+        stored = open_tensors(folder, stack)
+        check_plain(folder, config, stored)
         if any(name.startswith(PEFT_PREFIX) for name in stored):
             entries = _select(trained_positions(folder, stored, model), include, exclude)
         elif model_class := _transformers_class(config):
             entries = _entries_of(model_class, config, stored, include, exclude)
-        elif pairs := _pairs(stored):
+        elif pairs := pruning_pairs(stored):
             entries = _select({name: stored[key][...] != 0 for name, key in pairs.items()}, include, exclude)
+        elif model is not None:
+            entries = _entries_like(model, stored, include, exclude)
         else:
-            matrices = {
-                k: s[...] != 0 for k, s in stored.items() if s.get_dtype() in _FLOATS and len(s.get_shape()) > 1
-            }
-            chosen = matrices if include is not None else {k: e for k, e in matrices.items() if _has_pruned(e)}
-            entries = _select(chosen, include, exclude) if chosen else {}
+            entries = _entries_named(folder, stored, include, exclude)
     if all(bool(entry.all()) for entry in entries.values()):
         raise ValueError(
             f"the checkpoint {folder} must hold pruned weights; received no weight that is zero. It is dense: start "
             "from Mask.dense, or pass include='.*' if the pruned weights are those of the task head."
         )
     return Mask(entries)
-
-
-def _stored(folder: Path, stack: ExitStack) -> dict[str, Any]:
-    """Tensor name -> open slice, which tells shape and dtype at no cost and gives the tensor by ``[...]``."""
-    stored = {}
-    for path in _files(folder):
-        try:
-            file = stack.enter_context(safe_open(path, framework="pt"))
-        except (SafetensorError, FileNotFoundError) as error:
-            raise ValueError(f"{path} must be a safetensors file; received: {error}. Download it again.") from error
-        stored.update((name, file.get_slice(name)) for name in file.keys())  # noqa: SIM118 - not a mapping
-    return stored
-
-
-def _files(folder: Path) -> list[Path]:
-    for name in ("model.safetensors", "adapter_model.safetensors"):
-        if (folder / name).is_file():
-            return [folder / name]
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = _read_json(index).get("weight_map")
-        names = list(files.values()) if isinstance(files, dict) else []
-        if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-            raise ValueError(f"{index} must map tensors to files beside it; received {files!r:.80}.")
-        return [folder / name for name in sorted(set(names))]
-    if (folder / CONFIG_NAME).is_file():
-        raise ValueError(f"{folder} must hold a model; received a mask or ticket. Use Mask.from_pretrained.")
-    if len(files := sorted(folder.glob("*.safetensors"))) == 1:
-        return files
-    if pickles := sorted(file.name for file in folder.glob("*") if file.suffix in _PICKLES):
-        raise ValueError(
-            f"the weights must be safetensors; received {pickles[0]}, a pickle, which can run code when it is read. "
-            "If you trust it, load the model with the code that made it, and save it with save_pretrained."
-        )
-    found = [file.name for file in files] or "none"
-    raise FileNotFoundError(f"{folder} must hold model.safetensors or one .safetensors file; received {found}.")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON; received: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object; received {type(content).__name__}.")
-    return content
-
-
-def _refuse_compressed(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
-    keys = [key for key in ("quantization_config", "compression_config", "sparsity_config") if config.get(key)]
-    names = [name for name in stored if name.endswith(_COMPRESSED)]
-    names += [name for name, part in stored.items() if part.get_dtype().startswith(("F8", "F6", "F4"))]
-    if keys or names:
-        raise ValueError(
-            f"the checkpoint {folder} must hold plain weights; received a quantised or compressed one "
-            f"({(keys + names)[0]}), which would load with other weights. Decompress it with the library that wrote "
-            "it, and save it with save_pretrained."
-        )
-
-
-def _pairs(stored: Mapping[str, Any]) -> dict[str, str]:
-    """Parameter name -> name of its mask, for every pair of torch.nn.utils.prune."""
-    names = [name.removesuffix("_orig") for name in stored if name.endswith("_orig")]
-    return {name: f"{name}_mask" for name in names if f"{name}_mask" in stored}
 
 
 def load_model(source: str | Path, **where: Unpack[Where]) -> PreTrainedModel:
@@ -178,7 +117,7 @@ def load_model(source: str | Path, **where: Unpack[Where]) -> PreTrainedModel:
         ValueError: The class is not one of the transformers library.
     """
     folder = find_folder(source, ("config.json",), **where)
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     found = _transformers_class(config)
     if found is None:
         raise ValueError(
@@ -215,21 +154,19 @@ def _entries_of(
 ) -> dict[str, Tensor]:
     # Zeros and ones instead of the weights go through the loading of transformers, which renames, splits and stacks.
     # bfloat16 holds them exactly, and a tiny weight of any precision stays different from zero.
-    if pairs := _pairs(stored):
+    if pairs := pruning_pairs(stored):
         used = {f"{name}_orig" for name in pairs} | set(pairs.values())
         support = {k: torch.full(s.get_shape(), _UNCOVERED) for k, s in stored.items() if k not in used}
         support |= {name: stored[mask][...] != 0 for name, mask in pairs.items()}
     else:
         support = {name: part[...] != 0 for name, part in stored.items()}
-    load: Any = model_class.from_pretrained
-    model, report = load(
-        None,
-        config=CONFIG_MAPPING[config["model_type"]].from_dict(config),
-        state_dict={name: tensor.to(torch.bfloat16) for name, tensor in support.items()},
-        dtype=torch.bfloat16,
-        attn_implementation="eager",  # any other name would be looked up on the Hub
-        output_loading_info=True,
-    )
+    model, report = _load_support(model_class, config, support)
+    lost = [k for k in report["unexpected_keys"] if k.endswith("weight") and k in support and _is_pruned(support[k])]
+    if lost and not pairs:
+        raise MaskMismatchError(
+            f"the model of config.json must have every pruned weight of the checkpoint; received {sorted(lost)[:3]}, "
+            f"which {model_class.__name__} has not. Correct config.json, or remove it and pass include."
+        )
     if pairs:
         named = {plain_name(name): weight.detach() for name, weight in model.named_parameters()}
         entries = _select({k: w != 0 for k, w in named.items() if bool((w != _UNCOVERED).any())}, include, exclude)
@@ -239,18 +176,108 @@ def _entries_of(
         }
     if lost := sorted(entries.keys() & set(report["missing_keys"])):
         raise ValueError(
-            f"the checkpoint must hold every weight; received none for {lost[:3]}. It is of another model."
+            f"the checkpoint must hold every weight; received none for {lost[:3]}. It is of another model, or its head "
+            "is tied to the embedding, and config.json must say tie_word_embeddings: true."
         )
     return entries
 
 
+def _load_support(
+    model_class: type[PreTrainedModel], config: Any, support: Mapping[str, Tensor]
+) -> tuple[PreTrainedModel, Mapping[str, Any]]:
+    load: Any = model_class.from_pretrained
+    try:
+        return load(
+            None,
+            config=CONFIG_MAPPING[config["model_type"]].from_dict(config),
+            state_dict={name: tensor.to(torch.bfloat16) for name, tensor in support.items()},
+            dtype=torch.bfloat16,
+            attn_implementation="eager",  # any other name would be looked up on the Hub
+            output_loading_info=True,
+        )
+    except Exception as error:  # what a configuration can do wrong has no end
+        raise MaskMismatchError(
+            f"the weights must fit the {model_class.__name__} of config.json; received {type(error).__name__}: "
+            f"{' '.join(str(error).split())} Correct config.json, or remove it and pass include."
+        ) from error
+
+
+def _entries_like(
+    model: nn.Module | Mapping[str, Tensor],
+    stored: Mapping[str, Any],
+    include: Patterns | None,
+    exclude: Patterns | None,
+) -> dict[str, Tensor]:
+    named = named_weights(model, numbers=False)
+    if isinstance(model, nn.Module):
+        weights = dict(prunable(model, include=include, exclude=exclude))
+    else:
+        weights = {name: named[name] for name in _chosen(named, include, exclude)}
+    entries = {}
+    for name, weight in weights.items():
+        # A tied weight has several names, and a file may hold any of them.
+        found = next((other for other, same in named.items() if same is weight and other in stored), None)
+        shape = "none" if found is None else str(stored[found].get_shape())
+        if found is None or stored[found].get_shape() != [*weight.shape]:
+            raise MaskMismatchError(
+                f"the checkpoint must hold the weight {name!r} of the model, with the shape {[*weight.shape]}; "
+                f"received {shape}. Pass the model that was saved."
+            )
+        entries[name] = stored[found][...] != 0
+    return entries
+
+
+def _entries_named(
+    folder: Path, stored: Mapping[str, Any], include: Patterns | None, exclude: Patterns | None
+) -> dict[str, Tensor]:
+    matrices = {k: s for k, s in stored.items() if s.get_dtype() in _FLOATS and len(s.get_shape()) > 1}
+    if include is None:
+        zeros = {name: entry for name, part in matrices.items() if _is_pruned(entry := part[...] != 0)}
+        if not zeros:
+            return {}
+        names = ", ".join(f"{name!r} ({1 - float(entry.float().mean()):.0%})" for name, entry in [*zeros.items()][:5])
+        raise ValueError(
+            "include must tell weights from buffers (causal masks, tables of positions) where no config.json names a "
+            f"class of the transformers library; received none with {folder}. Its tensors with zeros are {names}"
+            f"{'' if len(zeros) <= 5 else f' and {len(zeros) - 5} more'}. Pass include with the names of the pruned "
+            "weights, or the model as model=. If all of these are buffers, the checkpoint is dense."
+        )
+    chosen = _chosen(matrices, include, exclude)
+    if computed := [name for name in chosen if _PARAMETRIZED.search(name)]:
+        raise ValueError(
+            f"the weights must be stored as the model uses them; received {computed[0]!r}, which a parametrization or "
+            "a weight norm turns into a weight. Remove it from the model, and save the model again."
+        )
+    _check_tied({name: matrices[name] for name in chosen})
+    return {name: matrices[name][...] != 0 for name in chosen}
+
+
+def _check_tied(parts: Mapping[str, Any]) -> None:
+    """Refuse a weight that is stored under two names, such as an embedding and the head that is tied to it."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, part in parts.items():
+        values = part[...]
+        key = (part.get_dtype(), *part.get_shape(), float(values.abs().double().sum()))
+        if key in seen and key[-1] and torch.equal(parts[seen[key]][...], values):
+            raise ValueError(
+                f"each weight must have one name; received {seen[key]!r} and {name!r} with the same values, as of a "
+                "head that is tied to the embedding. Exclude one of them, or pass the model as model=."
+            )
+        seen.setdefault(key, name)
+
+
 def _select(entries: dict[str, Tensor], include: Patterns | None, exclude: Patterns | None) -> dict[str, Tensor]:
-    chosen = select_names(entries, include=include, exclude=exclude, what="a prunable weight")
-    return {name: entries[name] for name in chosen}
+    return {name: entries[name] for name in _chosen(entries, include, exclude)}
 
 
-def _has_pruned(entry: Tensor) -> bool:
-    """Whether there are zeros other than one whole row, which is the padding row of an embedding."""
-    pruned_in_row = (~entry).flatten(1).sum(1)
+def _chosen(names: Mapping[str, Any], include: Patterns | None, exclude: Patterns | None) -> list[str]:
+    return select_names(names, include=include, exclude=exclude, what="a prunable weight")
+
+
+def _is_pruned(entry: Tensor) -> bool:
+    """Whether a matrix has zeros other than one whole row, which is the padding row of an embedding."""
+    if entry.ndim < 2 or not entry.numel():
+        return False
+    pruned_in_row = (entry == 0).flatten(1).sum(1)
     padding = int((pruned_in_row > 0).sum()) == 1 and bool((pruned_in_row == entry[0].numel()).any())
     return bool(pruned_in_row.any()) and not padding
