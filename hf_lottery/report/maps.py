@@ -18,7 +18,10 @@ _MOST_LABELS = 60  # with more columns only every second one is named, then ever
 
 def plot_overlap(
     path: str | Path,
-    overlap: Mapping[str, Overlap] | Mapping[str, tuple[Overlap, ...]] | Mapping[str, Mapping[str, float]],
+    overlap: Overlap
+    | Mapping[str, Overlap]
+    | Mapping[str, tuple[Overlap, ...]]
+    | Mapping[str, Mapping[str, float | Overlap]],
     *,
     measure: str = "overlap",
     title: str = "",
@@ -27,8 +30,9 @@ def plot_overlap(
 
     Args:
         path: The PNG to write; the numbers go beside it as CSV.
-        overlap: What ``overlap_by_parameter``, ``overlap_by_head`` or ``overlap_by_group`` returned; or other fractions
-            in [0, 1] as row -> {column: fraction}. A column that a row lacks is left grey.
+        overlap: What ``mask.overlap``, ``overlap_by_parameter``, ``overlap_by_head`` or ``overlap_by_group`` returned;
+            or row -> {column: overlap}, such as "naive" -> {layer: overlap}; or other fractions in [0, 1] in place of
+            overlaps. A column that a row lacks is left grey.
         measure: Name of the fraction.
         title: Title of the picture.
 
@@ -39,7 +43,8 @@ def plot_overlap(
         ImportError: matplotlib is not installed.
         ValueError: There is nothing to draw.
     """
-    values = {name: _fractions(row) for name, row in overlap.items()}
+    rows = {"all": overlap} if isinstance(overlap, Overlap) else overlap
+    values = {name: _fractions(row) for name, row in rows.items()}
     check_filled("overlap", values)
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
     grid = np.array([[row.get(column, np.nan) for column in columns] for row in values.values()], dtype=float)
@@ -56,8 +61,8 @@ def plot_overlap(
             if len(columns) <= _MOST_NUMBERS and np.isfinite(value):
                 color = "black" if value > 0.45 else "white"
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=color)
-    rows = ((name, column, value) for name, row in values.items() for column, value in row.items())
-    write_csv(path, ["row", "column", measure], rows)
+    cells = ((name, column, value) for name, row in values.items() for column, value in row.items())
+    write_csv(path, ["row", "column", measure], cells)
     return described(path, f"{measure}, layer by layer", title)
 
 
@@ -117,5 +122,5 @@ def _fractions(row: Any) -> dict[str, float]:
     if isinstance(row, Overlap):
         return {"overlap": row.iou, "chance": row.chance}
     if isinstance(row, Mapping):
-        return dict(row)
+        return {column: cell.iou if isinstance(cell, Overlap) else cell for column, cell in row.items()}
     return {str(part): overlap.iou for part, overlap in enumerate(row)}

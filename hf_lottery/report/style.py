@@ -74,8 +74,14 @@ def picture(path: str | Path, width: float, height: float) -> Iterator[Any]:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    from matplotlib import style
-    from matplotlib.figure import Figure  # without pyplot, which would choose a backend for the whole process
+    try:
+        from matplotlib import style
+        from matplotlib.figure import Figure  # without pyplot, which would choose a backend for the whole process
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "matplotlib must be installed to draw; received an environment without it. "
+            'Call pip install matplotlib, or pip install "hf-lottery[recipes]".'
+        ) from error
 
     with style.context(["default", _SETTINGS]):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")

@@ -85,6 +85,8 @@ def find_ticket(
         scores = score_weights(weights, score, evidence=whole)
         return prune(scores, target, scope=scope, min_density=min_density, within=level.mask)
 
+    if not isinstance(rewind, RewindPoint):
+        raise ValueError(f"rewind must be a point such as rewind.step(500); received {rewind!r}. Use parse_rewind().")
     memory = _InMemory(model, train, Mask.dense(weights), rewind, rewind.in_steps())
     return run_levels(
         sparsities, begin=memory.begin, train=memory.train, next_mask=next_mask, hand_over=memory.hand_over

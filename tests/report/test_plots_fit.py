@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import sys
 
 import pytest
 import torch
@@ -131,6 +132,21 @@ def test_overlaps(tmp_path):
         assert list(dict.fromkeys(row["row"] for row in rows)) == list(found)
         first = next(iter(found.values()))
         assert float(rows[0]["overlap"]) == (first.iou if hasattr(first, "iou") else first[0].iou)
+
+
+def test_one_overlap_and_overlaps_before_and_after(tmp_path):
+    a, b = masks()
+    assert [row["column"] for row in rows_of(plot_overlap(tmp_path / "one.png", a.overlap(b)))] == ["overlap", "chance"]
+    both = {"before": overlap_by_parameter(a, b), "after": overlap_by_parameter(a, a)}
+    rows = rows_of(plot_overlap(tmp_path / "two.png", both))
+    assert [row["row"] for row in rows] == ["before"] * len(a) + ["after"] * len(a)
+    assert float(rows[-1]["overlap"]) == 1
+
+
+def test_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"matplotlib must be installed to draw.*pip install"):
+        plot_layers(tmp_path / "a.png", masks()[0])
 
 
 @pytest.mark.parametrize("several", [False, True], ids=["one metric", "several"])

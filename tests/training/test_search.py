@@ -105,6 +105,11 @@ def test_kept_weights_go_on_from_the_level_before(kind):
     assert [start.fine_tune for start in train.seen] == [False] + [kind is rewind.none] * (len(ends) - 1)
 
 
+def test_a_rewind_that_is_text_is_explained():
+    with pytest.raises(ValueError, match=r"rewind must be a point such as rewind.step\(500\); received 'init'"):
+        run("init")
+
+
 def test_rewind_beyond_training():
     with pytest.raises(ValueError, match="rewind step must lie within training; received 9 of 8"):
         run(rewind.step(9))
