@@ -22,16 +22,21 @@ from ..training.sparsity import SparsityLeakError
 PEFT_PREFIX = "base_model.model."
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _POSITIONS = (".shira_indices", ".supertuning_indices")
+# Ways to initialize a LoRA that take a part out of the base weights, or round them, as the adapter is made.
+_MOVES_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga", "kasa")
 
 
 def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
     """Merge the active adapters of a PEFT model into its sparse base; pruned weights stay zero.
 
     PEFT's ``merge_and_unload`` adds a dense update to every weight, also to pruned ones. Here each weight becomes
-    ``base + mask * update``, with the joint update of all active adapters: LoRA, DoRA, every other adapter
+    ``base + mask * update``, with the joint update of all active adapters: LoRA, rsLoRA, DoRA, the other adapters
     that PEFT can merge, and the trained copies of ``modules_to_save``. The merged model differs from the adapted one by
     the part of the update that the mask drops, and a warning says how large it is. Nothing is dropped from an adapter
     that trains only kept weights.
+
+    Adapters that change the base weights as they are made (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA, KaSA) are refused,
+    because their base is no longer the sparse one.
 
     Args:
         model: A PEFT model whose base is zero where ``mask`` prunes. Merging needs memory for a copy of the adapted
@@ -44,7 +49,8 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
     Raises:
         TypeError: ``model`` is not a PEFT model that can be merged.
         ValueError: The base is quantised or not zero where the mask prunes, or an adapter is already merged, tied to
-            other weights, not finite, or of a kind that cannot be masked. Nothing was changed.
+            other weights, not finite, of a kind that cannot be merged or masked, or changed the base weights as it was
+            made. Nothing was changed.
         MaskMismatchError: The mask is for another base model. Nothing was changed.
         SparsityLeakError: PEFT does not return the weights that it merged, because its version works differently.
 
@@ -59,15 +65,16 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
         raise TypeError(f"the model must be a PEFT model with adapters that can be merged; {received}")
     base = peft.get_base_model()
     layers = _tuner_layers(base)
-    _check_mergeable(base, layers)
+    _check_start(peft)
+    _check_mergeable(base, layers, mask)
     frozen, trained = dict(_parameters(base, trained=False)), dict(_parameters(base, trained=True))
     mask.check_fits(frozen)
-    _check_sparse(mask, frozen)
+    _check_sparse(mask, frozen, biases=any(getattr(c, "bias", "none") != "none" for c in peft.peft_config.values()))
     touched = {id(p): p for layer in layers.values() for p in layer.get_base_layer().parameters()}
     touched |= {id(p): p for name, p in trained.items() if p is not frozen[name]}
     before = {key: parameter.detach().clone() for key, parameter in touched.items()}
     try:
-        peft.merge_adapter(safe_merge=True)
+        _merge(peft)
         _warn_of(_mask_update(mask, frozen, trained, before))  # inside try, because a warning may become an error
     except BaseException:
         for key, parameter in touched.items():
@@ -111,7 +118,7 @@ def trained_positions(
             "model must be the base model of the adapter, whose file does not tell the shapes of its weights; "
             "received None. Load the base model and pass it as model=."
         )
-    weights, entries = named_weights(model), {}
+    weights, entries = named_weights(model, numbers=False), {}
     for name in lists:
         weight = name.removeprefix(PEFT_PREFIX).rpartition(".")[0] + ".weight"
         if weight not in weights:
@@ -151,32 +158,62 @@ def _parameters(module: Any, trained: bool, prefix: str = "") -> Iterator[tuple[
             yield from _parameters(child, trained, f"{prefix}{name}.")
 
 
-def _check_mergeable(base: Any, layers: Mapping[str, Any]) -> None:
+def _merge(peft: Any) -> None:
+    try:
+        peft.merge_adapter(safe_merge=True)
+    except (NotImplementedError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"every active adapter must be one that PEFT can merge; received {type(error).__name__}: {error}. "
+            "Activate other adapters (set_adapter), or keep this one beside the sparse model."
+        ) from error
+
+
+def _check_start(peft: Any) -> None:
+    for name, config in peft.peft_config.items():
+        start = str(getattr(config, "init_lora_weights", None))
+        start = "kasa" if getattr(config, "kasa_config", None) else start
+        if start.lower().startswith(_MOVES_BASE):
+            raise ValueError(
+                f"an adapter must leave the base weights as they are; received {name!r} of the kind {start!r}, which "
+                "changes them as it is made: the base is no longer sparse. Turn it into a plain LoRA (save_pretrained "
+                "with path_initial_model_for_weight_conversion, where PEFT can), and load that on the sparse base."
+            )
+
+
+def _check_mergeable(base: Any, layers: Mapping[str, Any], mask: Mask) -> None:
     owners = Counter(id(parameter) for _, parameter in _parameters(base, trained=False))
     quantised = getattr(base, "hf_quantizer", None) is not None
     for name, layer in layers.items():
         inner = layer.get_base_layer()
         parameters = [p for part in (inner.parameters(), inner.buffers()) for p in part]
-        if quantised or getattr(layer, "quantization_backend", None) or any(p.dtype not in _PLAIN for p in parameters):
+        coded = any(p.dtype not in _PLAIN or type(p.data) is not Tensor for p in parameters)
+        if quantised or getattr(layer, "quantization_backend", None) or coded:
             reason, way_out = "is quantised", "Load the base model without quantisation, then load the adapter."
         elif layer.merged_adapters:
             # Unmerging leaves rounding errors, so pruned weights would no longer be exactly zero.
             reason, way_out = "is already merged", "Load the base model and the adapter again."
         elif any(owners[id(p)] > 1 for p in inner.parameters()):
             reason, way_out = "is tied to other weights", "Load the base model with tie_word_embeddings=False."
-        elif isinstance(inner, nn.MultiheadAttention) or hasattr(layer, "trainable_tokens_delta"):
+        elif (
+            isinstance(inner, nn.MultiheadAttention)
+            or hasattr(layer, "trainable_tokens_delta")
+            or (hasattr(layer, "ln_tuning_layers") and any(entry.startswith(f"{name}.") for entry in mask))
+        ):
             reason, way_out = "cannot be masked by name", "Train an adapter for other modules."
         else:
             continue
         raise ValueError(f"every adapted layer must take a masked update; received {name!r}, which {reason}. {way_out}")
 
 
-def _check_sparse(mask: Mask, base: Mapping[str, Tensor]) -> None:
+def _check_sparse(mask: Mask, base: Mapping[str, Tensor], *, biases: bool) -> None:
     for name, entry in mask.items():
         if alive := int((base[name].detach()[~entry.to(base[name].device)] != 0).sum()):
+            way_out = "Call mask.apply_ on the base model before you train an adapter on it."
+            if biases and name.endswith("bias"):
+                way_out = "The adapter's setting `bias` trains the biases of the base itself: call mask.apply_ on it."
             raise ValueError(
                 f"the base model must be zero where the mask prunes; received {alive} other weights in {name!r}. "
-                "Call mask.apply_ on the base model before you train an adapter on it."
+                f"{way_out}"
             )
 
 
