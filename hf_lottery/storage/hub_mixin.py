@@ -10,9 +10,22 @@ from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from typing_extensions import Self, Unpack
 
-REPO_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# The Hub's own rule: letters, digits, - _ . inside each of at most two parts, no -- nor .., no .git at the end.
+REPO_ID = re.compile(r"(?!.*(--|\.\.))(\w([\w.-]*\w)?/)?\w([\w.-]{0,94}\w)?(?<!\.git)")
+
+
+class HubError(OSError):
+    """The Hub could not be reached, or refused a request. What it holds is not known then: it is not absent.
+
+    Attributes:
+        status: The HTTP status that the Hub answered with; None if there was no answer.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None):
+        super().__init__(message)
+        self.status = status
 
 
 class Where(TypedDict, total=False):
@@ -54,7 +67,8 @@ class HubMixin:
     def push_to_hub(self, repo_id: str, **how: Unpack[Push]) -> str:
         """Push to a repository of the Hub in one commit; the repository is created if it does not exist.
 
-        If the repository has a README.md, only its metadata and the part that the library wrote are replaced.
+        If the repository has a README.md, only its metadata and the part that the library wrote are replaced. Paths of
+        this machine are not pushed.
 
         Args:
             repo_id: The repository, such as ``"me/bert-sst2-imp-90"``.
@@ -65,10 +79,20 @@ class HubMixin:
             The address of the commit, or of the pull request.
 
         Raises:
-            huggingface_hub.errors.HfHubHTTPError: The Hub refuses, for example because somebody else pushed in the
-                meantime (412).
+            HubError: The Hub cannot be reached, or refuses: somebody else has pushed in the meantime (status 412), for
+                example. Nothing was pushed, unless the message says otherwise.
+            ValueError: The repository is not named by an id.
         """
-        return hub_module().push(self, repo_id, **how)
+        if not REPO_ID.fullmatch(str(repo_id)):
+            raise ValueError(
+                f"repo_id must be the id of a repository on the Hub, such as me/bert-sst2-imp-90; received "
+                f"{str(repo_id)!r}. Use save_pretrained to write into a folder."
+            )
+        return hub_module().push(self, str(repo_id), **how)
+
+    def without_local_paths(self) -> Self:
+        """Return the object without paths of this machine, which is what is pushed."""
+        return self
 
     @classmethod
     def _folder(cls, source: str | Path, **where: Unpack[Where]) -> Path:
@@ -87,7 +111,9 @@ def find_folder(
         where: Options of the Hub; see :class:`Where`.
 
     Raises:
-        FileNotFoundError: The source is neither a folder nor the id of a repository.
+        FileNotFoundError: The source is neither a folder nor the id of a repository, or the repository or a file in it
+            does not exist.
+        HubError: The Hub cannot be reached or refuses, and the files are not in the cache.
         TypeError: An option is unknown.
         ValueError: Options of the Hub are given with a folder.
     """
