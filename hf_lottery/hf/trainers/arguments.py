@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import TrainingArguments
@@ -29,6 +30,7 @@ SCHEDULES: dict[str, Schedule] = {
 }
 SCOPES: dict[str, Scope] = {"erk": erk, "global": global_ranking, "uniform": uniform}
 NORM_INTERPOLATION = ("step", "micro_batch", "none")
+STARTS = ("model", "weights", "data")
 PRESETS: dict[str, dict[str, Any]] = {
     "official": {
         "rewind": "learning_rate", "dense_epochs": 10, "level_epochs": 10, "level_lr_scheduler_type": "constant",
@@ -143,9 +145,18 @@ class LotteryArguments(TrainingArguments):
         },
     )
 
+    resume_with_other: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": f"What may differ when a run is resumed: {', '.join(STARTS)}. The run goes on from the weights in "
+            "its folder. Default: nothing."
+        },
+    )
+
     def __post_init__(self):
         super().__post_init__()
         self._apply_preset()
+        self._check_run()
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must be in [0, 1); received {self.sparsity}. Pass a fraction such as 0.8.")
         for name in ("score_batches", "recalibration_batches"):
@@ -171,6 +182,14 @@ class LotteryArguments(TrainingArguments):
         self.get_scope()
         if self.sparsity is not None or self.levels is not None:
             self.get_sparsities()
+
+    def _check_run(self) -> None:
+        if unknown := set(self.resume_with_other or ()) - set(STARTS):
+            raise ValueError(f"resume_with_other must be among {', '.join(STARTS)}; received {min(unknown)!r}.")
+        folder = Path(self.output_dir or ".")
+        found = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not found.is_dir():
+            raise ValueError(f"output_dir must be a folder; received {folder}, but {found} is a file. Choose another.")
 
     def _apply_preset(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:

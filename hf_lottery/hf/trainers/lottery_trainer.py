@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -28,11 +30,15 @@ from .callbacks import refuse_flat_weights
 from .level_bar import LevelBar
 from .level_pruning import check_same_mask, level_evidence
 from .run_folder import RunFolder
+from .run_identity import RunIdentity
+from .run_lock import locked_folder
 from .run_settings import level_seed, run_settings
 from .search_checks import check_arguments, check_search
 from .search_on_disk import SearchOnDisk
 from .search_tickets import last_ticket, push_levels
 from .sparse_trainer import SparseTrainer, changed
+
+logger = logging.getLogger(__name__)
 
 
 class LotteryTrainer(SparseTrainer):
@@ -80,9 +86,10 @@ class LotteryTrainer(SparseTrainer):
         self.scope = self.lottery.get_scope(kinds=self.weights.kinds)
         pruned = self.sparsities[: -1 if self.lottery.final_run else None]
         least = self.lottery.min_density
-        check_search(self.weights, pruned, score=self.score, scope=self.scope, min_density=least)
+        check_search(self.network, self.weights, pruned, score=self.score, scope=self.scope, min_density=least)
         self.history: list[dict[str, Any]] = []
         self._level, self._trained_here = 0, False
+        self._identity, self._resumes = RunIdentity(self, self.lottery), False
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(LevelBar(self._describe_level))
 
@@ -101,7 +108,9 @@ class LotteryTrainer(SparseTrainer):
 
         Raises:
             FileExistsError: There is a run in ``args.output_dir``, and ``resume_from_checkpoint`` is not set.
-            ValueError: The run in ``args.output_dir`` has other settings.
+            ValueError: The run in ``args.output_dir`` has other settings, or began from another model, other initial
+                weights or other data; see ``args.resume_with_other``.
+            RuntimeError: Another process uses ``args.output_dir``.
         """
         refuse_flat_weights()
         if trial is not None:
@@ -113,14 +122,25 @@ class LotteryTrainer(SparseTrainer):
                 f"a run must be resumed from its output_dir {base}; received {path}. Pass resume_from_checkpoint=True."
             )
         moment = self.rewind_step()
-        run = RunFolder(base, self.get_settings(), resume=bool(resume_from_checkpoint))
-        self.accelerator.wait_for_everyone()  # no process writes before all have read
-        self._search = search = SearchOnDisk(self, run, rewind=self.rewind_point, moment=moment)
+        with locked_folder(base, main=self.is_world_process_zero()):
+            run = RunFolder(base, self.get_settings(), resume=bool(resume_from_checkpoint))
+            self._identity.check(run)  # no process writes before all have read
+            self._search = SearchOnDisk(self, run, rewind=self.rewind_point, moment=moment)
+            self._resumes = run.exists
+            with self._says_how_to_go_on():
+                self._run_levels(ignore_keys_for_eval)
+                return self._conclude()
+
+    def _run_levels(self, ignore_keys: Any) -> None:
+        """Train the levels that are not finished yet."""
+        search, run = self._search, self._search.run
         search.open(Mask.dense(self.weights))
+        if len(run.finished) == len(self.sparsities):
+            self._say("The search in %s is finished: its ticket is loaded, and nothing is trained.", run.root)
         levels = run_levels(
             self.sparsities,
             begin=self._begin_level,
-            train=partial(self._train_level, ignore_keys_for_eval),
+            train=partial(self._train_level, ignore_keys),
             next_mask=self._next_mask,
             hand_over=search.hand_over,
             first=len(run.finished),
@@ -128,7 +148,22 @@ class LotteryTrainer(SparseTrainer):
         for level in levels:
             search.record(level, final_run=self.is_final_run(level.number), keep_model=self.lottery.save_level_models)
             del level  # free its weights before the next level loads its own
-        return self._conclude()
+
+    @contextmanager
+    def _says_how_to_go_on(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._say(
+                "The search in %s stopped at level %d, step %d. Call train(resume_from_checkpoint=True), or run the "
+                "same command again, to go on from its last checkpoint.",
+                self._search.run.root, self._level, self.state.global_step,
+            )  # fmt: skip
+            raise
+
+    def _say(self, message: str, *values: Any) -> None:
+        if self.is_world_process_zero():
+            logger.warning(message, *values)  # what is less than a warning is not shown by default
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does, with level and sparsity in every record."""
@@ -138,9 +173,15 @@ class LotteryTrainer(SparseTrainer):
         """Return the optimizer step that levels rewind to.
 
         Raises:
-            ValueError: The step lies beyond training.
+            ValueError: The step lies beyond training, or is given in epochs of a stream.
         """
-        moment, last = self.rewind_point.in_steps(steps_per_epoch=self.count_steps()[0]), len(self.sparsities) - 1
+        per_epoch, last = self.count_steps()[0], len(self.sparsities) - 1
+        if per_epoch is None and self.rewind_point.kind == "epoch":
+            raise ValueError(
+                "rewind must be in steps for a stream, whose epochs have no known length; received "
+                f"{self.rewind_point}. Pass rewind='step:K'."
+            )
+        moment = self.rewind_point.in_steps(steps_per_epoch=per_epoch)
         for level in {0, min(1, last), last}:
             with changed(self.args, **self.level_arguments(level)):
                 self.check_step(moment, self.count_steps()[1])
@@ -168,6 +209,10 @@ class LotteryTrainer(SparseTrainer):
         """Train one level in its own folder, measure it, and save the trained model."""
         run = self._search.run
         checkpoint = self._search.last_checkpoint(number)
+        if self._resumes:
+            step = checkpoint.rpartition("-")[2] if checkpoint else 0
+            self._say("The search in %s goes on at level %d, after its step %s.", run.root, number, step)
+            self._resumes = False
         with self._search.capture(number):
             seed = level_seed(self.args.seed, number)
             (enable_full_determinism if self.args.full_determinism else set_seed)(seed)

@@ -3,7 +3,8 @@
 ::
 
     output_dir/
-      lottery_state.json        settings, finished levels and their metrics; rewritten after every level
+      lottery_state.json        settings, what the run began from, finished levels; rewritten after every level
+      _in_use.lock              who uses the folder, while someone does
       rewind.safetensors        the weights that levels rewind to, if later than the start
       level-00/  level-01/ ...  mask and starting weights of the level (a ticket), and its checkpoints
         trained/                its trained model
@@ -39,6 +40,10 @@ class RunFolder:
         settings: The settings that must be the same when the run is resumed.
         resume: Whether to continue where an earlier process stopped.
 
+    Attributes:
+        exists: Whether the folder held this run already.
+        began_from: What the run began from; see :class:`~hf_lottery.hf.trainers.run_identity.RunIdentity`.
+
     Raises:
         FileExistsError: The folder holds a run and ``resume`` is false, or it holds levels without a run.
         ValueError: The run in the folder has other settings.
@@ -47,9 +52,11 @@ class RunFolder:
     def __init__(self, root: str | Path, settings: dict[str, Any], *, resume: bool):
         self.root = Path(root)
         self.finished: list[dict[str, Any]] = []
+        self.began_from: dict[str, Any] | None = None
         self._settings = json.loads(json.dumps(settings))  # in the form in which they are read back
         state = self.root / _STATE_NAME
-        if not state.exists():
+        self.exists = state.exists()
+        if not self.exists:
             if levels := sorted(self.root.glob("level-*")):
                 raise FileExistsError(
                     f"output_dir must not hold levels without {_STATE_NAME}; received {levels[0]}. "
@@ -69,7 +76,7 @@ class RunFolder:
                     f"a resumed run must have the settings it began with; received {name}={new!r} instead of {old!r}. "
                     "Restore it, or choose another output_dir."
                 )
-        self.finished = stored["finished"]
+        self.finished, self.began_from = stored["finished"], stored.get("began_from")
 
     def level(self, number: int) -> Path:
         """Return the folder of a level."""
@@ -101,7 +108,7 @@ class RunFolder:
 
     def save(self) -> None:
         """Write settings and finished levels, which makes the folder hold this run."""
-        state = {"settings": self._settings, "finished": self.finished}
+        state = {"settings": self._settings, "began_from": self.began_from, "finished": self.finished}
         write_atomically(self.root / _STATE_NAME, (json.dumps(state, indent=2) + "\n").encode())
 
     def sweep(self) -> None:

@@ -180,7 +180,8 @@ class WinningSignTrainer(LotteryTrainer):
 
     def get_settings(self) -> dict[str, Any]:
         given = Snapshot(0, self._given_norms).sha256() if self._given_norms else None
-        return {**super().get_settings(), "initial_norms": given}
+        own = {"initial_norms": given, "norm_interpolation": self.interpolation}  # which LotteryTrainer leaves out
+        return {**super().get_settings(), **own}
 
     def _measure(self, mask: Mask, start: Snapshot, ignore_keys) -> dict[str, float]:
         if self._interpolates:

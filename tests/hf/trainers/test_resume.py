@@ -34,7 +34,7 @@ def test_killed_at_any_step_and_resumed_is_bit_identical(tmp_path, finished, rew
     folder, expected = finished(rewind).folder, finished(rewind).search
     with pytest.raises(Killed):
         trainer(tmp_path, kill=(level, step), rewind=rewind).train()
-    resumed = trainer(tmp_path, model=net(77), rewind=rewind)
+    resumed = trainer(tmp_path, model=net(77), rewind=rewind, resume_with_other=["weights"])
     resumed.train(resume_from_checkpoint=True)
     assert resumed.mask == expected.mask
     assert equal(state(resumed.model), state(expected.model))
@@ -79,9 +79,10 @@ def test_weights_only_checkpoints_restart_the_level(tmp_path, finished, rewind):
 )
 def test_a_model_that_is_saved_under_other_names_resumes_too(tmp_path, rewind, levels, kills):
     def run(name, model, kill=None):
+        allowed = {"resume_with_other": ["weights"]}  # the stored weights are loaded, under whatever names
         return LotteryTrainer(
             model=model,
-            args=arguments(tmp_path / name, rewind=rewind, sparsity=None, levels=levels),
+            args=arguments(tmp_path / name, rewind=rewind, sparsity=None, levels=levels, **allowed),
             train_dataset=Images(),
             eval_dataset=Images(),
             callbacks=[KillAt(*kill)] if kill else [],
@@ -110,7 +111,7 @@ def copied(tmp_path, finished):
 def test_finished_levels_and_runs_are_skipped(copied):
     tmp_path = copied
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("level-*/*.safetensors")}
-    again, record = trainer(tmp_path, model=net(5)), Record()
+    again, record = trainer(tmp_path, model=net(5), resume_with_other=["weights"]), Record()
     again.add_callback(record)
     output = again.train(resume_from_checkpoint=True)
     assert not record.rates and output.global_step == 6 and len(again.history) == 4

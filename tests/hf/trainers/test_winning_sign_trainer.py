@@ -83,7 +83,7 @@ def whole(tmp_path_factory):
 def test_killed_at_any_step_and_resumed_is_bit_identical(tmp_path, whole, level, step):
     with pytest.raises(Killed):
         aws(tmp_path, kill=(level, step), final_run=True).train()
-    resumed = aws(tmp_path, model=net(77), final_run=True)
+    resumed = aws(tmp_path, model=net(77), final_run=True, resume_with_other=["weights"])
     resumed.train(resume_from_checkpoint=True)
     assert resumed.signed == whole.signed
     assert weights(resumed.model) == weights(whole.model)
@@ -92,7 +92,7 @@ def test_killed_at_any_step_and_resumed_is_bit_identical(tmp_path, whole, level,
 
 def test_a_finished_run_is_read_back(found):
     first = found
-    again = aws(first.args.output_dir, model=net(77))
+    again = aws(first.args.output_dir, model=net(77), resume_with_other=["weights"])
     again.train(resume_from_checkpoint=True)
     assert (again.signed, weights(again.model)) == (first.signed, weights(first.model))
     losses = [[metrics["eval_loss"] for _, metrics in run.norm_path(points=3)] for run in (first, again)]
