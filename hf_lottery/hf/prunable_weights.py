@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import types
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..networks.computed import REMEDY, computed_names
 from ..networks.display import TableDict, first_names
-from ..networks.names import plain_name, unwrap
+from ..networks.names import adapter_weights, base_modules, base_of, named_parameters, plain_name, replaced_weights
 from ..networks.selection import Patterns, near_names, select_names
 
 _LAYERS = {nn.Linear: "Linear", nn.Conv1d: "Conv1d", nn.Conv2d: "Conv2d", nn.Conv3d: "Conv3d", Conv1D: "Conv1D"}
@@ -23,14 +26,24 @@ class Prunable(TableDict[nn.Parameter]):
     Attributes:
         kinds: Parameter name -> ``"Linear"``, ``"Conv2d"``, ``"Conv1D"``, ``"MultiheadAttention"``, ``"experts"`` ...
         head: Names of the modules that are the model's task head; empty when the model does not say.
+        computed: Name -> module of the selected weights that are left out because the module computes them from other
+            parameters, as under ``torch.nn.utils.prune`` or a weight norm.
     """
 
     header = ("name", "shape", "weights", "kind")
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], kinds: Mapping[str, str], *, head: Sequence[str] = ()):
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        kinds: Mapping[str, str],
+        *,
+        head: Sequence[str] = (),
+        computed: Mapping[str, nn.Module] = types.MappingProxyType({}),
+    ):
         super().__init__(parameters)
         self.kinds = dict(kinds)
         self.head = tuple(head)
+        self.computed = dict(computed)
 
     @property
     def weights(self) -> int:
@@ -52,12 +65,15 @@ def prunable(model: nn.Module, *, include: Patterns | None = None, exclude: Patt
 
     These are the weight matrices of linear layers, convolutions (not transposed), GPT-2's ``Conv1D``,
     ``nn.MultiheadAttention`` and stacked experts. Norms, biases, embeddings and weights that are tied to one,
-    positional tables, routers of mixtures of experts and parametrized weights are never covered. The task head, which a
-    new task replaces, is left out unless ``include`` selects it.
+    positional tables, routers of mixtures of experts and adapters of PEFT are never covered, nor weights that a module
+    computes from other parameters: parametrized ones, those with a weight or spectral norm, and those under
+    ``torch.nn.utils.prune``. The task head, which a new task replaces, is left out unless ``include`` selects it.
 
     Args:
         model: Any module, also a compiled or data-parallel one. Its task head is known if it has the API of
-            ``PreTrainedModel``: everything outside ``base_model``, and ``get_output_embeddings()``.
+            ``PreTrainedModel``: everything outside ``base_model``, and ``get_output_embeddings()``. Of a PEFT model,
+            the weights of its base are returned, under the names that they have without PEFT; modules of which PEFT
+            trains a copy (``modules_to_save``) are left out.
         include: Names or regular expressions, searched for in the names of all of these weights *and the task
             head's*. ``".*"`` selects everything with the head. By default everything but the head is selected.
         exclude: Names or regular expressions of the weights to leave out again.
@@ -69,6 +85,10 @@ def prunable(model: nn.Module, *, include: Patterns | None = None, exclude: Patt
     Raises:
         TypeError: ``model`` is not a module.
         ValueError: A pattern is malformed or matches no such weight, or no weight remains.
+
+    Warns:
+        UserWarning: Selected weights are left out because they are computed from other parameters, or because PEFT
+            trains a copy of them. Or weights are frozen in a model without adapters; they are covered all the same.
 
     Example:
         >>> print(prunable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2)), exclude="2"))
@@ -83,46 +103,58 @@ def prunable(model: nn.Module, *, include: Patterns | None = None, exclude: Patt
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"the model must be a torch.nn.Module; received {type(model).__name__}. Load it first.")
-    model = unwrap(model)
-    kinds = _kinds(model)
-    named = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    base = base_of(model)
+    head = _head(base)
+    head_ids = {id(parameter) for module in head.values() for parameter in module.parameters()}
+    kinds, computed = _kinds(base)
+    named = named_parameters(base, numbers=False)
     found = {name: parameter for name, parameter in named.items() if id(parameter) in kinds}
     if not found:
         raise ValueError(
             "the model must have weights of linear layers, convolutions, attention or experts; received "
-            f"{type(model).__name__} without any. Parametrized weights do not count: remove the parametrizations."
+            f"{type(base).__name__} without any. Parametrized weights do not count: remove the parametrizations."
         )
-    head = _head(model)
-    head_ids = {id(parameter) for module in head.values() for parameter in module.parameters()}
-    selected = select_names(
-        found, include=include, exclude=exclude, what="a prunable weight", hint=lambda part: _hint(part, found, named),
-        default=[name for name, parameter in found.items() if id(parameter) not in head_ids],
+    body = [name for name, parameter in found.items() if id(parameter) not in head_ids]
+    body += [name for name in computed if not any(name.startswith(f"{part}.") for part in head)]
+    chosen = select_names(
+        [*found, *computed], include=include, exclude=exclude, what="a prunable weight", default=body,
+        hint=lambda part: _hint(part, found, named),
     )  # fmt: skip
+    left_out = {name: computed[name] for name in chosen if name in computed}
+    replaced = replaced_weights(base)
+    selected = [name for name in chosen if name in found and name not in replaced]
+    _warn_of_left_out([*left_out], [name for name in chosen if name in replaced])
+    if not adapter_weights(model):
+        _warn_of_frozen([name for name in selected if not found[name].requires_grad])
     if not selected:
         raise ValueError(
             f"the selection must leave at least one weight; received include={include!r}, exclude={exclude!r}, which "
             f"leave none of {len(found)} parameters. Loosen them, or pass include='.*' to cover the task head too."
         )
     return Prunable(
-        {name: found[name] for name in selected}, {name: kinds[id(found[name])] for name in selected}, head=[*head]
-    )
+        {name: found[name] for name in selected}, {name: kinds[id(found[name])] for name in selected},
+        head=[*head], computed=left_out,
+    )  # fmt: skip
 
 
-def _kinds(model: nn.Module) -> dict[int, str]:
-    """Kind of every prunable parameter, by ``id``."""
-    routers, kinds, embeddings = _routers(model), {}, set()
-    for module in model.modules():
+def _kinds(model: nn.Module) -> tuple[dict[int, str], dict[str, nn.Module]]:
+    """Kind of every prunable parameter, by ``id``, and the modules of weights that would be prunable as parameters."""
+    routers, kinds, embeddings, computed = _routers(model), {}, set(), {}
+    for prefix, module in base_modules(model):
+        if module not in routers:
+            names = [name for name in computed_names(module) if _kind(module, name, 2)]
+            computed |= {f"{prefix}.{name}" if prefix else name: module for name in names}
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.is_floating_point():
                 continue
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 embeddings.add(id(parameter))
-            elif module not in routers and (kind := _kind(module, name, parameter)):
+            elif module not in routers and (kind := _kind(module, name, parameter.ndim)):
                 kinds[id(parameter)] = kind
-    return {key: kind for key, kind in kinds.items() if key not in embeddings}
+    return {key: kind for key, kind in kinds.items() if key not in embeddings}, computed
 
 
-def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str | None:
+def _kind(module: nn.Module, name: str, ndim: int) -> str | None:
     if name == "weight" and (
         kind := next((kind for layer, kind in _LAYERS.items() if isinstance(module, layer)), None)
     ):
@@ -131,9 +163,34 @@ def _kind(module: nn.Module, name: str, parameter: nn.Parameter) -> str | None:
         return "MultiheadAttention"
     # Every module of transformers that owns stacked experts has "Expert" in its class (MixtralExperts, DbrxExpertGLU,
     # JetMoeParallelExperts), and no other that owns a matrix does; biases and scales of experts are stacked to 2-d.
-    if "Expert" in type(module).__name__ and parameter.ndim >= 2 and not re.search("bias|scale", name):
+    if "Expert" in type(module).__name__ and ndim >= 2 and not re.search("bias|scale", name):
         return "experts"
     return None
+
+
+def _warn_of_left_out(computed: Sequence[str], replaced: Sequence[str]) -> None:
+    """Warn of selected weights that no mask may cover."""
+    if computed:
+        warnings.warn(
+            f"a mask covers no weight that is computed from other parameters; left out: {first_names(computed)}. "
+            f"{REMEDY}; or exclude it.",
+            stacklevel=3,
+        )
+    if replaced:
+        warnings.warn(
+            f"a mask covers no weight of a module that PEFT trains a copy of; left out: {first_names(replaced)}. Take "
+            "the module out of modules_to_save, or exclude it.",
+            stacklevel=3,
+        )
+
+
+def _warn_of_frozen(names: Sequence[str]) -> None:
+    if names:
+        warnings.warn(
+            f"{len(names)} frozen parameters are covered: {first_names(names)}. Training does not change them. "
+            "Unfreeze them with requires_grad_(), or exclude them.",
+            stacklevel=3,
+        )
 
 
 def _routers(model: nn.Module) -> set[nn.Module]:

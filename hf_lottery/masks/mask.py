@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..networks.display import SHOWN_ROWS, escaped, html_table
-from ..networks.names import named_weights, plain_name, unwrap
+from ..networks.computed import REMEDY, computed_in, computed_weights, nonzeros, sources_of_computed
+from ..networks.display import SHOWN_ROWS, escaped, first_names, html_table
+from ..networks.names import named_parameters, named_weights, replaced_weights
+from ..networks.numbers import check_numbers
 from ..networks.shards import local, part_of, whole
 from ..storage.hub_mixin import HubMixin, hub_module
 from .file import CONFIG_NAME, MASK_NAME, pack_bits, read_mask, write_mask
@@ -98,7 +101,8 @@ class Mask(Mapping[str, Tensor], HubMixin):
 
         Args:
             model: The weights to cover, by name, such as ``prunable(model)``. Of a module, all parameters with two or
-                more dimensions are covered; a tied one is covered once.
+                more dimensions are covered; a tied one is covered once. Left out are adapters of PEFT, and parameters
+                that a weight is computed from, as in a weight norm; a warning names these weights.
         """
         return cls({name: torch.ones(w.shape, dtype=torch.bool) for name, w in _matrices(model).items()})
 
@@ -108,8 +112,25 @@ class Mask(Mapping[str, Tensor], HubMixin):
 
         Args:
             model: As for :meth:`dense`. Pass ``prunable(model)`` to leave out embeddings, whose padding row is zero.
+
+        Raises:
+            ValueError: A weight has no numbers, as on the meta device, or it is computed from other parameters and has
+                zeros, as under ``torch.nn.utils.prune``.
+
+        Warns:
+            UserWarning: A parameter has no weight that is not zero.
         """
-        return cls({name: whole(w.detach() != 0) for name, w in _matrices(model).items()})
+        _refuse_computed_zeros(model)
+        weights = _matrices(model)
+        check_numbers(weights)
+        mask = cls({name: whole(w.detach() != 0) for name, w in weights.items()})
+        if empty := [name for name, sparsity in mask.layer_sparsities().items() if sparsity == 1]:
+            warnings.warn(
+                f"no weight is left in {', '.join(map(repr, empty))}: every one of them is zero, and the mask holds it "
+                "there. If these are layers that start at zero, leave them out: prunable(model, exclude=...).",
+                stacklevel=2,
+            )
+        return mask
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, level: int | None = None, **where: Unpack[Where]) -> Mask:
@@ -250,13 +271,20 @@ class Mask(Mapping[str, Tensor], HubMixin):
         Raises:
             MaskMismatchError: An entry does not fit. The message names the parameter and both shapes, or the nearest
                 names that exist.
+            ValueError: A parameter has no numbers, as on the meta device.
         """
         weights = named_weights(model)
+        replaced = replaced_weights(model) if isinstance(model, nn.Module) else ()
         for name, entry in self.items():
             if name not in weights:
-                near = difflib.get_close_matches(name, weights, n=3)
-                hint = f"Near names: {', '.join(near)}." if near else "It is a mask for another model."
+                hint = _missing_name(name, model, weights)
                 raise MaskMismatchError(f"mask entry {name!r} must name a parameter; received no such name. {hint}")
+            if name in replaced:
+                raise MaskMismatchError(
+                    f"mask entry {name!r} must name a parameter that the model computes with; received one of a module "
+                    "that PEFT trains a copy of (modules_to_save). Leave it out of the mask, or take the module out of "
+                    "modules_to_save."
+                )
             if weights[name].shape != entry.shape:
                 raise MaskMismatchError(
                     f"the mask of {name!r} must have the parameter's shape {list(weights[name].shape)}; "
@@ -279,6 +307,7 @@ class Mask(Mapping[str, Tensor], HubMixin):
 
         Raises:
             MaskMismatchError: The mask is for another model; nothing was changed.
+            ValueError: A parameter has no numbers, as on the meta device; nothing was changed.
         """
         self.check_fits(model)
         weights = named_weights(model)
@@ -296,4 +325,39 @@ class Mask(Mapping[str, Tensor], HubMixin):
 def _matrices(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
     if not isinstance(model, nn.Module):
         return dict(model)
-    return {plain_name(name): p for name, p in unwrap(model).named_parameters() if p.ndim >= 2}
+    if computed := computed_weights(model):
+        warnings.warn(
+            f"a mask covers no weight that is computed from other parameters; left out: {first_names([*computed])}. "
+            f"{REMEDY}.",
+            stacklevel=3,
+        )
+    sources, replaced = sources_of_computed(model), replaced_weights(model)
+    named = named_parameters(model, numbers=False)
+    return {n: p for n, p in named.items() if p.ndim >= 2 and id(p) not in sources and n not in replaced}
+
+
+def _refuse_computed_zeros(model: nn.Module | Mapping[str, Tensor]) -> None:
+    """Refuse a model whose zeros are not those of its parameters."""
+    if isinstance(model, nn.Module):
+        computed, sources = computed_weights(model), []
+    else:
+        computed, sources = getattr(model, "computed", {}), computed_in(model)  # a Prunable knows what it leaves out
+    for name, module in computed.items():
+        check_numbers(module)
+        used = nonzeros(module, name.rpartition(".")[2])
+        if used.ndim >= 2 and not used.all():
+            sources.append(name)
+    if sources:
+        raise ValueError(
+            f"zeros must be adopted from plain parameters; received {first_names(sources)}, of weights that "
+            f"torch.nn.utils.prune or a parametrization computes. {REMEDY}; or leave them out: "
+            "prunable(model, exclude=...)."
+        )
+
+
+def _missing_name(name: str, model: nn.Module | Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
+    """What to do about an entry that names no parameter."""
+    if isinstance(model, nn.Module) and name in computed_weights(model):
+        return f"This weight is computed from other parameters. {REMEDY}."
+    near = difflib.get_close_matches(name, weights, n=3)
+    return f"Near names: {', '.join(near)}." if near else "It is a mask for another model."

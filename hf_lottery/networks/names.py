@@ -62,6 +62,13 @@ def replaced_weights(model: nn.Module) -> set[str]:
     return {_join(name, own) for name, module, copied in _walk(unwrap(model)) if copied for own in module._parameters}
 
 
+def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters that PEFT added to the base model, by the names that it gives."""
+    every = dict(_owned(model, "_parameters", True))
+    base = {id(parameter) for _, parameter in _owned(model, "_parameters", False)}
+    return {name: parameter for name, parameter in every.items() if id(parameter) not in base}
+
+
 def named_parameters(model: nn.Module, *, numbers: bool = True) -> dict[str, nn.Parameter]:
     """Return the parameters by plain name; a tied parameter appears under its first name. See :func:`named_weights`."""
     return cast(dict[str, nn.Parameter], _checked(_once(_owned(model, "_parameters", False)), numbers))

@@ -10,6 +10,7 @@ from numbers import Real
 from torch import Tensor
 
 from ..masks.mask import Mask, MaskMismatchError
+from ..networks.numbers import check_numbers
 from .scopes import PruneRequest, Scope, global_ranking
 
 
@@ -38,8 +39,8 @@ def prune(
         The mask in the order of ``scores``. True keeps a weight.
 
     Raises:
-        ValueError: An argument is out of range, a score is NaN, or sparsity, ``min_density`` and ``within`` contradict
-            each other.
+        ValueError: An argument is out of range, a score is NaN or on the meta device, or sparsity, ``min_density`` and
+            ``within`` contradict each other.
         TypeError: A score is not a floating tensor, or a fraction is not a number.
         MaskMismatchError: ``within`` is for other parameters.
 
@@ -84,7 +85,7 @@ def prune(
             )
     keep = scope(request)
     mask = Mask({name: keep[name] for name in scores})
-    if empty := [name for name, entry in mask.items() if entry.numel() and not entry.any()]:
+    if empty := [name for name, sparsity in mask.layer_sparsities().items() if sparsity == 1]:
         warnings.warn(
             f"no weight is left in {', '.join(map(repr, empty))}. Pass min_density to prevent this.", stacklevel=2
         )
@@ -101,6 +102,7 @@ def _checked_fraction(name: str, value: float, *, closed: bool = False) -> float
 
 
 def _check_scores(scores: Mapping[str, Tensor]) -> None:
+    check_numbers(scores)
     for name, score in scores.items():
         if not isinstance(score, Tensor) or not score.is_floating_point():
             received = score.dtype if isinstance(score, Tensor) else type(score).__name__

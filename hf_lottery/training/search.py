@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..masks.mask import Mask
-from ..networks.names import plain_name, unwrap
+from ..networks.display import first_names
+from ..networks.names import adapter_weights, named_parameters, plain_name
 from ..pruning.evidence import Evidence
 from ..pruning.mask_from_scores import prune
 from ..pruning.schedules import Schedule, geometric
@@ -58,8 +59,8 @@ def find_ticket(
         One :class:`Level` for each sparsity of the schedule, the dense level 0 first.
 
     Raises:
-        ValueError: A setting is out of range, the score reads evidence that it does not declare or that is not
-            gathered, or training ended before the step to rewind to.
+        ValueError: A setting is out of range, a weight is frozen, the model has adapters to train, the score reads
+            evidence that it does not declare or that is not gathered, or training ended before the step to rewind to.
 
     Reference:
         Frankle and Carbin, 2019, arXiv:1803.03635; Frankle et al., 2020, arXiv:1912.05671.
@@ -128,12 +129,36 @@ class _InMemory:
         self.mask = mask
 
 
+def check_trainable(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Check that a search can train what it prunes, and can rewind what it trains.
+
+    Args:
+        model: The model.
+        weights: Name -> parameter that may be pruned.
+
+    Raises:
+        ValueError: One of the weights is frozen, or PEFT's adapters are trained.
+    """
+    adapters = [name for name, parameter in adapter_weights(model).items() if parameter.requires_grad]
+    if adapters:
+        raise ValueError(
+            f"a search must rewind all that it trains; received adapters of PEFT, {first_names(adapters, limit=2)}, "
+            "which are in no ticket. Search on the base model, and add the adapters to the ticket afterwards."
+        )
+    if frozen := [name for name, weight in weights.items() if not weight.requires_grad]:
+        raise ValueError(
+            f"a search must train every weight that it prunes; received {first_names(frozen)}, which are frozen. "
+            "Unfreeze them with requires_grad_(), or exclude them from the weights to prune."
+        )
+
+
 def _check_within(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Mask.dense(weights).check_fits(model)
-    own = {plain_name(name): parameter for name, parameter in unwrap(model).named_parameters()}
+    own = named_parameters(model)
     for name, weight in weights.items():
         if own.get(name) is not weight:
             raise ValueError(
                 f"within must hold parameters of this model; received another {name!r}, or the second name of a tied "
                 "parameter. Pass prunable(model)."
             )
+    check_trainable(model, weights)

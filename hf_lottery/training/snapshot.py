@@ -43,6 +43,8 @@ class Snapshot:
     def capture(cls, model: nn.Module, *, step: int = 0) -> Snapshot:
         """Copy every parameter and buffer of ``model``, including buffers that are not saved with it.
 
+        Of a PEFT model, the base is copied, under the names that it has without PEFT, and the adapters are not.
+
         If the model is sharded, every process must call this, and each gets the whole copy. :func:`save_snapshot` needs
         less memory.
         """
@@ -78,6 +80,7 @@ class Snapshot:
 
         Raises:
             MaskMismatchError: The model has other names, shapes or dtypes; nothing was changed.
+            ValueError: A parameter has no numbers, as on the meta device; nothing was changed.
         """
         state = named_state(model)
         if only := state.keys() ^ self.tensors.keys():

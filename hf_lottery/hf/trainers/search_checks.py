@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
 from transformers import Trainer
 
 from ...pruning.scopes import Scope
 from ...pruning.scores import Score, check_score, needed_by
 from ...training.levels import check_levels
+from ...training.search import check_trainable
 from ..prunable_weights import Prunable
 
 _UNSEEN = ("experts", "MultiheadAttention")  # no module's input is the input of these weights
@@ -41,11 +43,12 @@ def check_arguments(trainer: Trainer, *, knows_norms: bool) -> None:
 
 
 def check_search(
-    weights: Prunable, sparsities: Sequence[float], *, score: Score, scope: Scope, min_density: float
+    model: nn.Module, weights: Prunable, sparsities: Sequence[float], *, score: Score, scope: Scope, min_density: float
 ) -> None:
     """Check that every level can be scored and pruned.
 
     Args:
+        model: The model.
         weights: The weights to prune.
         sparsities: The sparsity of every level that is pruned.
         score: The score.
@@ -53,20 +56,19 @@ def check_search(
         min_density: Smallest fraction of every parameter to keep.
 
     Raises:
-        ValueError: A level cannot be pruned, or the score needs evidence that it does not declare or that cannot be
-            gathered.
+        ValueError: A level cannot be trained or pruned, or the score needs evidence that it does not declare or that
+            cannot be gathered.
     """
+    check_trainable(model, weights)
     check_levels(weights, sparsities, scope=scope, min_density=min_density)
     _check_evidence(score, weights)
     check_score(score, weights)
 
 
 def _check_evidence(score: Score, weights: Prunable) -> None:
-    """Raise ValueError for the gradient of a frozen weight, or the input of a weight that no module shows."""
+    """Raise ValueError for the input of a weight that no module shows."""
     name_of_score, needed = getattr(score, "__name__", "the score"), needed_by(score)
-    for name, weight in weights.items():
-        if "gradient" in needed and not weight.requires_grad:
-            raise ValueError(f"{name_of_score} needs the gradient of {name!r}, which is frozen. Exclude it.")
+    for name in weights:
         if "input_norm" in needed and weights.kinds[name] in _UNSEEN:
             raise ValueError(
                 f"{name_of_score} needs the inputs of {name!r}, which cannot be seen for {weights.kinds[name]} "

@@ -4,7 +4,7 @@ import pytest
 from small_searches import equal, state
 from small_task import Points, arguments, net
 
-from hf_lottery import LotteryTrainer, magnitude, needs
+from hf_lottery import LotteryTrainer, magnitude
 
 
 class Counted(Points):
@@ -43,21 +43,11 @@ def test_a_plain_score_reads_no_more_data_than_magnitude(tmp_path):
     assert equal(state(ours.model), state(expected.model))
 
 
-def test_a_plain_score_prunes_a_frozen_weight(tmp_path):
-    ours = search(tmp_path, plain, Points(), frozen())
-    ours.train()
-    assert 0 < ours.mask.layer_sparsities()["inner.weight"] < 1
-    assert not ours.model.inner.weight.requires_grad
-
-
-def test_a_score_of_gradients_refuses_a_frozen_weight(tmp_path):
-    @needs("gradient")
-    def by_gradient(weight, evidence):
-        return evidence.gradient.abs()
-
+@pytest.mark.filterwarnings("ignore:1 frozen parameters are covered")
+def test_a_search_refuses_a_frozen_weight(tmp_path):
     data = Counted()
-    with pytest.raises(ValueError, match="by_gradient needs the gradient of 'inner.weight', which is frozen"):
-        search(tmp_path, by_gradient, data, frozen()).train()
+    with pytest.raises(ValueError, match=r"must train every weight .* received inner\.weight, which are frozen"):
+        search(tmp_path, plain, data, frozen()).train()
     assert data.read == 0 and not list(tmp_path.iterdir())
 
 
