@@ -7,13 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCardData
 
 from ...masks.mask import Mask
 from ...report import level_table, markdown_table
+from ...storage.hub_mixin import REPO_ID
+from .local_paths import LOCAL, is_local_path, without_local_paths
 
 _BEGIN, _END = "<!-- hf_lottery: written by the library from here -->", "<!-- hf_lottery: to here -->"
 _OWN = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
+_METADATA = re.compile(r"\s*---[ \t]*\r?\n(.*?)^---[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
 _TAGS = ["lottery-ticket", "pruning", "sparsity"]
 
 _TICKET = """# A lottery ticket{of}
@@ -23,10 +26,19 @@ _TICKET = """# A lottery ticket{of}
 ## Load it
 
 ```python
-from hf_lottery import SparseTrainer, Ticket
+from hf_lottery import Ticket, keep_sparse
 
 ticket = Ticket.from_pretrained("{source}")
 ticket.apply_(model)  # the rewind weights, pruned ones at zero
+with keep_sparse(model, ticket.mask):  # in a loop of your own; pruned weights stay at zero
+    train(model)
+```
+
+With the Trainer of transformers, instead of the last two lines:
+
+```python
+from hf_lottery import SparseTrainer
+
 SparseTrainer(model, args, mask=ticket.mask, first_step=ticket.start.step, train_dataset=...).train()
 ```
 
@@ -34,9 +46,7 @@ SparseTrainer(model, args, mask=ticket.mask, first_step=ticket.start.step, train
 
 ## How it was found
 
-{picture}{levels}
-
-{settings}
+{found}
 
 ## What stays, by parameter
 
@@ -71,18 +81,22 @@ def ticket_card(mask: Mask, info: Mapping[str, Any], source: str, start: str, pi
 
     Args:
         mask: Which weights stay.
-        info: ``architecture``, ``settings``, ``history``, ``base_model``, as far as they are known.
+        info: ``architecture``, ``settings``, ``history``, ``base_model``, as far as they are known, and keys of your
+            own. Local paths in it are left out.
         source: The folder or repository to load the ticket from.
         start: A sentence about the weights that the ticket starts from.
         picture: The file with the picture of accuracy against density, or None.
     """
-    settings = info.get("settings", {})
-    base = info.get("base_model") or {}
+    info = without_local_paths(info)
+    source = "path/to/this/folder" if is_local_path(source) else source
+    base = info.get("base_model")
+    base = base.get("id") if isinstance(base, Mapping) else base
+    base = base if isinstance(base, str) and REPO_ID.fullmatch(base) else None
     data = ModelCardData(
         library_name="hf_lottery",
         tags=_TAGS,
-        base_model=base.get("id"),
-        model_name=source,
+        base_model=base,
+        model_name=source.split('"')[0],  # without a subfolder
         eval_results=_results(info),
         base_model_relation="adapter" if base else None,
     )
@@ -93,9 +107,7 @@ def ticket_card(mask: Mask, info: Mapping[str, Any], source: str, start: str, pi
         sparsity=mask.sparsity,
         source=source,
         start=start,
-        picture=f"![accuracy against the fraction of weights that stays]({picture})\n\n" if picture else "",
-        settings=markdown_table(["setting", "value"], [[key, f"`{value}`"] for key, value in settings.items()]),
-        levels=level_table(info.get("history", [])),
+        found=_how_found(info, picture),
         layers=_layers(mask),
     )
     return _card(data, text)
@@ -119,15 +131,37 @@ def merge_cards(old: str, new: str) -> str:
     Args:
         old: The card of the repository. The library's part lies between two comments. Without them, all text is kept.
         new: A card made by this module.
+
+    Raises:
+        ValueError: The metadata of the old card cannot be read.
     """
-    theirs, ours = ModelCard(old, ignore_metadata_errors=True), ModelCard(new)
-    metadata = {**ours.data.to_dict(), **theirs.data.to_dict()}
-    metadata["tags"] = sorted({*metadata.get("tags", []), *_TAGS})
-    metadata.update(
-        (key, value) for key, value in ours.data.to_dict().items() if key in ("library_name", "model-index")
-    )
+    theirs, text = _split(old)
+    ours, _ = _split(new)
+    metadata = {**ours, **theirs}
+    tags = metadata.get("tags") or []
+    metadata["tags"] = sorted({*map(str, [tags] if isinstance(tags, str) else tags), *_TAGS})
+    metadata.update((key, value) for key, value in ours.items() if key in ("library_name", "model-index"))
     own = _OWN.search(new)
-    return _front(metadata) + _OWN.sub(lambda _: own[0] if own else "", theirs.text, count=1)
+    return _front(metadata) + _OWN.sub(lambda _: own[0] if own else "", text, count=1)
+
+
+def _split(card: str) -> tuple[dict[str, Any], str]:
+    """The metadata at the beginning of a card, and the text after it."""
+    found = _METADATA.match(card)
+    if found is None:
+        return {}, card
+    try:
+        metadata = yaml.safe_load(found[1]) or {}
+    except yaml.YAMLError as error:
+        received = " ".join(str(error).split())
+        raise ValueError(
+            f"the metadata of README.md must be YAML; received: {received}. Mend it on the Hub."
+        ) from error
+    if not isinstance(metadata, dict):
+        raise ValueError(
+            f"the metadata of README.md must be names with values; received {metadata!r:.80}. Mend it there."
+        )
+    return metadata, card[found.end() :]
 
 
 def _card(data: ModelCardData, text: str) -> str:
@@ -136,6 +170,24 @@ def _card(data: ModelCardData, text: str) -> str:
 
 def _front(metadata: Mapping[str, Any]) -> str:
     return f"---\n{yaml.safe_dump(dict(metadata), sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _how_found(info: Mapping[str, Any], picture: str | None) -> str:
+    """The levels and settings of the search, and what else is known; or that nothing is."""
+    shown = f"![accuracy against the fraction of weights that stays]({picture})" if picture else ""
+    others = {key: value for key, value in info.items() if key not in ("history", "settings", "architecture")}
+    parts = [
+        shown,
+        level_table(info.get("history") or []),
+        _facts("setting", info.get("settings") or {}),
+        _facts("known", {key: value for key, value in others.items() if value not in (None, "", [], {})}),
+    ]
+    return "\n\n".join(filter(None, parts)) or "This was not recorded when the ticket was saved."
+
+
+def _facts(header: str, facts: Mapping[str, Any]) -> str:
+    rows = [[str(key), f"`{value!s:.200}`".replace("\n", " ").replace("|", "\\|")] for key, value in facts.items()]
+    return markdown_table([header, "value"], rows)
 
 
 def _layers(mask: Mask) -> str:
@@ -148,9 +200,9 @@ def _layers(mask: Mask) -> str:
 
 def _results(info: Mapping[str, Any]) -> list[EvalResult] | None:
     """The accuracy of the last level as a result for the Hub; None if task or data set is not known."""
-    settings, history = info.get("settings", {}), info.get("history", [])
+    settings, history = info.get("settings") or {}, info.get("history") or []
     accuracy = history[-1]["metrics"].get("eval_accuracy") if history else None
-    if accuracy is None or not {"task", "dataset_name"} <= settings.keys():
+    if accuracy is None or not {"task", "dataset_name"} <= settings.keys() or settings["dataset_name"] == LOCAL:
         return None
     name = str(settings["dataset_name"])
     task = settings["task"]

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
 from ...storage.encoding import MaskFileError
+from ...storage.hub_mixin import REPO_ID
 from ...training.snapshot import Snapshot
 from .transfer import base_model
 
@@ -49,6 +50,11 @@ class Reference:
             raise ValueError(
                 f"a reference must name a repo_id (pretrained) or a seed (seed), not both; received {self.kind} with "
                 f"repo_id={self.repo_id!r}, seed={self.seed!r}."
+            )
+        if self.repo_id is not None and not REPO_ID.fullmatch(str(self.repo_id)):
+            raise ValueError(
+                f"repo_id must be the id of a repository on the Hub, which others can load; received {self.repo_id!r}. "
+                "Store the weights by value, or push the model and name its repository."
             )
         if self.step:
             raise ValueError(f"a reference must be to weights before training; received step {self.step}.")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,7 +19,7 @@ from ...masks.file import CONFIG_NAME, MASK_NAME, read_mask, stage_mask
 from ...masks.mask import Mask, MaskMismatchError
 from ...masks.mask_series import MaskSeries
 from ...networks.display import first_names, html_table
-from ...networks.names import named_state
+from ...networks.names import base_of, named_state
 from ...networks.shards import class_name, local, part_of
 from ...report import plot_against_density
 from ...storage.atomic import staged_folder
@@ -27,6 +28,7 @@ from ...storage.hub_mixin import HubMixin
 from ...training.snapshot import Snapshot
 from ..trainers.run_folder import REWIND_NAME
 from .card import ticket_card
+from .local_paths import clean_config_, without_local_paths
 from .reference import Reference
 
 if TYPE_CHECKING:
@@ -117,8 +119,8 @@ class Ticket(HubMixin):
         if isinstance(self.start, Snapshot):
             found += _structural(self.start.tensors, named_state(model, numbers=False))
         architecture = self.info.get("architecture")
-        if architecture and architecture != class_name(model):
-            found.append(f"class {architecture} in the ticket, {class_name(model)} here")
+        if architecture and architecture != class_name(base_of(model)):
+            found.append(f"class {architecture} in the ticket, {class_name(base_of(model))} here")
         base = (self.info.get("base_model") or {}).get("id")
         here = getattr(getattr(model, "config", None), "_name_or_path", None)
         if base and here and base != here:
@@ -153,6 +155,13 @@ class Ticket(HubMixin):
                 self.series.stage(stage, extra=extra)
             else:
                 stage_mask(stage, self.mask, extra=extra)
+
+    def without_local_paths(self) -> Ticket:
+        """Return the ticket without paths of this machine in its info and its model's configuration."""
+        config = copy.deepcopy(self.model_config)
+        if config is not None:
+            clean_config_(config)
+        return replace(self, info=without_local_paths(self.info), model_config=config)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> Ticket:
