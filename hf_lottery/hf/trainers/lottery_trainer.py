@@ -32,7 +32,7 @@ from .level_pruning import check_same_mask, level_evidence
 from .run_folder import RunFolder
 from .run_identity import RunIdentity
 from .run_lock import locked_folder
-from .run_settings import level_seed, run_settings
+from .run_settings import level_seed, name_of, run_settings
 from .search_checks import check_arguments, check_search
 from .search_on_disk import SearchOnDisk
 from .search_tickets import last_ticket, push_levels
@@ -79,7 +79,7 @@ class LotteryTrainer(SparseTrainer):
         self.model_init = None
         self.lottery = self.args
         self.score = score or SCORES[self.lottery.score]
-        self._score_name = getattr(score, "__name__", str(score)) if score else self.lottery.score
+        self._score_name = name_of(score) if score else self.lottery.score
         self.sparsities = self.lottery.get_sparsities()
         self.rewind_point = parse_rewind(self.lottery.rewind or self._default_rewind)
         self.weights = prunable(self.network, include=self.lottery.include, exclude=self.lottery.exclude)
@@ -198,6 +198,12 @@ class LotteryTrainer(SparseTrainer):
     def get_settings(self) -> dict[str, Any]:
         """Return the settings that must be the same when a run is resumed, as JSON values."""
         own = {**self.settings, "score": self._score_name, "rewind": str(self.rewind_point)}
+        own["data_collator"] = name_of(self.data_collator)
+        if self.compute_loss_func is not None:
+            own["compute_loss_func"] = name_of(self.compute_loss_func)
+        if self.optimizer_cls_and_kwargs is not None:
+            kind, settings = self.optimizer_cls_and_kwargs
+            own["optimizer"] = name_of(partial(kind, **settings))
         return run_settings(self.args, own)
 
     def _begin_level(self, number: int) -> tuple[Mask, Snapshot]:

@@ -78,11 +78,9 @@ class RunIdentity:
         return plain({"model": identify_model(self._trainer.network), "weights": digest, "data": data})
 
     def _compare(self, run: RunFolder, given: Mapping[str, Any]) -> None:
-        began = run.began_from
+        began = run.began_from or {part: {} for part in STARTS}  # of an older version, which did not record it
         for part in STARTS:
-            if began is None:
-                found = "a run that does not say"
-            elif part == "model":
+            if part == "model":
                 found = _model_difference(began[part], given[part])
             elif part == "weights":
                 found = self._other_weights(run) if began[part] != given[part] else None
@@ -102,7 +100,8 @@ class RunIdentity:
         """Name weights whose values differ from those that the run began with."""
         stored = run.read_start(0)[1].tensors if run.has_start(0) else {}
         other = [name for name in stored if Snapshot(0, {name: stored[name]}).sha256() != self._hashed.get(name)]
-        return f"other values of {other[0]!r} and {len(other) - 1} more" if other else "others"
+        more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+        return f"other values of {other[0]!r}{more}" if other else "others"
 
     def _evaluation_decides(self) -> bool:
         schedules = (self._args.lr_scheduler_type, self._args.level_lr_scheduler_type)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ _FREE = (
     # Only the product of these with the number of processes matters, which is stored on its own.
     "per_device_train_batch_size", "train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
+# How batches are made of the data set, which can change weights; the rest of accelerator_config does not.
+_BATCHES = ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler")
 
 
 def run_settings(args: TrainingArguments, own: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,8 +33,25 @@ def run_settings(args: TrainingArguments, own: Mapping[str, Any]) -> dict[str, A
         own: Further settings to include.
     """
     settings = {name: value for name, value in args.to_dict().items() if not name.startswith(_FREE)}
+    settings["accelerator_config"] = {name: args.to_dict()["accelerator_config"].get(name) for name in _BATCHES}
     batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     return plain({**settings, **own, "global_train_batch_size": batch})
+
+
+def name_of(value: Any) -> str:
+    """Return a name for a function, a class or an object, with what it was given, that is the same in every process."""
+    if isinstance(value, partial):
+        given = [*map(_shown, value.args), *(f"{name}={_shown(item)}" for name, item in sorted(value.keywords.items()))]
+        return f"{name_of(value.func)}({', '.join(given)})"
+    if isinstance(name := getattr(value, "__name__", None), str):
+        return name
+    held = [(field.name, getattr(value, field.name)) for field in fields(value)] if is_dataclass(value) else []
+    plain_ones = (f"{name}={item!r}" for name, item in held if isinstance(item, bool | int | float | str))
+    return f"{type(value).__name__}({', '.join(plain_ones)})"
+
+
+def _shown(value: Any) -> str:
+    return name_of(value) if callable(value) else repr(value)
 
 
 def level_seed(seed: int, level: int, purpose: int = 0) -> int:
