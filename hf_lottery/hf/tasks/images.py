@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import AutoImageProcessor
 
+from ..hub.transfer import fetch
 from .columns import draw_rows, find_column, read_labels
 from .data import Data, DataArguments
 from .paper_networks import height_and_width
 
 logger = logging.getLogger(__name__)
+
+# Networks such as those of paper_networks.py are saved without them.
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 class ImageDataset(Dataset):
@@ -66,14 +71,21 @@ def shift_and_flip(image: Tensor) -> Tensor:
 
 
 def load_image_processor(model_name_or_path: str | None, from_pretrained: Mapping[str, Any]) -> Any:
-    """Load the image processor of a model; None if there is none."""
+    """Load the image processor of a model; None if there is none.
+
+    Raises:
+        HubError: The Hub cannot be reached, so it is not known whether there is one.
+    """
     if model_name_or_path is None:
         return None
-    try:
-        return AutoImageProcessor.from_pretrained(model_name_or_path, **from_pretrained)
-    except (OSError, ValueError):  # networks such as those of paper_networks.py are saved without one
+    folder = Path(model_name_or_path)
+    if not folder.is_dir():
+        where: dict[str, Any] = {key: from_pretrained[key] for key in ("revision", "token") if key in from_pretrained}
+        folder = fetch(model_name_or_path, ("config.json",), optional=_PROCESSOR_FILES, **where)
+    if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         logger.warning("%s has no image processor: images are resized and scaled to [-1, 1]", model_name_or_path)
         return None
+    return AutoImageProcessor.from_pretrained(model_name_or_path, **from_pretrained)
 
 
 def prepare_images(

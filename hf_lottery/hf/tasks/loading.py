@@ -11,7 +11,6 @@ Example:
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from .data import Data, DataArguments
 from .images import ImageDataset, load_image_processor, prepare_images, simplest_size
 from .models import AUTO_MODELS, ModelArguments
 from .paper_networks import height_and_width
+from .sources import check_data_set, check_id
 from .texts import prepare_blocks, prepare_labelled_texts
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,15 @@ def load_data(
         return prepare_images(args, train, held_out, seed, processor=processor, **sizes)
     if model_name_or_path is None:
         raise ValueError(f"{task} must have a tokenizer; received model_name_or_path=None. Name a model or its folder.")
-    tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **(from_pretrained or {}))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **(from_pretrained or {}))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        if isinstance(error, OSError) and not Path(model_name_or_path).exists():
+            raise  # the Hub may be out of reach
+        raise ValueError(
+            f"{task} must have a tokenizer; received {model_name_or_path!r}, which holds none that can be read: "
+            f"{error}. Name a folder or repository with a tokenizer."
+        ) from error
     prepare = prepare_labelled_texts if task == "text-classification" else prepare_blocks
     return prepare(args, train, held_out, seed, tokenizer)
 
@@ -139,8 +147,9 @@ def _load_splits(args: DataArguments, seed: int) -> tuple[Any, Any]:
 def _load(args: DataArguments) -> Mapping[str, Any]:
     datasets = require("datasets")
     name, folder = args.dataset_name, Path(args.dataset_name).expanduser()
-    if not folder.is_dir() and not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
-        raise FileNotFoundError(f"dataset_name must be a folder that exists; received {name!r}. Check the path.")
+    if not folder.is_dir():
+        check_id(name, "dataset_name must be a folder that exists, or a data set on the Hub")
+        check_data_set(name, list(BUILT_IN), datasets.config.HF_DATASETS_CACHE)
     try:
         if any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(str(folder))

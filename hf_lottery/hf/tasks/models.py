@@ -19,6 +19,7 @@ from transformers import (
 from ..hub.ticket import Ticket
 from . import paper_networks  # noqa: F401  # registers the papers' networks with the Auto classes
 from .data import Data
+from .sources import ask_hub, check_model
 
 # The tasks of the recipes, and the Auto class of their models.
 AUTO_MODELS: dict[str, Any] = {
@@ -63,11 +64,22 @@ class ModelArguments:
 
         Args:
             overrides: Fields of the configuration to set, such as those that follow from the data.
+
+        Raises:
+            ValueError: No configuration is named, or it is no configuration of a model.
+            FileNotFoundError: It does not exist.
+            HubError: The Hub cannot be reached.
         """
         name = self.config_name or self.model_name_or_path
         if name is None:
             raise ValueError("model_name_or_path or config_name must be given; received neither.")
-        config = AutoConfig.from_pretrained(name, revision=self.model_revision, **overrides)
+        check_model(name, "config_name" if self.config_name else "model_name_or_path", revision=self.model_revision)
+        try:
+            config = AutoConfig.from_pretrained(name, revision=self.model_revision, **overrides)
+        except OSError:
+            raise
+        except Exception as error:  # what a configuration can do wrong has no end
+            raise ValueError(f"{name} must be the configuration of a known model; received: {error}") from error
         if self.config_overrides is not None:
             config.update_from_string(self.config_overrides)
         return config
@@ -111,7 +123,10 @@ def load_network(source: str, task: str) -> PreTrainedModel:
 
     Raises:
         FileNotFoundError: There is neither a model nor a ticket.
+        HubError: The Hub cannot be reached.
     """
+    if not Path(source).is_dir():
+        ask_hub(source, "a network must be a folder or repository of a model or ticket")
     try:
         return AUTO_MODELS[task].from_pretrained(source)
     except OSError as missing:  # a ticket has a configuration, but its weights have another file name
