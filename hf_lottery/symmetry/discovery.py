@@ -104,6 +104,8 @@ def _traced(
             ) from error
         for name, value in chosen_outputs(result, outputs).items():
             trace.freeze(value, f"the output {name}")
+            trace.reads.use(value)
+    trace.reads.settle()
     return trace, axes
 
 

@@ -230,6 +230,12 @@ def child_of(node: Node, sum_: Node, offset: int) -> Node:
     return child
 
 
+def reunite(sum_: Node) -> None:
+    """Let every node stand for itself in all blocks of a sum again."""
+    for node, _, child in _with_children(find(sum_)):
+        unify([child], [node])
+
+
 def _offsets(sum_: Node) -> list[int]:
     return list(itertools.accumulate((part.size for part in sum_.parts[:-1]), initial=0))
 

@@ -14,21 +14,25 @@ from torch.utils._pytree import tree_leaves
 
 from ..networks.modes import restored_modes
 from .layout import Layout, atom, cut, factors, freeze, frozen, is_frozen, unify
+from .reads import Reads, memory
 
 Axes = tuple[Layout, ...]
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 _KEEPS_POSITIONS: set[str] = set()
+_USES_PARTS: set[str] = set()
 _IN_PARTS = "written in parts"
 
 
-def rule(*names: str, positions: bool = False) -> Callable[[Rule], Rule]:
+def rule(*names: str, positions: bool = False, parts: bool = False) -> Callable[[Rule], Rule]:
     """Register how an ATen operation passes layouts on: ``rule(trace, out, *args, **kwargs)`` -> axes of ``out``.
 
     Args:
         names: Names of operations without their overload. A name also covers the in-place operation.
         positions: Whether the rule handles integers that are positions along an axis. Any other rule freezes the axis
             of such positions.
+        parts: Whether the rule itself records which parts of its operands the operation uses, with ``trace.reads``.
+            For any other rule the operands are used as a whole.
     """
 
     def register(function: Rule) -> Rule:
@@ -36,6 +40,8 @@ def rule(*names: str, positions: bool = False) -> Callable[[Rule], Rule]:
             RULES[name] = function
             if positions:
                 _KEEPS_POSITIONS.add(name)
+            if parts:
+                _USES_PARTS.add(name)
         return function
 
     return register
@@ -48,6 +54,7 @@ class Trace(TorchDispatchMode):
         seen: The axes of every tensor of the pass; they show which axes always occur together.
         unknown: Name of each operation without a rule -> how often it ran.
         reached: ``id`` of each tensor that an operation read.
+        reads: The parts of tensors that were cut out and used.
         operation: Name of the current operation.
         given: Arguments of the current operation by name.
     """
@@ -63,6 +70,7 @@ class Trace(TorchDispatchMode):
         self.constants: set[int] = set()  # tensors from before the pass that are not parameters
         self.unknown: dict[str, int] = {}
         self.reached: set[int] = set()
+        self.reads = Reads()
         self.sources: dict[tuple[Any, ...], int] = {}
         self.written: dict[int, _Writes] = {}  # by memory
         self.as_of: dict[int, int] = {}  # tensor -> number of writes to its memory when it was labelled
@@ -90,7 +98,7 @@ class Trace(TorchDispatchMode):
         """Set the axes of a tensor."""
         assert len(axes) == tensor.ndim, (axes, tensor.shape)
         self.axes[id(tensor)] = axes
-        if (writes := self.written.get(_memory(tensor))) is not None:
+        if (writes := self.written.get(memory(tensor))) is not None:
             self.as_of[id(tensor)] = len(writes.axes)
         self.keep.append(tensor)
         self.seen.append(axes)
@@ -114,7 +122,7 @@ class Trace(TorchDispatchMode):
             self.constants.add(id(tensor))
         elif _has_constant(found) and self._is_stale(tensor):
             # The tensor was constant, but something was written through another view of its memory.
-            for axes in self.written[_memory(tensor)].axes:
+            for axes in self.written[memory(tensor)].axes:
                 for axis in axes:
                     freeze(axis, _IN_PARTS)
             found = tuple(frozen(size, _IN_PARTS) for size in tensor.shape)
@@ -122,7 +130,7 @@ class Trace(TorchDispatchMode):
         return found
 
     def _is_stale(self, tensor: Tensor) -> bool:
-        writes = self.written.get(_memory(tensor))
+        writes = self.written.get(memory(tensor))
         return writes is not None and writes.last(tensor) > self.as_of.get(id(tensor), 0)
 
     def freeze(self, tensor: Tensor, why: str) -> None:
@@ -157,8 +165,11 @@ class Trace(TorchDispatchMode):
         except Exception as error:  # an unforeseen case; axes that the rule already tied are safe
             axes, name = NotImplemented, f"{name} ({type(error).__name__})"
         if axes is NotImplemented:
+            self._use(func, out, args, kwargs)
             self.refuse(name, out, args, kwargs)
             return
+        if known not in _USES_PARTS:
+            self._use(func, out, args, kwargs)
         if known not in _KEEPS_POSITIONS:
             for value in tree_leaves((args, kwargs)):
                 if isinstance(value, Tensor):
@@ -171,9 +182,13 @@ class Trace(TorchDispatchMode):
                     self.write(tensor, its_axes)
                 self.label(tensor, its_axes)
 
+    def _use(self, func, out: Any, args, kwargs) -> None:
+        operands, results = ([v for v in tree_leaves(x) if isinstance(v, Tensor)] for x in ((args, kwargs), out))
+        self.reads.use_by(operands, results, _targets(func, args, kwargs))
+
     def write(self, tensor: Tensor, axes: Axes) -> None:
         """Record a write to a tensor; constant views of the same memory are no longer constant."""
-        self.written.setdefault(_memory(tensor), _Writes()).add(tensor, axes)
+        self.written.setdefault(memory(tensor), _Writes()).add(tensor, axes)
         base = tensor._base
         if base is not None and id(base) in self.axes and _has_constant(self.axes[id(base)]):
             self.label(base, _filled(self.axes[id(base)], base, tensor, axes))
@@ -237,6 +252,7 @@ class _Reads(TorchFunctionMode):
         if func in self._LEAVING:
             self.trace.freeze(args[0], "read as numbers")
             self.trace.lose_positions(args[0], "read as numbers")
+            self.trace.reads.use(args[0])
         if func is torch.nn.functional.one_hot and len(args) == 2 and args[1] > 0 and not kwargs:
             # This gives the result of torch without its check, which reads the smallest and largest position.
             zeros = torch.zeros(*args[0].shape, args[1], dtype=args[0].dtype, device=args[0].device)
@@ -305,13 +321,6 @@ def _block_filled(axis: Layout, size: int, start: int, block: Layout, length: in
         return frozen(size, _IN_PARTS)
     unify(found[0], block)
     return whole
-
-
-def _memory(tensor: Tensor) -> int:
-    try:
-        return tensor.untyped_storage()._cdata
-    except RuntimeError:
-        return id(tensor)
 
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:

@@ -43,8 +43,8 @@ def carry_values(trace: Trace, out: Tensor, source: Tensor) -> None:
         trace.values[id(out)] = trace.values[id(source)]
 
 
-def narrow(trace: Trace, axes: Sequence[Layout], axis: int, start: int, stop: int) -> list[Layout]:
-    """Cut one of the axes to a block, and return all axes."""
+def narrow(trace: Trace, source: Tensor, axes: Sequence[Layout], axis: int, start: int, stop: int) -> list[Layout]:
+    """Cut one of a tensor's axes to a block, and return all axes."""
     axes = list(axes)
     if (start, stop) == (0, size_of(axes[axis])):
         return axes
@@ -62,6 +62,7 @@ def narrow(trace: Trace, axes: Sequence[Layout], axis: int, start: int, stop: in
         freeze(axes[axis], why)
         axes[axis] = frozen(stop - start, why)
         return axes
+    trace.reads.cut(source, axis, axes[axis])
     axes[axis], sum_, offset = found
     if sum_ is not None:
         # The block comes first on its axis; every other node is replaced by its child in this block.

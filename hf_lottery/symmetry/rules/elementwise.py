@@ -69,7 +69,7 @@ def same(trace: Trace, out: Tensor, source: Tensor, *args, **kwargs):
 def glu(trace: Trace, out: Tensor, source: Tensor, axis: int = -1):
     axis %= source.ndim
     half = source.shape[axis] // 2
-    first, second = (narrow(trace, trace.of(source), axis, at, at + half) for at in (0, half))
+    first, second = (narrow(trace, source, trace.of(source), axis, at, at + half) for at in (0, half))
     return tuple(unify(a, b) for a, b in zip(first, second, strict=True))
 
 

@@ -37,17 +37,19 @@ def _tie_values(trace: Trace, indices: Tensor, axis: Layout) -> None:
         trace.lookups.append((tuple(node for layout in trace.of(indices) for node in layout), unify(known, axis)))
 
 
-@rule("index", "_unsafe_index", positions=True)
+@rule("index", "_unsafe_index", positions=True, parts=True)
 def index(trace: Trace, out: Tensor, source: Tensor, indices: Sequence[Tensor | None]):
     if id(source) in trace.values:
         trace.lose_positions(source, "positions looked up")
     entries = [(i, entry) for i, entry in enumerate(indices) if entry is not None]
     axes = trace.of(source)
+    if len(entries) == 1 and (fixed := _fixed_index(trace, entries[0][1])) is not None:
+        axis, at = entries[0][0], fixed % source.shape[entries[0][0]]
+        trace.reads.use(source.narrow(axis, at, 1), entries[0][1])
+        return tuple(narrow(trace, source, axes, axis, at, at + 1))
+    trace.reads.use(source, *(entry for _, entry in entries))
     if any(entry.dtype in (torch.bool, torch.uint8) for _, entry in entries):
         return _masked(trace, out, axes, entries)
-    if len(entries) == 1 and (fixed := _fixed_index(trace, entries[0][1])) is not None:
-        at = fixed % source.shape[entries[0][0]]
-        return tuple(narrow(trace, axes, entries[0][0], at, at + 1))
     for i, entry in entries:
         _tie_values(trace, entry, axes[i])
     return _around(trace, axes, entries)

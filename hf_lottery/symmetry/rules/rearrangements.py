@@ -48,9 +48,9 @@ def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], axis: int = 0):
     return tuple(axes)
 
 
-@rule("constant_pad_nd")
+@rule("constant_pad_nd", parts=True)
 def pad(trace: Trace, out: Tensor, source: Tensor, amounts: Sequence[int], value: float = 0):
-    axes = list(trace.of(source))
+    axes, left = list(trace.of(source)), source
     for i in range(len(amounts) // 2):
         before, after = amounts[2 * i], amounts[2 * i + 1]
         axis = source.ndim - 1 - i
@@ -62,10 +62,12 @@ def pad(trace: Trace, out: Tensor, source: Tensor, amounts: Sequence[int], value
         # Negative padding crops.
         kept = max(-before, 0), source.shape[axis] - max(-after, 0)
         if kept != (0, source.shape[axis]):
-            axes = narrow(trace, axes, axis, *kept)
+            axes = narrow(trace, left, axes, axis, *kept)
+            left = left.narrow(axis, kept[0], kept[1] - kept[0])
         ends = [wild(n) or (Node(1),) if n > 0 else None for n in (before, after)]
         pieces = [piece for piece in (ends[0], axes[axis], ends[1]) if piece is not None]
         axes[axis] = concatenate(pieces) if len(pieces) > 1 else pieces[0]
+    trace.reads.use(left)
     return tuple(axes)
 
 

@@ -120,14 +120,14 @@ def slice_(trace: Trace, out: Tensor, source: Tensor, axis: int = 0, start=None,
         return tuple(axes)
     start = 0 if start is None else start + source.shape[axis] if start < 0 else start
     start = max(min(start, source.shape[axis]), 0)
-    return tuple(narrow(trace, trace.of(source), axis, start, start + out.shape[axis]))
+    return tuple(narrow(trace, source, trace.of(source), axis, start, start + out.shape[axis]))
 
 
 @rule("select", positions=True)
 def select(trace: Trace, out: Tensor, source: Tensor, axis: int, index: int):
     carry_values(trace, out, source)
     axis, index = axis % source.ndim, index % source.shape[axis]
-    axes = narrow(trace, trace.of(source), axis, index, index + 1)
+    axes = narrow(trace, source, trace.of(source), axis, index, index + 1)
     return tuple(layout for i, layout in enumerate(axes) if i != axis)
 
 
@@ -142,7 +142,7 @@ def split(trace: Trace, out: Sequence[Tensor], source: Tensor, sizes: Any, axis:
     axis, start, result = axis % source.ndim, 0, []
     for piece in out:
         carry_values(trace, piece, source)
-        result.append(tuple(narrow(trace, trace.of(source), axis, start, start + piece.shape[axis])))
+        result.append(tuple(narrow(trace, source, trace.of(source), axis, start, start + piece.shape[axis])))
         start += piece.shape[axis]
     return result
 

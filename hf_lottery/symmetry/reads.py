@@ -1,0 +1,109 @@
+"""Reads: what a forward pass cut out of a tensor, and which parts of that tensor it never read.
+
+A table of positions that is read by a slice (``table[:, :n]``) has rows that a pass over short inputs leaves out. They
+lie on the same axes as the rows that were read, although no operation says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .layout import Layout, Node, factors, freeze, reunite
+
+_IN_PART = "read in part, at places that may depend on the input"
+_Place = tuple[int, tuple[int, ...], tuple[int, ...], int]  # size of an element, shape, strides, offset
+
+
+def memory(tensor: Tensor) -> int:
+    """Return a number that tensors share if they show the same memory."""
+    try:
+        return tensor.untyped_storage()._cdata
+    except RuntimeError:
+        return id(tensor)
+
+
+class Reads:
+    """The tensors that were cut during a pass, and the places in memory whose values an operation used."""
+
+    def __init__(self) -> None:
+        self.cuts: list[tuple[Tensor, int, Layout]] = []
+        self.places: dict[int, set[_Place]] = {}  # by memory
+        self.keep: dict[int, Tensor] = {}  # memory is known by its number only while a tensor holds it
+
+    def cut(self, source: Tensor, axis: int, layout: Layout) -> None:
+        """Record that an axis of a tensor was cut.
+
+        Args:
+            source: The tensor.
+            axis: The axis.
+            layout: The layout of that axis.
+        """
+        self.cuts.append((source, axis, layout))
+
+    def use(self, *tensors: Tensor) -> None:
+        """Record that the values of tensors were used, and not only shown by another view."""
+        for tensor in tensors:
+            at = memory(tensor)
+            self.keep.setdefault(at, tensor)
+            self.places.setdefault(at, set()).add(_place(tensor))
+
+    def use_by(self, operands: Iterable[Tensor], results: Iterable[Tensor], targets: Sequence[Any]) -> None:
+        """Record the use of an operation's operands; an operation that makes a view uses nothing.
+
+        Args:
+            operands: The tensors that went in.
+            results: The tensors that came out.
+            targets: The operands that the operation wrote to.
+        """
+        shown = {memory(tensor) for tensor in results if not any(tensor is target for target in targets)}
+        self.use(*(tensor for tensor in operands if memory(tensor) not in shown))
+
+    def settle(self) -> None:
+        """Let the parts of a tensor that were never used follow those that were; freeze the axis that was cut."""
+        for source, axis, layout in self.cuts:
+            nodes, used = factors(layout), self._used(source, axis)
+            if used is None:
+                continue
+            for i, node in enumerate(nodes):
+                inner = math.prod(n.size for n in nodes[i + 1 :])
+                here = np.any(used.reshape(-1, node.size, inner), axis=(0, 2))
+                if node.kind == "sum" and not all(here[start:stop].any() for start, stop in _parts(node)):
+                    reunite(node)
+                    freeze([node], _IN_PART)
+
+    def _used(self, source: Tensor, axis: int) -> np.ndarray | None:
+        """Tell for each index of an axis whether any value there was used; None if the whole tensor was."""
+        places = self.places.get(memory(source), set())
+        if _place(source) in places or not source.numel():
+            return None
+        unit = min(place[0] for place in {*places, _place(source)})
+        used = torch.zeros(source.untyped_storage().nbytes() // unit, dtype=torch.bool)
+        for place in places:
+            _view(used, place, unit).fill_(True)
+        return _view(used, _place(source), unit).movedim(axis, 0).flatten(1).any(1).numpy()
+
+
+def _place(tensor: Tensor) -> _Place:
+    if tensor.layout != torch.strided:
+        return 1, (), (), 0
+    return tensor.element_size(), tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+
+
+def _view(used: Tensor, place: _Place, unit: int) -> Tensor:
+    """Show a place of a memory in a tensor that has one element for each ``unit`` bytes of it."""
+    size, shape, strides, offset = place
+    steps = size // unit
+    return used.as_strided((*shape, steps), (*(step * steps for step in strides), 1), offset * steps)
+
+
+def _parts(node: Node) -> Iterator[tuple[int, int]]:
+    start = 0
+    for part in node.parts:
+        yield start, start + part.size
+        start += part.size
