@@ -106,19 +106,17 @@ def prunable(model: nn.Module, *, include: Patterns | None = None, exclude: Patt
     base = base_of(model)
     head = _head(base)
     head_ids = {id(parameter) for module in head.values() for parameter in module.parameters()}
-    kinds, computed = _kinds(base)
-    named = named_parameters(base, numbers=False)
-    found = {name: parameter for name, parameter in named.items() if id(parameter) in kinds}
+    found, kinds, computed = _find(base)
     if not found:
         raise ValueError(
             "the model must have weights of linear layers, convolutions, attention or experts; received "
             f"{type(base).__name__} without any. Parametrized weights do not count: remove the parametrizations."
         )
-    body = [name for name, parameter in found.items() if id(parameter) not in head_ids]
-    body += [name for name in computed if not any(name.startswith(f"{part}.") for part in head)]
+    in_head = {name for name in (*found, *computed) if any(name.startswith(f"{part}.") for part in head)}
+    in_head |= {name for name, parameter in found.items() if id(parameter) in head_ids}  # under another name as well
     chosen = select_names(
-        [*found, *computed], include=include, exclude=exclude, what="a prunable weight", default=body,
-        hint=lambda part: _hint(part, found, named),
+        [*found, *computed], include=include, exclude=exclude, what="a prunable weight",
+        default=(found.keys() | computed.keys()) - in_head, hint=lambda part: _hint(part, found, base),
     )  # fmt: skip
     left_out = {name: computed[name] for name in chosen if name in computed}
     replaced = replaced_weights(base)
@@ -132,26 +130,31 @@ def prunable(model: nn.Module, *, include: Patterns | None = None, exclude: Patt
             f"leave none of {len(found)} parameters. Loosen them, or pass include='.*' to cover the task head too."
         )
     return Prunable(
-        {name: found[name] for name in selected}, {name: kinds[id(found[name])] for name in selected},
+        {name: found[name] for name in selected}, {name: kinds[name] for name in selected},
         head=[*head], computed=left_out,
     )  # fmt: skip
 
 
-def _kinds(model: nn.Module) -> tuple[dict[int, str], dict[str, nn.Module]]:
-    """Kind of every prunable parameter, by ``id``, and the modules of weights that would be prunable as parameters."""
-    routers, kinds, embeddings, computed = _routers(model), {}, set(), {}
+def _find(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str], dict[str, nn.Module]]:
+    """Every prunable parameter and its kind, and the modules of weights that would be prunable as parameters.
+
+    All are by name, and from one walk: PEFT replaces the parameters of an attention whenever its modules are listed.
+    """
+    routers, named, kinds, embeddings, computed = _routers(model), {}, {}, set(), {}
     for prefix, module in base_modules(model):
+        at = f"{prefix}." if prefix else ""
         if module not in routers:
-            names = [name for name in computed_names(module) if _kind(module, name, 2)]
-            computed |= {f"{prefix}.{name}" if prefix else name: module for name in names}
+            computed |= {f"{at}{name}": module for name in computed_names(module) if _kind(module, name, 2)}
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.is_floating_point():
                 continue
+            named.setdefault(id(parameter), (f"{at}{name}", parameter))
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 embeddings.add(id(parameter))
             elif module not in routers and (kind := _kind(module, name, parameter.ndim)):
                 kinds[id(parameter)] = kind
-    return {key: kind for key, kind in kinds.items() if key not in embeddings}, computed
+    found = {name: parameter for key, (name, parameter) in named.items() if key in kinds and key not in embeddings}
+    return found, {name: kinds[id(parameter)] for name, parameter in found.items()}, computed
 
 
 def _kind(module: nn.Module, name: str, ndim: int) -> str | None:
@@ -232,8 +235,8 @@ def _outside(module: nn.Module, base: nn.Module, prefix: str = "") -> Iterator[t
             yield f"{prefix}{name}", child
 
 
-def _hint(pattern: str, found: Iterable[str], named: Iterable[str]) -> str:
+def _hint(pattern: str, found: Iterable[str], model: nn.Module) -> str:
     """What to do about a pattern that matches no prunable weight."""
-    if other := next(filter(re.compile(pattern).search, named), None):
+    if other := next(filter(re.compile(pattern).search, named_parameters(model, numbers=False)), None):
         return f"It matches {other!r}, but norms, biases, embeddings and routers are never prunable."
     return near_names(pattern, found)

@@ -59,7 +59,12 @@ def replaced_weights(model: nn.Module) -> set[str]:
 
     These are the modules that PEFT's ``modules_to_save`` lists, such as a task head.
     """
-    return {_join(name, own) for name, module, copied in _walk(unwrap(model)) if copied for own in module._parameters}
+    return {
+        _join(name, own)
+        for name, module, copied in _walk(unwrap(model))
+        for own, parameter in module._parameters.items()
+        if copied and parameter is not None
+    }
 
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -126,6 +131,8 @@ def _inside(module: nn.Module) -> nn.Module | None:
     kind, parts = type(module), module._modules
     if hasattr(kind, "get_base_model") and "base_model" in parts:  # PeftModel
         return cast(Any, module).get_base_model()
+    if hasattr(type(parts.get("base_model")), "inject_adapter"):  # PeftMixedModel
+        return parts["base_model"]
     if hasattr(kind, "inject_adapter") and "model" in parts:  # LoraModel and the other tuners
         return parts["model"]
     if hasattr(kind, "get_base_layer") and "base_layer" in parts:  # a layer of LoRA, IA3 ...
