@@ -17,7 +17,8 @@ pytestmark = [
     # PEFT asks transformers for a property that goes away.
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings(f"ignore:{DROPPED}:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*frozen parameters are covered:UserWarning"),  # PEFT leaves a merged base frozen
+    # PEFT leaves a merged base frozen.
+    pytest.mark.filterwarnings("ignore:.*frozen parameters are covered:UserWarning"),
 ]
 
 
