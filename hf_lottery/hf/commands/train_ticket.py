@@ -37,6 +37,7 @@ from ...report import write_report
 from ...signs.norm_folding import fold_norms_
 from ...signs.norms import NormParameters, norm_parameters
 from ...signs.signed_mask import ZEROS, SignAgreement, SignedMask
+from ..hub.local_paths import without_local_paths
 from ..hub.reference import Reference
 from ..hub.ticket import Ticket
 from ..tasks.data import Data, DataArguments, trainer_arguments
@@ -44,6 +45,7 @@ from ..tasks.loading import load_task_data
 from ..tasks.models import AUTO_MODELS, ModelArguments, build_model, load_checkpoint
 from ..trainers.arguments import LotteryArguments
 from ..trainers.sparse_trainer import SparseTrainer
+from .errors import command
 from .launch import set_up
 from .parser import RecipeParser
 from .report_sections import training_sections
@@ -124,11 +126,12 @@ class TicketArguments:
             raise ValueError(f"signs must come with mask=ticket, whose weights have them; received mask={self.mask}.")
 
 
+@command
 def main() -> None:
     """Run the command."""
     parser = RecipeParser([TicketArguments, ModelArguments, DataArguments, LotteryArguments])
     ticket_args, model_args, data_args, args = parser.parse()
-    set_up(args)
+    set_up(args, ticket_args, model_args, data_args)
     for name in ("lottery_state.json", "rewind.safetensors"):
         if (Path(args.output_dir) / name).exists():
             parser.error(f"output_dir must not hold a ticket or a search; received {args.output_dir}. Choose another.")
@@ -183,6 +186,8 @@ def show_training(
     print(f"\ninit={ticket_args.init} mask={ticket_args.mask} sparsity={sparsity:.4f}")
     print("\n".join(f"{name} = {value:.4f}" for name, value in metrics.items()))
     about = {"model": network, "sparsity": f"{sparsity:.4f}", **asdict(ticket_args)}
+    if trainer.args.push_to_hub:  # which uploads the whole folder
+        about = without_local_paths(about)
     sections = training_sections(about, metrics, trainer.mask, model, agreement, folder)
     write_report(folder / "report.html", sections, title=f"Training of {network}")
     print(f"report: {folder / 'report.html'}")

@@ -154,9 +154,7 @@ def _split(card: str) -> tuple[dict[str, Any], str]:
         metadata = yaml.safe_load(found[1]) or {}
     except yaml.YAMLError as error:
         received = " ".join(str(error).split())
-        raise ValueError(
-            f"the metadata of README.md must be YAML; received: {received}. Mend it on the Hub."
-        ) from error
+        raise ValueError(f"the metadata of README.md must be YAML; received: {received}. Mend it there.") from error
     if not isinstance(metadata, dict):
         raise ValueError(
             f"the metadata of README.md must be names with values; received {metadata!r:.80}. Mend it there."

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,11 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from ...masks.mask import Mask, MaskMismatchError
 from ...networks.names import named_weights, plain_name
 from ...networks.selection import Patterns, select_names
-from ...storage.hub_mixin import Where, find_folder, is_repository
+from ...storage.hub_mixin import Where
 from ..adapter import PEFT_PREFIX, trained_positions
 from ..prunable_weights import prunable
 from .checkpoint_files import check_plain, open_tensors, pruning_pairs, read_json
-from .transfer import fetch_model
+from .transfer import model_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -83,7 +83,7 @@ def mask_from_checkpoint(
         >>> mask_from_checkpoint("path/of/a/sparse/model").sparsity  # doctest: +SKIP
         0.9
     """
-    folder = fetch_model(str(source), **where) if is_repository(source) else find_folder(source, (), **where)
+    folder = model_folder(source, **where)
     config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
     with ExitStack() as stack:
         stored = open_tensors(folder, stack)
@@ -114,9 +114,13 @@ def load_model(source: str | Path, **where: Unpack[Where]) -> PreTrainedModel:
         where: ``revision``, ``subfolder``, ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
 
     Raises:
-        ValueError: The class is not one of the transformers library.
+        FileNotFoundError: There is no config.json.
+        ValueError: The class is not one of the transformers library, or the weights are quantised or incomplete.
+        MaskMismatchError: The weights do not fit config.json.
     """
-    folder = find_folder(source, ("config.json",), **where)
+    folder = model_folder(source, **where)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"a model must be a folder with a config.json; received {folder} without one.")
     config = read_json(folder / "config.json")
     found = _transformers_class(config)
     if found is None:
@@ -124,8 +128,28 @@ def load_model(source: str | Path, **where: Unpack[Where]) -> PreTrainedModel:
             f"{source} must be a model of the transformers library; received "
             f"architectures={config.get('architectures')}."
         )
+    check_plain(folder, config, {})
     load: Any = found.from_pretrained
-    return load(str(source), **where)
+    with _fitting(found):
+        model, report = load(str(folder), use_safetensors=True, output_loading_info=True)
+    model.config.name_or_path = str(source)  # not the folder of the cache
+    if lost := sorted(report["missing_keys"]):
+        raise ValueError(f"{source} must hold every weight; received none for {lost[:3]}. Save the model again.")
+    return model
+
+
+@contextmanager
+def _fitting(model_class: type[PreTrainedModel]) -> Iterator[None]:
+    """Say that weights and configuration do not go together, whatever is raised inside."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:  # what a configuration can do wrong has no end
+        raise MaskMismatchError(
+            f"the weights must fit the {model_class.__name__} of config.json; received {type(error).__name__}: "
+            f"{' '.join(str(error).split())} Correct config.json, or save the model again with save_pretrained."
+        ) from error
 
 
 def _transformers_class(config: Mapping[str, Any]) -> type[PreTrainedModel] | None:
@@ -186,7 +210,7 @@ def _load_support(
     model_class: type[PreTrainedModel], config: Any, support: Mapping[str, Tensor]
 ) -> tuple[PreTrainedModel, Mapping[str, Any]]:
     load: Any = model_class.from_pretrained
-    try:
+    with _fitting(model_class):
         return load(
             None,
             config=CONFIG_MAPPING[config["model_type"]].from_dict(config),
@@ -195,11 +219,6 @@ def _load_support(
             attn_implementation="eager",  # any other name would be looked up on the Hub
             output_loading_info=True,
         )
-    except Exception as error:  # what a configuration can do wrong has no end
-        raise MaskMismatchError(
-            f"the weights must fit the {model_class.__name__} of config.json; received {type(error).__name__}: "
-            f"{' '.join(str(error).split())} Correct config.json, or remove it and pass include."
-        ) from error
 
 
 def _entries_like(

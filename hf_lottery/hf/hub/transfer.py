@@ -83,6 +83,8 @@ def fetch(
         if found is None and name in files:
             raise FileNotFoundError(f"{place} must hold {name} at {at}; received a repository without it.")
         path = found or path
+    if not path:
+        raise FileNotFoundError(f"{place} must hold {' or '.join(optional)} at {at}; received a repository without.")
     return Path(path).parent
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from ...masks.mask import Mask
 from ...masks.mask_series import MaskSeries
 from ...networks.shards import class_name
+from ...storage.hub_mixin import HubError
 from ...training.snapshot import Snapshot
 from ..hub.reference import Reference
 from ..hub.ticket import Ticket
@@ -49,12 +50,23 @@ def last_ticket(
 
 
 def push_levels(ticket: Ticket, run: RunFolder, repo_id: str, *, private: bool | None, token: str | None) -> None:
-    """Push each level's ticket in its own commit, with a tag such as ``level-03``; the last level comes last."""
+    """Push each level's ticket in its own commit, with a tag such as ``level-03``; the last level comes last.
+
+    Raises:
+        HubError: The Hub cannot be reached or refuses. The levels before that one were pushed.
+    """
     assert ticket.series is not None
     for level in range(len(ticket.series)):
         one = _level_ticket(ticket, run, level)
         message = f"Level {level}, sparsity {one.mask.sparsity:.4f}"
-        one.push_to_hub(repo_id, tag=f"level-{level:02d}", private=private, token=token, commit_message=message)
+        try:
+            one.push_to_hub(repo_id, tag=f"level-{level:02d}", private=private, token=token, commit_message=message)
+        except HubError as error:
+            before = f"The levels before {level} were pushed" if level else "No level was pushed"
+            raise HubError(
+                f"level {level}: {error} {before}; the search is whole in {run.root}: resume it to push again.",
+                status=error.status,
+            ) from error
 
 
 def _level_ticket(ticket: Ticket, run: RunFolder, level: int) -> Ticket:

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
-from small_task import vit
+from small_task import Points, arguments, vit
 from small_tickets import mask, ticket
 
-from hf_lottery import Ticket
+from hf_lottery import SparseTrainer, Ticket
 from hf_lottery.hf.hub.card import merge_cards
 from hf_lottery.hf.hub.local_paths import LOCAL, is_local_path, without_local_paths
 from hf_lottery.hf.hub.reference import Reference
@@ -122,3 +122,14 @@ def test_a_card_keeps_every_line_of_a_person():
     assert merged.endswith("---\nMine.\r\n---\r\nstill\r\n")
     assert "license: mit" in merged and "model-index: mine" in merged and "odd:" in merged and "- birds" in merged
     assert merge_cards("Only text.\n", ticket().card("a/b")).endswith("---\nOnly text.\n")
+
+
+@pytest.mark.parametrize("base", ["/home/me/secret", "gone/where/secret", "C:\\secret"])
+def test_the_card_of_a_trainer_names_no_path(tmp_path, base):
+    model = vit(0)
+    model.config._name_or_path = base
+    for name in (base, "org/base"):
+        model.config._name_or_path = name
+        SparseTrainer(model, arguments(tmp_path), train_dataset=Points()).create_model_card()
+        card = (tmp_path / "README.md").read_text()
+        assert "secret" not in card and ("base_model: org/base" in card) == (name == "org/base")

@@ -9,9 +9,11 @@ import httpx2
 import huggingface_hub
 import pytest
 from huggingface_hub import HfApi
+from small_task import Points, arguments, net, vit
 from small_tickets import mask, permutation, ticket
 
-from hf_lottery import Mask, Permutation, Ticket
+from hf_lottery import LotteryTrainer, Mask, Permutation, Ticket
+from hf_lottery.hf.hub.checkpoint import load_model
 from hf_lottery.hf.hub.reference import Reference
 from hf_lottery.storage import HubError
 
@@ -143,3 +145,54 @@ def test_a_permutation_and_other_users_see_the_same_class(hub):
         with pytest.raises(HubError, match="received status 429: .*wait a few minutes") as error:
             call()
         assert error.value.status == 429 and isinstance(error.value, OSError)
+
+
+def test_a_cache_without_a_listing_is_not_all_there_is(hub, monkeypatch):
+    vit(0).push_to_hub("alice/model")
+    HfApi().hf_hub_download("alice/model", "config.json")  # and no weights
+    hub.fail(".", 503, FOR_EVER)
+    for load in (Mask.from_checkpoint, load_model):
+        with pytest.raises(HubError, match="status 503"):
+            load("alice/model")
+    hub.faults.clear()
+    found = load_model("alice/model")
+    assert found.config._name_or_path == "alice/model"
+    hub.fail(".", 503, FOR_EVER)
+    assert load_model("alice/model").config.hidden_size == 16  # all of it is in the cache now
+    hub.faults.clear()
+    with pytest.raises(FileNotFoundError, match="received 'alice/absent' at main"):
+        load_model("alice/absent")
+
+
+def test_offline_what_is_not_in_the_cache_is_not_absent(hub):
+    made = ticket(1)
+    made.push_to_hub("alice/t")
+    by_reference().push_to_hub("alice/r")
+    assert Mask.from_pretrained("alice/t") == made.mask  # which reads no weights
+    Ticket.from_pretrained("alice/r")
+    hub.fail(".", 503, FOR_EVER)
+    with pytest.raises(HubError, match=r"read rewind.safetensors of alice/t; received status 503"):
+        Ticket.from_pretrained("alice/t")
+    with pytest.raises(FileNotFoundError, match="must be in the cache, or be known to be absent"):
+        Ticket.from_pretrained("alice/t", local_files_only=True)
+    for where in ({}, {"local_files_only": True}):
+        assert isinstance(Ticket.from_pretrained("alice/r", **where).start, Reference)
+    with pytest.raises(ValueError, match="must not go together"):
+        Mask.from_pretrained("alice/t", local_files_only=True, force_download=True)
+
+
+def test_a_search_that_cannot_push_says_what_is_there(hub, tmp_path):
+    args = arguments(tmp_path, push_to_hub=True, hub_model_id="alice/found", sparsity=0.5)
+    hub.fail("POST .*/create", 403)
+    with pytest.raises(HubError, match="create the repository alice/found; received status 403"):
+        LotteryTrainer(net(), args, train_dataset=Points())
+    ours = LotteryTrainer(net(), args, train_dataset=Points())
+    hub.before("POST .*/commit/", lambda: None)
+    hub.fail("POST .*/commit/", 503, FOR_EVER)
+    with pytest.raises(HubError, match=r"level 1: .*status 503.* The levels before 1 were pushed; .* resume it"):
+        ours.train()
+    assert Ticket.from_pretrained("alice/found").info["level"] == 0
+    hub.faults.clear()
+    again = LotteryTrainer(net(), args, train_dataset=Points())
+    again.train(resume_from_checkpoint=True)
+    assert Ticket.from_pretrained("alice/found", revision="level-02").mask == again.mask == ours.mask
