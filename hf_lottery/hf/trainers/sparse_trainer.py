@@ -17,6 +17,8 @@ from transformers.trainer_utils import TrainOutput, has_length
 from ...masks.file import write_mask
 from ...masks.mask import Mask
 from ...networks.names import named_weights
+from ..hub.errors import hub_errors
+from ..hub.local_paths import is_local_path
 from .callbacks import SparsityCallback, refuse_flat_weights
 
 
@@ -85,6 +87,22 @@ class SparseTrainer(Trainer):
         finally:
             if self._sparsity is not None:
                 self._sparsity.release()  # also after an interrupted training
+
+    def init_hf_repo(self, *args, **kwargs):
+        """Create the repository to push to as the Trainer does.
+
+        Raises:
+            HubError: The Hub cannot be reached or refuses.
+        """
+        with hub_errors(f"create the repository {self.args.hub_model_id or Path(str(self.args.output_dir)).name}"):
+            super().init_hf_repo(*args, **kwargs)
+
+    def create_model_card(self, *args, **kwargs):
+        """Write the card as the Trainer does, without the local path of the model that training began from."""
+        base = getattr(getattr(self.network, "config", None), "_name_or_path", None)
+        if isinstance(base, str) and is_local_path(base, names=True):
+            kwargs.setdefault("finetuned_from", "")
+        super().create_model_card(*args, **kwargs)
 
     def evaluation_loop(self, *args, **kwargs):
         """Evaluate as the Trainer does.
