@@ -216,8 +216,8 @@ class LotteryTrainer(SparseTrainer):
         run = self._search.run
         checkpoint = self._search.last_checkpoint(number)
         if self._resumes:
-            step = checkpoint.rpartition("-")[2] if checkpoint else 0
-            self._say("The search in %s goes on at level %d, after its step %s.", run.root, number, step)
+            where = f"after step {checkpoint.rpartition('-')[2]}" if checkpoint else "from its start"
+            self._say("The search in %s goes on at level %d, %s.", run.root, number, where)
             self._resumes = False
         with self._search.capture(number):
             seed = level_seed(self.args.seed, number)

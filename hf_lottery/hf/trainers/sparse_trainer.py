@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +20,7 @@ from ...networks.names import named_weights
 from ..hub.errors import hub_errors
 from ..hub.local_paths import is_local_path
 from .callbacks import SparsityCallback, refuse_flat_weights
+from .run_lock import locked_folder
 
 
 class SparseTrainer(Trainer):
@@ -75,6 +76,7 @@ class SparseTrainer(Trainer):
 
         Raises:
             ValueError: ``first_step`` lies beyond training, or the schedule cannot be resumed at that step.
+            RuntimeError: Another process writes its checkpoints into ``args.output_dir``.
         """
         settings = {}
         if self.first_step:
@@ -82,11 +84,17 @@ class SparseTrainer(Trainer):
             self.check_step(self.first_step, steps)
             settings["max_steps"] = steps - self.first_step
         try:
-            with changed(self.args, **settings):
+            with self._own_folder(), changed(self.args, **settings):
                 return super().train(*args, **kwargs)
         finally:
             if self._sparsity is not None:
                 self._sparsity.release()  # also after an interrupted training
+
+    def _own_folder(self) -> AbstractContextManager[None]:
+        """Return a block in which no other process writes its checkpoints where this one does."""
+        if self.args.save_strategy == "no":
+            return nullcontext()
+        return locked_folder(cast(str, self.args.output_dir), main=self.is_world_process_zero())
 
     def init_hf_repo(self, *args, **kwargs):
         """Create the repository to push to as the Trainer does.
@@ -120,7 +128,7 @@ class SparseTrainer(Trainer):
     def create_optimizer(self, model=None):
         """Create the Trainer's optimizer, and note the names of its parameters."""
         optimizer = super().create_optimizer(model)
-        names = {id(parameter): name for name, parameter in named_weights(self.network).items()}
+        names = {id(parameter): name for name, parameter in named_weights(self.network, adapters=True).items()}
         self._optimized = [[names.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
         return optimizer
 
@@ -135,7 +143,7 @@ class SparseTrainer(Trainer):
                 "create_optimizer must call super().create_optimizer() with sharded parameters; received an override "
                 "that does not. Pass optimizer_cls_and_kwargs instead."
             )
-        named = named_weights(self.network)
+        named = named_weights(self.network, adapters=True)
         for group, names in zip(cast(Any, self.optimizer).param_groups, self._optimized, strict=True):
             if all(name in named for name in names):
                 group["params"] = [named[name] for name in names]

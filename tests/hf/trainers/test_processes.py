@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from hf_lottery.hf.trainers.run_lock import locked_folder
+
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parents[2] / "support"
 
@@ -36,3 +38,11 @@ def test_processes_that_come_apart_are_stopped(tmp_path):
     assert result.returncode != 0
     assert "must find the same mask; received 2 different masks from 2 processes at level 0" in result.stderr
     assert not (tmp_path / "run/ticket").exists()
+
+
+def test_both_processes_hear_that_the_folder_is_in_use(tmp_path):
+    with locked_folder(tmp_path / "run"):
+        result = launch(tmp_path, "magnitude", 0)
+    assert result.returncode != 0
+    assert f"must be used by one process at a time; received {tmp_path / 'run'}" in result.stderr
+    assert not list((tmp_path / "run").iterdir())
