@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,6 +32,81 @@ def stream(
                 yield name, start, chunk, None if live is None else live[start + first : start + len(piece) : stride]
             first = (first - len(piece)) % stride
             start += len(piece)
+
+
+class Block(NamedTuple):
+    """Some scores, and where the answer about them is written.
+
+    Attributes:
+        place: The place of the first one in the row of all scores, in the order of sorted names.
+        values: The scores.
+        live: Which of them compete; None if all do.
+        keep: Bool array to write which of them stay.
+    """
+
+    place: int
+    values: np.ndarray
+    live: np.ndarray | None
+    keep: np.ndarray
+
+
+def blocks(
+    scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None, keep: Mapping[str, Tensor], size: int
+) -> Iterator[Block]:
+    """Yield all scores by sorted name, in blocks of at most ``size``; small tensors share one, large ones are cut.
+
+    Args:
+        scores: Name -> scores.
+        alive: Name -> bool tensor; which of them compete. None if all do.
+        keep: Name -> bool tensor on the CPU; what is written into a block's ``keep`` arrives there.
+        size: Number of scores in a block.
+    """
+    dtype, place = common_dtype(scores), 0
+    waiting: list[str] = []
+    waiting_size = 0
+
+    def together() -> Iterator[Block]:
+        if waiting:
+            yield from _shared_block(waiting, scores, alive, keep, place - waiting_size, dtype)
+            waiting.clear()
+
+    for name in sorted(scores):
+        count = scores[name].numel()
+        if count + waiting_size > size:
+            yield from together()
+            waiting_size = 0
+        if 4 * count <= size:
+            waiting.append(name)
+            waiting_size += count
+        else:
+            yield from together()
+            waiting_size = 0
+            out = keep[name].view(-1).numpy()
+            for _, start, values, live in stream({name: scores[name]}, alive, size, dtype=dtype):
+                yield Block(place + start, values, live, out[start : start + values.size])
+        place += count
+    yield from together()
+
+
+def _shared_block(
+    names: Sequence[str],
+    scores: Mapping[str, Tensor],
+    alive: Mapping[str, Tensor] | None,
+    keep: Mapping[str, Tensor],
+    place: int,
+    dtype: torch.dtype,
+) -> Iterator[Block]:
+    """Yield one block of several small tensors, and hand its answer to each of them."""
+    values = np.concatenate([scores[name].detach().reshape(-1).to("cpu", dtype).numpy() for name in names])
+    live = None if alive is None else np.concatenate([alive[name].reshape(-1).cpu().numpy() for name in names])
+    if values.size:
+        out = np.empty(values.size, np.bool_)
+        yield Block(place, values, live, out)
+        begin = 0
+        for name in names:
+            part = keep[name].view(-1).numpy()
+            part[:] = out[begin : begin + part.size]
+            begin += part.size
 
 
 def common_dtype(scores: Mapping[str, Tensor]) -> torch.dtype:

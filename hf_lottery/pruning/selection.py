@@ -1,6 +1,6 @@
 """Exact streaming selection of the lowest scores of many tensors, which are never concatenated or sorted.
 
-A small sample brackets the wanted rank. One pass over the scores counts what lies at and around the ends of the bracket
+A small sample brackets the wanted rank. One pass over the scores writes the mask of all that lies above the bracket,
 and collects the one percent inside it, where the rank is then found exactly. A misleading sample costs more passes but
 never changes the result.
 """
@@ -8,7 +8,7 @@ never changes the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,34 +16,32 @@ import torch
 from torch import Tensor
 
 from ..networks.shards import is_sharded, whole
-from .chunks import CHUNK, stream
+from .chunks import CHUNK, Block, blocks, stream
 from .sharded_selection import remove_lowest_sharded
 
 _SAMPLE = 1 << 17
 _SIGMAS = 4.5  # half-width of the bracket in standard deviations of a sample rank
+_COMPARED = 8  # in groups up to this size all pairs are compared; larger ones are sorted
 
 
-class Threshold(NamedTuple):
-    """The cut: scores below ``score`` are removed, and the first ``ties`` equal ones by sorted name, then position."""
+class _Pass(NamedTuple):
+    """Result of one pass: how many scores are <= the low end and < the high end, and those between with their places.
 
-    score: float
-    ties: int
+    ``between`` holds all scores between the ends or, if these are too many, evenly spaced ones.
+    """
 
-
-class _Survey(NamedTuple):
-    """Result of one pass: counts of scores <, <= the low and <, <= the high end, and the scores inside or a sample."""
-
-    below_low: int
     upto_low: int
     below_high: int
-    upto_high: int
-    inside: np.ndarray
+    between: np.ndarray
+    places: np.ndarray
 
 
 def remove_lowest(
     scores: Mapping[str, Tensor], remove: int, *, alive: Mapping[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Remove the ``remove`` lowest scores; equal ones in the order of sorted names, then flat position.
+
+    It needs extra memory for a sample of about 131,000 scores, and for at most 1/64 of all scores with their places.
 
     Args:
         scores: Name -> floating tensor of any shape, strides and device. The highest stay. DTensors are not gathered:
@@ -63,66 +61,126 @@ def remove_lowest(
     """
     if any(map(is_sharded, scores.values())):
         return remove_lowest_sharded(scores, remove, alive=alive)
-    return keep_above(scores, find_threshold(scores, remove, alive=alive), alive=alive)
-
-
-def find_threshold(
-    scores: Mapping[str, Tensor], remove: int, *, alive: Mapping[str, Tensor] | None = None
-) -> Threshold:
-    """Find the threshold that removes exactly ``remove`` weights; arguments and errors as for :func:`remove_lowest`.
-
-    It needs extra memory for a sample of about 131,000 scores and for at most 1/64 of all scores.
-
-    Example:
-        >>> find_threshold({"a": torch.tensor([3.0, 1.0, 1.0, 2.0])}, 1)
-        Threshold(score=1.0, ties=1)
-    """
-    count = sum(score.numel() if alive is None else int(alive[name].sum()) for name, score in scores.items())
+    count = sum(score.numel() if alive is None else count_true(alive[name]) for name, score in scores.items())
     if not 0 <= remove <= count:
         raise ValueError(f"remove must be from 0 to {count}, the number of competing weights; received {remove}.")
-    if not count:
-        return Threshold(-math.inf, 0)
-    rank = max(remove - 1, 0)  # of the last score to remove
-    floor, ceiling = -math.inf, math.inf
-    low, high = _bracket(_sample(scores, alive), rank, count, floor, ceiling)
-    while True:
-        seen = _survey(scores, alive, low, high, capacity=max(count // 64, CHUNK))
-        if rank < seen.below_low:
-            low, high, ceiling = floor, low, low
-        elif rank < seen.upto_low:
-            return Threshold(float(low), remove - seen.below_low)
-        elif rank < seen.below_high:
-            rank_inside, count_inside = rank - seen.upto_low, seen.below_high - seen.upto_low
-            if len(seen.inside) == count_inside:
-                seen.inside.partition(rank_inside)
-                score = seen.inside[rank_inside]
-                return Threshold(float(score), remove - seen.upto_low - int((seen.inside < score).sum()))
-            floor, ceiling = low, high
-            low, high = _bracket(seen.inside, rank_inside, count_inside, floor, ceiling)
-        elif rank < seen.upto_high:
-            return Threshold(float(high), remove - seen.below_high)
-        else:
-            low, high, floor = high, ceiling, high
-
-
-def keep_above(
-    scores: Mapping[str, Tensor], threshold: Threshold, *, alive: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Apply a threshold found for these ``scores``; arguments and result as for :func:`remove_lowest`."""
-    keep, flat = _empty_masks(scores)
-    score, ties = threshold
-    for name, start, chunk, live in stream(scores, alive, CHUNK):
-        out = flat[name][start : start + chunk.size]
-        np.greater_equal(chunk, score, out=out)
-        if live is not None:
-            np.logical_and(out, live, out=out)
-        if ties:
-            tied = np.logical_and(chunk == score, out)
-            count = int(np.count_nonzero(tied))
-            end = chunk.size if count <= ties else int(np.flatnonzero(tied)[ties])
-            np.greater(out[:end], tied[:end], out=out[:end])
-            ties -= min(count, ties)
+    keep = {name: torch.zeros(score.shape, dtype=torch.bool) for name, score in scores.items()}
+    if count:
+        _Cut(scores, alive, keep).remove_lowest(remove, count)
     return keep
+
+
+class _Cut:
+    """The search for the cut between what goes and what stays, which writes the mask as it looks."""
+
+    def __init__(self, scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None, keep: Mapping[str, Tensor]):
+        self.scores, self.alive, self.keep = scores, alive, keep
+
+    def remove_lowest(self, remove: int, count: int) -> None:
+        found = self.find(remove, count)
+        if isinstance(found, tuple):
+            self.keep_above(*found)
+        else:
+            self.keep_places(found)
+
+    def find(self, remove: int, count: int) -> np.ndarray | tuple[float, int]:
+        """Find which scores in the bracket stay; or the score of the cut, and how many that equal it go."""
+        rank = max(remove - 1, 0)  # of the last score to remove
+        floor, ceiling = -math.inf, math.inf
+        low, high = _bracket(_sample(self.scores, self.alive, count), rank, count, floor, ceiling)
+        while True:
+            seen = self.look(low, high, capacity=max(count // 64, CHUNK))
+            inside = seen.below_high - seen.upto_low
+            if rank < seen.upto_low:
+                below_low = seen.upto_low - self.count_equal(low)
+                if rank >= below_low:
+                    return low, remove - below_low
+                low, high, ceiling = floor, low, low
+            elif rank >= seen.below_high:
+                if rank < seen.below_high + self.count_equal(high):
+                    return high, remove - seen.below_high
+                low, high, floor = high, ceiling, high
+            elif len(seen.between) == inside:
+                return seen.places[_staying(seen.between, remove - seen.upto_low)]
+            else:
+                floor, ceiling = low, high
+                low, high = _bracket(seen.between, rank - seen.upto_low, inside, floor, ceiling)
+
+    def blocks(self) -> Iterator[Block]:
+        return blocks(self.scores, self.alive, self.keep, CHUNK)
+
+    def look(self, low: float, high: float, *, capacity: int) -> _Pass:
+        """Keep what is at least ``high``, count, and collect what is between the ends."""
+        flags, used, step = np.empty((2, CHUNK), np.bool_), 0, 1
+        upto_low = below_high = 0
+        between, places = np.empty(0), np.empty(0)
+        total = sum(score.numel() for score in self.scores.values())
+        for place, values, live, keep in self.blocks():
+            if not len(places):
+                between = np.empty(capacity, values.dtype)
+                places = np.empty(capacity, np.uint32 if total < 2**32 else np.int64)
+            above, below = flags[:, : values.size]
+            np.greater(values, low, out=above)
+            np.less(values, high, out=below)
+            np.logical_not(below, out=keep)
+            if live is not None:
+                for flag in (above, below, keep):
+                    np.logical_and(flag, live, out=flag)
+            count = values.size if live is None else int(np.count_nonzero(live))
+            many_above, many_below = int(np.count_nonzero(above)), int(np.count_nonzero(below))
+            found = np.flatnonzero(np.logical_and(above, below, out=above))
+            if many_above + many_below - len(found) != count:  # scores that equal both ends, or NaN
+                self.refuse_nan(values, live)
+            before = below_high - upto_low
+            upto_low, below_high = upto_low + count - many_above, below_high + many_below
+            # If the bracket holds too many values, drop every second one until they fit: a sample for the next bracket.
+            while used + len(some := found[-before % step :: step]) > capacity:
+                used = (used + 1) // 2
+                for array in (between, places):
+                    array[:used] = array[: 2 * used : 2].copy()
+                step *= 2
+            between[used : used + len(some)], places[used : used + len(some)] = values[some], some + place
+            used += len(some)
+        return _Pass(upto_low, below_high, between[:used], places[:used])
+
+    def count_equal(self, score: float) -> int:
+        """Count the competing scores that equal one."""
+        equal = ((values == score, live) for _, values, live, _ in self.blocks())
+        return sum(int(np.count_nonzero(same if live is None else same & live)) for same, live in equal)
+
+    def keep_above(self, score: float, ties: int) -> None:
+        """Keep what is at least ``score``, except for the first ``ties`` equal ones."""
+        for _, values, live, keep in self.blocks():
+            np.greater_equal(values, score, out=keep)
+            if live is not None:
+                np.logical_and(keep, live, out=keep)
+            if ties:
+                tied = np.logical_and(values == score, keep)
+                count = int(np.count_nonzero(tied))
+                end = values.size if count <= ties else int(np.flatnonzero(tied)[ties])
+                np.greater(keep[:end], tied[:end], out=keep[:end])
+                ties -= min(count, ties)
+
+    def keep_places(self, places: np.ndarray) -> None:
+        """Keep the scores at these ascending places in the row of all tensors, in the order of their names."""
+        begin = 0
+        for name in sorted(self.keep):
+            end = begin + self.keep[name].numel()
+            first, last = np.searchsorted(places, (begin, end))
+            if last > first:
+                self.keep[name].view(-1).numpy()[places[first:last] - begin] = True
+            begin = end
+
+    def refuse_nan(self, values: np.ndarray, live: np.ndarray | None) -> None:
+        """Raise ValueError, with the name of the first tensor that has one, if a block has a NaN that competes."""
+        if np.isnan(values if live is None else values[live]).any():
+            for name, _, chunk, living in stream(self.scores, self.alive, CHUNK):
+                _refuse_nan(name, chunk, living)
+
+
+def count_true(mask: Tensor) -> int:
+    """Count the True entries of a bool tensor; torch's own sum takes five passes."""
+    return int(np.count_nonzero(mask.detach().cpu().numpy()))
 
 
 def keep_highest_of_groups(
@@ -141,29 +199,39 @@ def keep_highest_of_groups(
     """
     if any(map(is_sharded, scores.values())):  # a group may lie on two processes, so gather tensor by tensor
         return {k: keep_highest_of_groups({k: whole(s)}, n, m, alive=alive)[k] for k, s in scores.items()}
-    keep, flat = _empty_masks(scores)
+    keep = {name: torch.empty(score.shape, dtype=torch.bool) for name, score in scores.items()}
     for name, start, chunk, live in stream(scores, alive, max(CHUNK // m, 1) * m):
         _refuse_nan(name, chunk, live)
-        groups = chunk.reshape(-1, m)
-        if live is None:
-            order = np.argsort(groups, axis=1, kind="stable")
-        else:
-            live = live.reshape(-1, m)
-            if (fewest := int(live.sum(axis=1).min())) < n:
-                raise ValueError(
-                    f"every {m} consecutive weights of {name!r} must have {n} left to keep; received a group with "
-                    f"{fewest}. Start from a mask with the same groups, or from none."
-                )
-            order = np.lexsort((groups, live), axis=1)
-        out = flat[name][start : start + chunk.size].reshape(-1, m)
-        np.put_along_axis(out, order, np.arange(m) >= m - n, axis=1)
+        groups, living = chunk.reshape(-1, m), None if live is None else live.reshape(-1, m)
+        if living is not None and (fewest := int(living.sum(axis=1).min())) < n:
+            raise ValueError(
+                f"every {m} consecutive weights of {name!r} must have {n} left to keep; received a group with "
+                f"{fewest}. Start from a mask with the same groups, or from none."
+            )
+        out = keep[name].view(-1).numpy()[start : start + chunk.size].reshape(-1, m)
+        (_keep_by_comparing if m <= _COMPARED else _keep_by_sorting)(groups, living, n, out)
     return keep
 
 
-def _empty_masks(scores: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
-    """Make uninitialized bool tensors in the shapes of the scores, and flat arrays that share their memory."""
-    keep = {name: torch.empty(score.shape, dtype=torch.bool) for name, score in scores.items()}
-    return keep, {name: entry.view(-1).numpy() for name, entry in keep.items()}
+def _keep_by_comparing(groups: np.ndarray, live: np.ndarray | None, n: int, keep: np.ndarray) -> None:
+    """Keep a weight if it beats enough of its group: it is higher, or as high and later, or alone in being alive."""
+    m = groups.shape[1]
+    wins = np.zeros((m, len(groups)), np.uint8)
+    for i in range(m):
+        for j in range(i + 1, m):
+            first = np.greater(groups[:, i], groups[:, j])
+            if live is not None:
+                first = (first | ~live[:, j]) & live[:, i]
+            wins[i] += first
+            wins[j] += ~first
+    for i in range(m):
+        np.greater_equal(wins[i], m - n, out=keep[:, i])
+
+
+def _keep_by_sorting(groups: np.ndarray, live: np.ndarray | None, n: int, keep: np.ndarray) -> None:
+    m = groups.shape[1]
+    order = np.argsort(groups, axis=1, kind="stable") if live is None else np.lexsort((groups, live), axis=1)
+    np.put_along_axis(keep, order, np.arange(m) >= m - n, axis=1)
 
 
 def _refuse_nan(name: str, chunk: np.ndarray, live: np.ndarray | None) -> None:
@@ -177,9 +245,9 @@ def _refuse_nan(name: str, chunk: np.ndarray, live: np.ndarray | None) -> None:
         )
 
 
-def _sample(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None) -> np.ndarray:
+def _sample(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None, count: int) -> np.ndarray:
     # Most row lengths are multiples of a power of two, so an odd stride does not always hit the same columns.
-    stride = sum(score.numel() for score in scores.values()) // _SAMPLE | 1
+    stride = count // _SAMPLE | 1
     chunks = [chunk if live is None else chunk[live] for _, _, chunk, live in stream(scores, alive, CHUNK, stride)]
     return np.concatenate(chunks) if chunks else np.empty(0)
 
@@ -195,29 +263,12 @@ def _bracket(sample: np.ndarray, rank: int, count: int, floor: float, ceiling: f
     return sample[first] if first in inner else floor, sample[last] if last in inner else ceiling
 
 
-def _survey(
-    scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None, low: float, high: float, *, capacity: int
-) -> _Survey:
-    counts, flags = [0, 0, 0, 0], np.empty((3, CHUNK), np.bool_)
-    inside, used, step = np.empty(0), 0, 1
-    for name, _, chunk, live in stream(scores, alive, CHUNK):
-        if not inside.size:
-            inside = np.empty(min(capacity, sum(score.numel() for score in scores.values())), chunk.dtype)
-        _refuse_nan(name, chunk, live)
-        upto_low, below_high, other = flags[:, : chunk.size]
-        inside_before = counts[2] - counts[1]
-        rows = ((low, other), (low, upto_low), (high, below_high), (high, other))
-        for index, (end, out) in enumerate(rows):
-            (np.less_equal if index % 2 else np.less)(chunk, end, out=out)
-            if live is not None:
-                np.logical_and(out, live, out=out)
-            counts[index] += int(np.count_nonzero(out))
-        found = chunk[np.greater(below_high, upto_low, out=other)]
-        # If the bracket holds too many values, drop every second one until they fit: a sample for the next bracket.
-        while used + len(kept := found[-inside_before % step :: step]) > capacity:
-            used = (used + 1) // 2
-            inside[:used] = inside[: 2 * used : 2].copy()
-            step *= 2
-        inside[used : used + len(kept)] = kept
-        used += len(kept)
-    return _Survey(*counts, inside=inside[:used])
+def _staying(values: np.ndarray, gone: int) -> np.ndarray:
+    """Return which scores stay when the ``gone`` lowest go, of equal ones the first."""
+    if not gone:
+        return np.ones(len(values), np.bool_)
+    score = np.partition(values, gone - 1)[gone - 1]
+    staying = values > score
+    ties = gone - int(np.count_nonzero(values < score))
+    staying[np.flatnonzero(values == score)[ties:]] = True
+    return staying

@@ -1,11 +1,11 @@
-"""Time the exact global selection against torch.nn.utils.prune.global_unstructured, and check that counts are exact.
+"""Time prune() as users call it, beside numpy.partition and torch.nn.utils.prune, and check that counts are exact.
 
     python recipes/benchmarks/global_prune.py --repeats 9
-    python recipes/benchmarks/global_prune.py --torch-weights 100_000_000 --repeats 1   # 6 GB
+    python recipes/benchmarks/global_prune.py --weights 100_000_000 --torch-weights 100_000_000 --repeats 1   # 6 GB
 
-It uses one thread and measures the CPU time of the process, which other processes disturb little. Extra memory is what
-one run adds to the peak resident set (ru_maxrss) of a process that holds the scores; every row has a process of its
-own.
+It uses one thread and measures the CPU time of the process, which other processes disturb little. All rows of a size
+live in one process and take turns. Extra memory is what one run adds to the peak resident set (ru_maxrss) of a process
+that holds the scores; it is measured in a process of its own, and includes the mask.
 """
 
 import argparse
@@ -13,84 +13,143 @@ import multiprocessing
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import L1Unstructured, global_unstructured
 
-from hf_lottery.pruning.selection import find_threshold, keep_above
+from hf_lottery import Mask, n_of_m, prune
+from hf_lottery.report import markdown_table
 
-TENSORS = 20
 SPARSITY = 0.8
+Scores = Mapping[str, Tensor]
 
 
-def make_scores(weights: int, dtype: torch.dtype) -> dict[str, Tensor]:
+def make_scores(weights: int, tensors: int, dtype: torch.dtype) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    sizes = [weights // TENSORS + (index < weights % TENSORS) for index in range(TENSORS)]
-    return {f"w{i:02}": torch.randn(size, generator=generator, dtype=dtype).abs_() for i, size in enumerate(sizes)}
+    rows = weights // tensors // 4 + 1
+    return {f"w{i:03}": torch.randn(rows, 4, generator=generator).to(dtype).abs_() for i in range(tensors)}
 
 
-def threshold_alone(scores: dict[str, Tensor]) -> Callable[[], int]:
-    """Run once and return a function that counts what goes; the counting is not timed."""
-    threshold = find_threshold(scores, round(SPARSITY * sum(score.numel() for score in scores.values())))
-    return lambda: sum(int((score < threshold.score).sum()) for score in scores.values()) + threshold.ties
+def half_dead(scores: Scores) -> Mask:
+    generator = torch.Generator().manual_seed(1)
+    return Mask({name: torch.rand(score.shape, generator=generator) < 0.5 for name, score in scores.items()})
 
 
-def threshold_and_masks(scores: dict[str, Tensor]) -> Callable[[], int]:
-    keep = keep_above(scores, find_threshold(scores, round(SPARSITY * sum(s.numel() for s in scores.values()))))
-    return lambda: sum(entry.numel() - int(entry.sum()) for entry in keep.values())
+def by_prune(scores: Scores, within: Mask | None) -> Mapping[str, Tensor]:
+    return prune(scores, SPARSITY)
 
 
-def torch_global_unstructured(scores: dict[str, Tensor]) -> Callable[[], int]:
+def by_prune_within(scores: Scores, within: Mask | None) -> Mapping[str, Tensor]:
+    return prune(scores, SPARSITY, within=within)
+
+
+def by_prune_2_of_4(scores: Scores, within: Mask | None) -> Mapping[str, Tensor]:
+    return prune(scores, 0.5, scope=n_of_m(2, 4))
+
+
+def by_six_comparisons(scores: Scores, within: Mask | None) -> Mapping[str, Tensor]:
+    """2 of 4 by hand, a whole tensor at once."""
+    keep = {}
+    for name, score in scores.items():
+        columns = score.float().numpy().T
+        wins = np.zeros(columns.shape, np.uint8)
+        for i in range(4):
+            for j in range(i + 1, 4):
+                first = columns[i] > columns[j]
+                wins[i] += first
+                wins[j] += ~first
+        keep[name] = torch.from_numpy(np.ascontiguousarray(wins.T >= 2))
+    return keep
+
+
+def by_partition(scores: Scores, within: Mask | None) -> Mapping[str, Tensor]:
+    """What a user writes by hand: concatenate, partition, compare; of equal scores, too many or too few may go."""
+    row = np.concatenate([score.float().numpy().reshape(-1) for score in scores.values()])
+    rank = round(SPARSITY * row.size)
+    row.partition(rank)
+    return {name: torch.from_numpy(score.float().numpy() >= row[rank]) for name, score in scores.items()}
+
+
+def by_global_unstructured(scores: Scores, within: Mask | None) -> Mapping[str, Tensor]:
     modules = [nn.Module() for _ in scores]
     for module, score in zip(modules, scores.values(), strict=True):
         module.weight = nn.Parameter(score)
     global_unstructured([(module, "weight") for module in modules], L1Unstructured, amount=SPARSITY)
-    masks = [module.get_buffer("weight_mask") for module in modules]
-    return lambda: sum(mask.numel() - int(mask.sum(dtype=torch.int64)) for mask in masks)
+    return {name: module.get_buffer("weight_mask") for name, module in zip(scores, modules, strict=True)}
 
 
-def measure(run: Callable[[dict[str, Tensor]], Callable[[], int]], weights: int, dtype: torch.dtype, repeats: int):
-    """CPU seconds of every repeat, extra peak bytes of the first, and how many weights every repeat removed."""
+OURS: dict[str, Callable[[Scores, Mask | None], Mapping[str, Tensor]]] = {
+    "prune()": by_prune,
+    "prune(within=...), half dead": by_prune_within,
+    "numpy.partition and >=": by_partition,
+    "prune(scope=n_of_m(2, 4))": by_prune_2_of_4,
+    "2 of 4, six comparisons": by_six_comparisons,
+}
+TORCH = {"torch global_unstructured": by_global_unstructured}
+
+
+def measure(names: list[str], weights: int, tensors: int, dtype: torch.dtype, repeats: int) -> dict[str, Any]:
+    """Return name -> CPU seconds of every repeat, extra bytes of the first, and how many weights the mask removes."""
     torch.set_num_threads(1)
-    scores = make_scores(weights, dtype)
-    before, seconds, extra, counts = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, [], 0, set()
+    scores = make_scores(weights, tensors, dtype)
+    within = half_dead(scores)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    extra, removed = {}, {}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(repeats):
-        start = time.process_time()
-        count = run(scores)
-        seconds.append(time.process_time() - start)
-        extra = extra or 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-        counts.add(count())
-    return seconds, extra, counts
+        for name in names:
+            start = time.process_time()
+            mask = (OURS | TORCH)[name](scores, within)
+            seconds[name].append(time.process_time() - start)
+            extra.setdefault(name, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+            kept = sum(int(np.count_nonzero(entry.numpy())) for entry in mask.values())
+            removed[name] = sum(score.numel() for score in scores.values()) - kept
+    total = sum(score.numel() for score in scores.values())
+    return {name: (seconds[name], extra[name], removed[name], total) for name in names}
+
+
+def alone(*arguments: Any) -> dict[str, Any]:
+    with multiprocessing.get_context("spawn").Pool(1) as process:
+        return process.apply(measure, arguments)
+
+
+def rows_of(names: list[str], weights: int, tensors: int, dtype: torch.dtype, repeats: int) -> list[list[str]]:
+    times, rows = alone(names, weights, tensors, dtype, repeats), []
+    for name in names:
+        seconds, _, removed, total = times[name]
+        _, extra, *_ = alone([name], weights, tensors, dtype, 1)[name]
+        share = 0.5 if "4" in name else SPARSITY
+        rows.append(
+            [
+                name, str(dtype)[6:], f"{total:,}", str(tensors), f"{min(seconds) / total * 1e9:.2f}",
+                f"{statistics.median(seconds) / total * 1e9:.2f}", f"{extra / total:.2f}",
+                "yes" if removed == round(share * total) else f"{removed - round(share * total):+,}",
+            ]
+        )  # fmt: skip
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", type=int, default=100_000_000, help="for the rows of hf_lottery")
-    parser.add_argument("--torch-weights", type=int, default=10_000_000, help="for the comparison, of both")
+    parser.add_argument("--weights", type=int, nargs="+", default=[10_000_000, 100_000_000])
+    parser.add_argument("--tensors", type=int, nargs="+", default=[20, 150])
+    parser.add_argument("--torch-weights", type=int, default=10_000_000, help="for the row of torch; 0 leaves it out")
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--skip-torch", action="store_true")
     arguments = parser.parse_args()
-
-    rows = [(run, arguments.weights) for run in (threshold_alone, threshold_and_masks)]
-    if not arguments.skip_torch:
-        comparison = (threshold_alone, threshold_and_masks, torch_global_unstructured)
-        rows += [(run, arguments.torch_weights) for run in comparison if (run, arguments.torch_weights) not in rows]
-    print(f"{TENSORS} tensors, sparsity {SPARSITY}, 1 thread, process CPU time, {arguments.repeats} repeats\n")
-    print("| what | dtype | weights | min s | median s | ns per weight | extra bytes per weight | removed, exact |")
-    print("|---|---|---|---|---|---|---|---|")
-    for dtype in (torch.float32, torch.bfloat16):
-        for run, weights in rows:
-            with multiprocessing.get_context("spawn").Pool(1) as process:
-                seconds, extra, counts = process.apply(measure, (run, weights, dtype, arguments.repeats))
-            median, exact = statistics.median(seconds), counts == {round(SPARSITY * weights)}
-            print(
-                f"| {run.__name__} | {str(dtype)[6:]} | {weights:,} | {min(seconds):.3f} | {median:.3f} "
-                f"| {median / weights * 1e9:.2f} | {extra / weights:.2f} "
-                f"| {', '.join(map(str, counts))}: {'yes' if exact else 'NO'} |",
-                flush=True,
-            )
+    rows = []
+    for weights in arguments.weights:
+        for tensors in arguments.tensors:
+            for dtype in (torch.float32, torch.bfloat16):
+                rows += rows_of(list(OURS), weights, tensors, dtype, arguments.repeats)
+    if arguments.torch_weights:
+        rows += rows_of(list(TORCH), arguments.torch_weights, arguments.tensors[0], torch.float32, arguments.repeats)
+    print(f"sparsity {SPARSITY}, 1 thread, process CPU time, {arguments.repeats} repeats that take turns\n")
+    header = ["what", "dtype", "weights", "tensors", "ns a weight, least", "median", "extra bytes a weight", "exact"]
+    print(markdown_table(header, rows))
 
 
 if __name__ == "__main__":
