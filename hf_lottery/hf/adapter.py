@@ -67,7 +67,7 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
     layers = _tuner_layers(base)
     _check_start(peft)
     _check_mergeable(base, layers, mask)
-    frozen, trained = dict(_parameters(base, trained=False)), dict(_parameters(base, trained=True))
+    frozen, trained = named_weights(base), dict(_merged(base))
     mask.check_fits(frozen)
     _check_sparse(mask, frozen, biases=any(getattr(c, "bias", "none") != "none" for c in peft.peft_config.values()))
     touched = {id(p): p for layer in layers.values() for p in layer.get_base_layer().parameters()}
@@ -143,19 +143,19 @@ def _tuner_layers(base: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in base.named_modules() if all(hasattr(module, part) for part in wanted)}
 
 
-def _parameters(module: Any, trained: bool, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield parameters by their names without adapters: from the base, or if ``trained`` from the merged model."""
+def _merged(module: Any, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters that the merged model will have, by their names without adapters."""
     if hasattr(module, "get_base_layer"):
         module = module.get_base_layer()
     elif {"original_module", "modules_to_save"} <= module._modules.keys():
         copies = [module.modules_to_save[name] for name in module.active_adapters if name in module.modules_to_save]
-        module = copies[0] if trained and copies else module.original_module
+        module = copies[0] if copies else module.original_module
     for name, parameter in module._parameters.items():
         if parameter is not None:
             yield prefix + name, parameter
     for name, child in module._modules.items():
         if child is not None:
-            yield from _parameters(child, trained, f"{prefix}{name}.")
+            yield from _merged(child, f"{prefix}{name}.")
 
 
 def _merge(peft: Any) -> None:
@@ -181,7 +181,7 @@ def _check_start(peft: Any) -> None:
 
 
 def _check_mergeable(base: Any, layers: Mapping[str, Any], mask: Mask) -> None:
-    owners = Counter(id(parameter) for _, parameter in _parameters(base, trained=False))
+    owners = Counter(map(id, named_weights(base).values()))
     quantised = getattr(base, "hf_quantizer", None) is not None
     for name, layer in layers.items():
         inner = layer.get_base_layer()

@@ -116,8 +116,10 @@ def test_a_model_with_a_norm_of_its_weights_works(change):
     model(torch.ones(1, 4))
     with torch.no_grad():
         model[1].weight[0] = 0
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.warns(UserWarning, match=r"left out: 0\.weight") as warned:
         mask = Mask.from_model(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())  # no power iteration
     assert len(warned) == 1 and mask.layer_sparsities() == {"1.weight": 0.25}
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     with keep_sparse(model, mask, optimizer):

@@ -25,6 +25,7 @@ from hf_lottery import (
 )
 from hf_lottery.connectivity import error_barrier
 from hf_lottery.hf import LotteryArguments, LotteryTrainer
+from hf_lottery.hf.adapter import merge_adapter
 from hf_lottery.networks.names import adapter_weights, base_of, named_state, named_weights, replaced_weights
 from hf_lottery.signs import SignedMask
 
@@ -192,6 +193,13 @@ def test_a_search_of_frozen_weights_is_refused_before_it_trains():
             parameter.requires_grad_(False)
         with pytest.raises(ValueError, match="must train every weight that it prunes"):
             find_ticket(adapters, pytest.fail, within=prunable(adapters), sparsity=0.5)
+
+
+def test_an_adapter_without_numbers_is_not_merged():
+    model = adapted(llama())
+    mask = half(model)
+    with pytest.raises(ValueError, match=r"must have its numbers in memory; received 'model\.embed_tokens\.weight'"):
+        merge_adapter(model.to("meta"), mask)
 
 
 def test_signs_norms_and_evidence_go_by_the_base():
