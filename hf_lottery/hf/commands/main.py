@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import logging
+
 from ...masks.config import CONFIG_NAME, read_config
 from ...masks.file import MASK_NAME
 from ...masks.mask import Mask
@@ -18,6 +20,8 @@ from ...symmetry.permutation_file import read_permutation
 from ..hub.checkpoint import load_model, mask_from_checkpoint
 from ..hub.ticket import Ticket
 from ..trainers.run_folder import REWIND_NAME
+from .errors import one_line
+from .launch import check_output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line. Default: that of this process.
 
     Returns:
-        The exit status: 0, or 1 if ``verify`` finds a difference or something is wrong.
+        The exit status: 0, or 1 if ``verify`` finds a difference or a pruned weight that is not zero, or if something
+        is wrong, which one line on standard error says.
     """
     parser = argparse.ArgumentParser(
         prog="hf-lottery", description="Masks and lottery tickets, in folders and on the Hub."
@@ -36,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command, help, *sources in (
         (_inspect, "show what a mask, signed mask, series, ticket or permutation holds", "source"),
         (_diff, "compare two masks, parameter by parameter", "a", "b"),
-        (_verify, "check that the files are whole and fit a model; the exit status is 1 if not", "source"),
+        (_verify, "check files, and that a model fits and is pruned; the exit status is 1 if not", "source"),
         (_pack, "save the zeros of a sparse model as a mask", "model"),
     ):
         sub = commands.add_parser(command.__name__[1:], help=help)
@@ -46,16 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sub.add_argument("--subfolder", default="", help="folder inside the repository or folder")
         sub.set_defaults(run=command)
         if command is _verify:
-            sub.add_argument("--model", required=True, help="a saved transformers model: folder, or repository")
+            sub.add_argument("--model", help="a saved transformers model (folder, or repository); without, only files")
+            sub.add_argument(
+                "--dense-base", action="store_true", help="the model is dense: pruned weights need not be zero"
+            )
         if command is _pack:
             sub.add_argument("--output", required=True, help="folder to write the mask to")
             sub.add_argument("--include", action="append", help="regular expression: names of the weights to cover")
             sub.add_argument("--exclude", action="append", help="regular expression: names of the weights to leave out")
     parsed = parser.parse_args(arguments)
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what is wrong is said in one line
     try:
         return parsed.run(parsed)
-    except (ValueError, OSError) as error:
-        print(f"hf-lottery: {error}", file=sys.stderr)
+    except Exception as error:
+        if (message := one_line(error)) is None:
+            raise
+        print(f"hf-lottery: {message}", file=sys.stderr)
         return 1
 
 
@@ -142,25 +154,33 @@ def _diff(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    where = _where(args)
-    folder = find_folder(args.source, Ticket.FILES, optional=Ticket.OPTIONAL_FILES, **where)
+    if args.dense_base and args.model is None:
+        raise ValueError("--dense-base must come with --model; received no model. Name the dense model.")
+    folder = find_folder(args.source, Ticket.FILES, optional=Ticket.OPTIONAL_FILES, **_where(args))
     mask = Mask.from_pretrained(folder)  # checks every count and checksum
-    model: Any = load_model(args.model)
-    mask.check_fits(model)
-    lines = [("files", "whole"), ("mask", "fits")]
-    weights = {name: model.get_parameter(name) for name in mask}
-    revived = sum(int((weights[name].detach()[~entry] != 0).sum()) for name, entry in mask.items())
-    lines.append(("pruned weights in the model", f"{revived:,} are not zero" if revived else "all zero"))
-    differences: list[str] = []
+    lines, wrong, ticket = [("files", "whole")], False, None
     if (folder / REWIND_NAME).is_file() or "rewind" in read_config(folder / CONFIG_NAME):
         ticket = Ticket.from_pretrained(folder)
-        differences = ticket.differences(model)
-        lines.append(("model and ticket", "; ".join(differences) or "the same structure and class"))
+        lines.append(("weights to start from", str(ticket.start)))
+    if args.model is None:
+        lines.append(("pruned weights", "not checked: name a model with --model"))
+    else:
+        model = load_model(args.model)
+        mask.check_fits(model)
+        lines.append(("mask", "fits"))
+        weights = {name: model.get_parameter(name) for name in mask}
+        alive = sum(int((weights[name].detach()[~entry] != 0).sum()) for name, entry in mask.items())
+        lines.append(("pruned weights in the model", f"{alive:,} are not zero" if alive else "all zero"))
+        differences = [] if ticket is None else ticket.differences(model)
+        if ticket is not None:
+            lines.append(("model and ticket", "; ".join(differences) or "the same structure, class and configuration"))
+        wrong = bool(differences) or (alive > 0 and not args.dense_base)
     print(markdown_table(["check", "result"], [list(line) for line in lines]))
-    return 1 if differences else 0
+    return int(wrong)
 
 
 def _pack(args: argparse.Namespace) -> int:
+    check_output(args.output)
     mask = mask_from_checkpoint(args.model, include=args.include, exclude=args.exclude, **_where(args))
     mask.save_pretrained(args.output)
     size = (Path(args.output) / MASK_NAME).stat().st_size

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ...masks.file import CONFIG_NAME, MASK_NAME, read_mask, stage_mask
 from ...masks.mask import Mask, MaskMismatchError
 from ...masks.mask_series import MaskSeries
+from ...networks.configuration import configuration_differences, configuration_of, deciding, defaults_of
 from ...networks.display import first_names, html_table
 from ...networks.names import base_of, named_state
 from ...networks.shards import class_name, local, part_of
@@ -92,8 +93,8 @@ class Ticket(HubMixin):
 
         Args:
             model: The network. If the start is a reference, the network must be at those weights already.
-            strict: Whether every difference between the ticket's network and this one is an error. If not, everything
-                that fits is restored, and a warning lists the differences. The mask must fit in any case.
+            strict: Whether every difference that :meth:`differences` lists is an error. If not, everything that fits is
+                restored, and a warning lists the differences. The mask must fit in any case.
 
         Raises:
             MaskMismatchError: The ticket is for another model; nothing was changed.
@@ -102,22 +103,25 @@ class Ticket(HubMixin):
         self.mask.check_fits(model)
         differences = self.differences(model)
         if differences and strict:
+            remedy = "Pass" if self.model_config is None else "Build it from ticket.model_config, or pass"
             raise MaskMismatchError(
-                f"the model must be the one that the ticket is for; received another: {'; '.join(differences[:5])}. "
-                "Pass strict=False to restore what fits."
+                f"the model must be the one that the ticket is for; received another: {_listed(differences)}. "
+                f"{remedy} strict=False to restore what fits."
             )
         if differences:
-            warnings.warn(f"the ticket is for another model: {'; '.join(differences[:5])}", stacklevel=2)
+            warnings.warn(f"the ticket is for another model: {_listed(differences)}", stacklevel=2)
             _restore_fitting_(model, self.start)
         else:
             self.start.restore_(model)
         self.mask.apply_(model)
 
     def differences(self, model: nn.Module) -> list[str]:
-        """List how a model differs from the one that the ticket is for: in structure, class and base model."""
+        """List how a model differs from the one that the ticket is for: in class, base model, configuration, structure.
+
+        Of the configurations only that counts which can change the function in evaluation, such as heads, activations
+        and epsilons. Dropout rates, labels, dtype, cache and the implementation of attention do not count.
+        """
         found = []
-        if isinstance(self.start, Snapshot):
-            found += _structural(self.start.tensors, named_state(model, numbers=False))
         architecture = self.info.get("architecture")
         if architecture and architecture != class_name(base_of(model)):
             found.append(f"class {architecture} in the ticket, {class_name(base_of(model))} here")
@@ -125,7 +129,20 @@ class Ticket(HubMixin):
         here = getattr(getattr(model, "config", None), "_name_or_path", None)
         if base and here and base != here:
             found.append(f"base model {base!r} in the ticket, {here!r} here")
+        found += self._configured(configuration_of(model))
+        if isinstance(self.start, Snapshot):
+            found += _structural(self.start.tensors, named_state(model, numbers=False))
         return found
+
+    def _configured(self, config: Any) -> list[str]:
+        if self.model_config is None or config is None:
+            return []
+        return configuration_differences(
+            deciding(self.model_config),
+            deciding(config),
+            defaults=defaults_of(config),
+            where=("in the ticket", "here"),
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write mask, start, model configuration and card into ``folder``; none of the files is a pickle.
@@ -231,6 +248,11 @@ def _read_rewind(folder: Path, stated: Any) -> Snapshot | Reference:
             "The file is damaged or from another save."
         )
     return rewind
+
+
+def _listed(differences: list[str]) -> str:
+    more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
+    return "; ".join(differences[:8]) + more
 
 
 def _structural(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:

@@ -1,0 +1,122 @@
+"""Which values of a configuration count, and how two configurations are compared."""
+
+import json
+from argparse import Namespace
+from dataclasses import dataclass, field
+from enum import Enum
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from hf_lottery.networks.configuration import configuration_differences, configuration_of, deciding, defaults_of
+
+
+@dataclass
+class Small:
+    heads: int = 4
+    eps: float = 1e-5
+    sizes: tuple[int, ...] = (3, 4)
+    dropout: float = 0.1
+
+
+@dataclass
+class Whole:
+    text_config: Small = field(default_factory=Small)
+    act: object = "relu"
+
+
+class Act(Enum):
+    RELU = "relu"
+
+
+def differences(a, b):
+    return configuration_differences(deciding(a), deciding(b), defaults=defaults_of(b), where=("there", "here"))
+
+
+def test_nested_configurations_are_flat_and_in_the_terms_of_json():
+    found = deciding(Whole(Small(sizes=(1, 2)), Act.RELU))
+    assert found == {"text_config.heads": 4, "text_config.eps": 1e-5, "text_config.sizes": [1, 2], "act": "relu"}
+    assert deciding(json.loads(json.dumps(found))) == found
+    assert deciding({"a": {3: {1, 2}}, "kind": torch.int8}) == {"a.3": [1, 2], "kind": "torch.int8"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hidden_dropout_prob", "attention_dropout", "resid_pdrop", "encoder_layerdrop", "drop_path_rate", "dropout",
+        "id2label", "problem_type", "_attn_implementation", "dtype", "torch_dtype", "use_cache", "output_attentions",
+        "output_hidden_states", "return_dict", "_name_or_path", "transformers_version", "architectures", "num_beams",
+        "initializer_range", "init_std", "gradient_checkpointing", "mask_time_prob", "router_aux_loss_coef",
+    ],
+)  # fmt: skip
+def test_what_cannot_change_the_function_is_ignored_at_every_depth(name):
+    assert deciding({name: 1, "text_config": {name: 2, "heads": 3}}) == {"text_config.heads": 3}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "num_attention_heads", "hidden_act", "layer_norm_eps", "rope_theta", "norm_topk_prob", "mask_feature_size",
+        "token_dropout", "moe_token_dropout", "speech_decoder_prenet_dropout", "drop_vision_last_layer",
+        "normalize_router_prob_before_dropping", "output_stride", "is_decoder", "num_experts_per_tok",
+        "scale_embedding", "logit_scale_init_value", "dropping", "dtypes",
+    ],
+)  # fmt: skip
+def test_what_can_change_it_counts(name):
+    assert deciding({name: 1}) == {name: 1}
+
+
+def test_each_difference_is_named_with_both_values():
+    assert differences(Whole(Small(heads=2), "gelu"), Whole()) == [
+        "text_config.heads is 2 there, 4 here",
+        "act is 'gelu' there, 'relu' here",
+    ]
+    long = differences({"a": list(range(99))}, {"a": None})
+    assert long[0].endswith("... there, not set here") and len(long[0]) < 120
+    assert not differences(Small(dropout=0.5), Small())
+
+
+def test_equal_values_of_other_types_are_equal():
+    pairs = [(1, 1.0), ((1, 2), [1, 2]), (float("nan"), float("nan")), (Act.RELU, "relu"), (torch.int8, "torch.int8")]
+    for a, b in pairs:
+        assert not differences({"a": a}, {"a": b})
+    assert differences({"a": "1"}, {"a": 1}) == ["a is '1' there, 1 here"]
+    assert differences({"a": [1, 2]}, {"a": [2, 1]})
+
+
+def test_what_only_one_of_them_has_is_compared_with_the_default():
+    older = {"heads": 4, "sizes": [3, 4]}
+    assert not differences(older, Small())
+    assert differences(older, Small(eps=1.0)) == ["eps is 1e-05 there, 1.0 here"]
+    assert not differences({"pruned_heads": {}, "is_decoder": False, "prefix": None, **older}, Small())
+    assert not differences({"position_embedding_type": "absolute", **older}, Small())
+    assert differences({"position_embedding_type": "relative_key", **older}, Small())
+    assert differences({"rope": {"factor": 2.0}, **older}, Small()) == ["rope.factor is 2.0 there, not set here"]
+
+
+def test_a_special_token_may_be_open_but_not_another_one():
+    assert not differences({"pad_token_id": 3}, {"pad_token_id": None})
+    assert differences({"pad_token_id": 3}, {"pad_token_id": 0}) == ["pad_token_id is 3 there, 0 here"]
+
+
+@pytest.mark.parametrize("config", [Small(), {"heads": 4}, SimpleNamespace(heads=4), Namespace(heads=4)])
+def test_a_model_has_a_configuration_of_any_of_these_kinds(config):
+    model: Any = nn.Sequential(nn.Linear(2, 2))
+    assert configuration_of(model) is None
+    model.config = config
+    assert configuration_of(model) is config is configuration_of(nn.DataParallel(model))
+    assert deciding(config)["heads"] == 4
+    model.config = "words"
+    assert configuration_of(model) is None
+
+
+def test_a_class_that_needs_arguments_has_no_defaults():
+    @dataclass
+    class Strict:
+        heads: int
+
+    assert defaults_of(Strict(4)) == {} == defaults_of({"heads": 4})
+    assert defaults_of(Small()) == {"heads": 4, "eps": 1e-5, "sizes": [3, 4]}
