@@ -30,6 +30,7 @@ from ..tasks.data import DataArguments, trainer_arguments
 from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, load_network
 from ..trainers.arguments import LotteryArguments
+from .errors import command
 from .launch import set_up
 from .parser import RecipeParser
 
@@ -60,11 +61,12 @@ class AlignArguments:
             raise ValueError(f"match_batches must be at least 1; received {self.match_batches}.")
 
 
+@command
 def main() -> None:
     """Run the command."""
     parser = RecipeParser([AlignArguments, ModelArguments, DataArguments, LotteryArguments])
     align, model_args, data_args, args = parser.parse()
-    set_up(args)
+    set_up(args, align, model_args, data_args)
     mask = Mask.from_pretrained(align.ticket)
     source = load_network(align.source_model or str(Path(align.ticket).parent / "level-00/trained"), model_args.task)
     target = load_network(align.target_model, model_args.task)

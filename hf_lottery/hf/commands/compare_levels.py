@@ -16,6 +16,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from ...report import markdown_table, plot_against_density
+from .errors import command
 from .launch import check_launch
 
 Series = dict[str, dict[float, list[float]]]
@@ -30,10 +31,22 @@ def read_runs(runs: list[Path], measure: str) -> Series:
 
     Returns:
         Label -> {sparsity: one value a run}. The label ``ticket`` comes first, then those of the controls.
+
+    Raises:
+        FileNotFoundError: A folder is not that of a search.
+        ValueError: A level has no such metric.
     """
     series: Series = defaultdict(lambda: defaultdict(list))
     for run in runs:
-        for record in json.loads((run / "lottery_state.json").read_text())["finished"]:
+        file = run / "lottery_state.json"
+        if not file.is_file():
+            raise FileNotFoundError(
+                f"a run must be a folder with {file.name}, as find_ticket.py leaves it; received {run}. Check the path."
+            )
+        for record in json.loads(file.read_text())["finished"]:
+            if measure not in record["metrics"]:
+                known = ", ".join(record["metrics"])
+                raise ValueError(f"measure must be a metric of every level; received {measure!r}. There are: {known}.")
             series["ticket"][record["sparsity"]].append(record["metrics"][measure])
         controls = run / "controls.json"
         if controls.exists():
@@ -54,6 +67,7 @@ def table(series: Series) -> str:
     return markdown_table(["kept", *series], rows)
 
 
+@command
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)

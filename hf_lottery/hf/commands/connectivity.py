@@ -32,6 +32,7 @@ from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, load_network
 from ..trainers.arguments import LotteryArguments
 from .align_mask import METHODS, match_networks
+from .errors import command
 from .launch import set_up
 from .parser import RecipeParser
 from .report_sections import match_sections, overlap_sections, path_sections
@@ -65,11 +66,12 @@ class ConnectivityArguments:
                 raise ValueError(f"{name} must be at least {least}; received {getattr(self, name)}.")
 
 
+@command
 def main() -> None:
     """Run the command."""
     parser = RecipeParser([ConnectivityArguments, ModelArguments, DataArguments, LotteryArguments])
     which, model_args, data_args, args = parser.parse()
-    set_up(args)
+    set_up(args, which, model_args, data_args)
     a, b = (load_network(folder, model_args.task) for folder in (which.a, which.b))
     masks = [mask for source in (which.a, which.b) if (mask := find_mask(source)) is not None]
     with args.main_process_first():

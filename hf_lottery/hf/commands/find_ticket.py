@@ -25,6 +25,7 @@ from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.sparse_trainer import changed
 from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .controls import CONTROLS, train_controls
+from .errors import command
 from .launch import set_up
 from .parser import RecipeParser
 from .report_sections import NormPath, measure_of, search_report_bytes, search_sections
@@ -58,13 +59,14 @@ class FindArguments:
             raise ValueError(f"plan_shards must be at least 1; received {self.plan_shards}.")
 
 
+@command
 def main() -> None:
     """Run the command."""
     parser = RecipeParser([FindArguments, ModelArguments, DataArguments, LotteryArguments])
     find_args, model_args, data_args, args = parser.parse()
     if args.rewind == "pretrained" and model_args.model_name_or_path is None:
         parser.error("rewind=pretrained must be given a model_name_or_path; received none. Use rewind=init.")
-    set_up(args)
+    set_up(args, model_args, data_args, draws=not find_args.plan)
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
     model = build_model(model_args, data, args.seed)

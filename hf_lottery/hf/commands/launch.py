@@ -6,6 +6,9 @@ import atexit
 import logging
 import os
 import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 import transformers
@@ -14,16 +17,26 @@ from transformers import TrainingArguments, set_seed
 _CPU = "On a machine without accelerators, launch by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu ...`."
 
 
-def set_up(args: TrainingArguments) -> None:
-    """Check the launch, and set logging and the seed.
+def set_up(args: TrainingArguments, *read: Any, draws: bool = True) -> None:
+    """Check the launch and the output folder, and set logging and the seed.
 
     Args:
         args: The settings of the Trainer, which know the processes.
+        read: Dataclasses with the options of the command; folders that they name are read.
+        draws: Whether the command draws pictures.
 
     Raises:
         SystemExit: See :func:`check_launch`.
+        ValueError: See :func:`check_output`.
+        ImportError: Matplotlib is missing.
     """
     check_launch(args.world_size)
+    check_output(str(args.output_dir), *read)
+    if draws and find_spec("matplotlib") is None:
+        raise ImportError(
+            "matplotlib must be installed to draw the pictures of the report; received an environment without it. "
+            "Run `pip install hf-lottery[recipes]`."
+        )
     atexit.register(_leave)
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
@@ -36,6 +49,29 @@ def _leave() -> None:
     """Leave the process group in order; otherwise an interpreter may die of its threads at exit."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def check_output(output: str, *read: Any) -> None:
+    """Check that a command can write to a folder, and does not read it as well.
+
+    Args:
+        output: The folder, which need not exist.
+        read: Dataclasses with options, whose values may be folders.
+
+    Raises:
+        ValueError: The output is a file, lies in a file, or is a folder that is read.
+    """
+    folder = Path(output)
+    first = next((part for part in (folder, *folder.parents) if part.exists()), Path())
+    if not first.is_dir():
+        raise ValueError(f"output_dir must be a folder; received {output}, but {first} is a file. Choose another.")
+    for option, value in (pair for options in read for pair in vars(options).items()):
+        source = Path(str(value).removeprefix("checkpoint:")).expanduser()
+        if value and folder.is_dir() and source.is_dir() and source.samefile(folder):
+            raise ValueError(
+                f"output_dir must be another folder than {option}, which is read; received {output} for both. "
+                "Choose another output_dir."
+            )
 
 
 def check_launch(world_size: int) -> None:

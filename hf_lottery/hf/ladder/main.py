@@ -24,6 +24,7 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 
 from ...report import markdown_table, write_report
+from ..commands.errors import command
 from ..commands.launch import set_up
 from .plan import plan_ladders
 from .results import write_results
@@ -32,6 +33,7 @@ from .table import comparison, difference_table, label, ladder_table, sections
 from .workers import run_all
 
 
+@command
 def main() -> None:
     """Run the command."""
     command = sys.argv[1:]

@@ -32,3 +32,18 @@ def test_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
     assert lines[0] == ["kept", "ticket", "shuffled"]
     assert lines[2:] == [["100.00 %", "91.00 ± 1.41", "-"], ["80.00 %", "81.00 ± 1.41", "50.00 ± 0.00"]]
     assert picture.stat().st_size > 1000 and "shuffled,0.2,1,0.5" in picture.with_suffix(".csv").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "a run must be a folder with lottery_state.json"),
+        (["seed-0", "--measure", "eval_loss"], "measure must be a metric .* received 'eval_loss'. There are: eval_acc"),
+    ],
+)
+@pytest.mark.usefixtures("runs")
+def test_what_is_missing_is_one_line(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["compare_levels", *arguments])
+    with pytest.raises(SystemExit, match=f"compare_levels: error: {message}"):
+        compare_levels.main()

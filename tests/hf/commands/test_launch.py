@@ -1,9 +1,14 @@
 """The launch check, in this process; tests/recipes/test_several_processes.py launches for real."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 from transformers import TrainingArguments
 
-from hf_lottery.hf.commands.launch import check_launch, set_up
+from hf_lottery.hf.commands import find_ticket, launch
+from hf_lottery.hf.commands.launch import check_launch, check_output, set_up
+from hf_lottery.hf.tasks.data import DataArguments
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +33,26 @@ def test_one_process_of_several_that_were_asked_for_is_stopped(monkeypatch):
         check_launch(1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_launch(2)
+
+
+def test_an_output_folder_is_no_file_and_is_not_read(tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    for output in ("new", "new/below", "data/below"):
+        check_output(str(tmp_path / output), DataArguments(dataset_name=str(tmp_path / "data")))
+    for output in ("file", "file/below"):
+        with pytest.raises(ValueError, match=re.escape(f"received {tmp_path / output}, but {tmp_path / 'file'} is a")):
+            check_output(str(tmp_path / output))
+    for output in ("data", "link", "data/../data/"):
+        with pytest.raises(ValueError, match="must be another folder than dataset_name, which is read"):
+            check_output(str(tmp_path / output), DataArguments(dataset_name=str(tmp_path / "data")))
+    with pytest.raises(ValueError, match="must be another folder than init"):
+        check_output(str(tmp_path / "data"), SimpleNamespace(init=f"checkpoint:{tmp_path / 'data'}"))
+
+
+def test_a_command_without_matplotlib_stops_before_any_work(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="recipe.py: error: matplotlib must be installed .*pip install"):
+        run(find_ticket, "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -137,7 +137,7 @@ def test_bad_command_lines(run, capsys, arguments, message):
 
 
 def test_what_is_missing_is_named(run, tmp_path):
-    with pytest.raises(FileNotFoundError, match="must be a folder or the id of a repository on the Hub"):
+    with pytest.raises(SystemExit, match="error: the source must be a folder or the id of a repository on the Hub"):
         run(train_ticket, *DIGITS, "--ticket", tmp_path / "none", "--output_dir", tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="the checkpoint must be a folder; received nowhere"):
         train_ticket.start_weights("checkpoint:nowhere", None, train_ticket.ModelArguments(), None, 0)
