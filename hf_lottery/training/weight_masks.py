@@ -10,7 +10,7 @@ counts there.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ..masks.file import pack_bits
 
-_CHUNK = 2**16
+_CHUNK = 2**16  # weights that are unpacked at once on the CPU, in its cache
+_PIECE = 2**22  # elsewhere
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
 
 
@@ -61,44 +62,54 @@ class NumberMask:
 
 
 class BitMask:
-    """A mask of one bit for each weight, which is unpacked 65,536 weights at a time."""
+    """A mask of one bit for each weight, which is unpacked piece by piece where the weight is."""
 
     def __init__(self, mask: Tensor, weight: Tensor):
         numbers = _as_integers(weight)
         self.shape = numbers.shape
-        self.bits = pack_bits(_as_wide(mask, numbers)).numpy()
+        self.bits = pack_bits(_as_wide(mask, numbers))
 
     def clear_pruned_(self, tensor: Tensor) -> None:
         numbers = _as_integers(tensor)
         flat = numbers.reshape(-1)  # a copy if the tensor is not contiguous
         if flat.is_cpu:
-            # numpy multiplies by bytes directly, while torch would first convert them to the tensor's type.
-            for part, keep in self._unpack(flat.numpy()):
-                np.multiply(part, keep, out=part)
+            self._clear_on_cpu_(flat.numpy())
         else:
+            self.bits = self.bits.to(flat.device)  # where it stays, until the model moves again
             for part, keep in self._unpack(flat):
-                part.mul_(torch.from_numpy(keep).to(part))
+                part.mul_(keep)
         _write_back(flat, numbers)
 
     def clear_kept_(self, tensor: Tensor) -> None:
         numbers = _as_integers(tensor)
         flat = numbers.reshape(-1)
         for part, keep in self._unpack(flat):
-            part.mul_(1 - torch.from_numpy(keep).to(part))
+            part.mul_(1 - keep)
         _write_back(flat, numbers)
 
     def at(self, indices: Tensor) -> Tensor:
-        lead = len(indices)
-        rows = np.asarray(np.ravel_multi_index(tuple(indices.cpu().numpy()), self.shape[:lead]))
-        inner = self.shape[lead:].numel()
-        places = rows[:, None] * inner + np.arange(inner)
-        kept = (self.bits[places >> 3] >> (places & 7)) & 1
-        return torch.from_numpy(kept.astype(bool)).view(-1, *self.shape[lead:]).to(indices.device)
+        lead, inner = len(indices), self.shape[len(indices) :]
+        sizes = torch.tensor([self.shape[axis + 1 : lead].numel() for axis in range(lead)], device=indices.device)
+        rows = (indices * sizes[:, None]).sum(0)
+        places = rows[:, None] * inner.numel() + torch.arange(inner.numel(), device=indices.device)
+        kept = self.bits.to(indices.device)[places >> 3] >> (places & 7).to(torch.uint8) & 1
+        return (kept != 0).view(-1, *inner)
 
-    def _unpack(self, flat: Any) -> Iterator[tuple[Any, np.ndarray]]:
+    def _clear_on_cpu_(self, flat: np.ndarray) -> None:
+        """Multiply by bytes directly, as numpy can; torch would first convert them to the type of the tensor."""
+        bits = self.bits.cpu().numpy()
         for begin in range(0, len(flat), _CHUNK):
-            part, bits = flat[begin : begin + _CHUNK], self.bits[begin // 8 : (begin + _CHUNK) // 8]
-            yield part, np.unpackbits(bits, count=len(part), bitorder="little")
+            part = flat[begin : begin + _CHUNK]
+            keep = np.unpackbits(bits[begin // 8 : (begin + _CHUNK) // 8], count=len(part), bitorder="little")
+            np.multiply(part, keep, out=part)
+
+    def _unpack(self, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield pieces of a tensor with their bits as 0 or 1; large pieces, as each needs several kernels."""
+        bits, shifts = self.bits.to(flat.device), torch.arange(8, dtype=torch.uint8, device=flat.device)
+        for begin in range(0, len(flat), _PIECE):
+            part = flat[begin : begin + _PIECE]
+            keep = bits[begin // 8 : (begin + _PIECE) // 8, None] >> shifts & 1
+            yield part, keep.view(-1)[: len(part)].to(part.dtype)
 
 
 def clear_pruned_gradient_(weight: Tensor, mask: WeightMask, part: Tensor) -> None:
@@ -120,7 +131,7 @@ def _as_integers(tensor: Tensor) -> Tensor:
 
 
 def _as_wide(mask: Tensor, numbers: Tensor) -> Tensor:
-    return mask.view(*mask.shape, *[1] * (numbers.ndim - mask.ndim)).expand(numbers.shape)
+    return mask.reshape((*mask.shape, *[1] * (numbers.ndim - mask.ndim))).expand(numbers.shape)
 
 
 def _write_back(flat: Tensor, numbers: Tensor) -> None:
