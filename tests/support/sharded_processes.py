@@ -131,10 +131,12 @@ def main() -> None:
     result = found_by(search)
     result |= {"leak": watch.leak, "shares": sorted(watch.shares), "bytes_a_weight": bytes_a_weight}
     if sharded:
-        try:
-            again(search.model).train(resume_from_checkpoint=True)
-        except NotImplementedError as error:
-            result["again"] = str(error)
+        for what, allowed in (("other", []), ("again", ["weights"])):
+            search.args.resume_with_other = allowed
+            try:
+                again(search.model).train(resume_from_checkpoint=True)
+            except (NotImplementedError, ValueError) as error:
+                result[what] = str(error)
     (folder / f"rank-{search.args.process_index}.json").write_text(json.dumps(result))
     if search.args.world_size > 1:
         torch.distributed.barrier()

@@ -22,6 +22,7 @@ from ..hub.ticket import Ticket
 from ..tasks.data import Data, trainer_arguments
 from ..tasks.models import ModelArguments, build_model
 from ..trainers.lottery_trainer import LotteryTrainer
+from ..trainers.run_lock import locked_folder
 from ..trainers.sparse_trainer import SparseTrainer
 
 # What a control starts from: the network, the mask, and the steps that the weights were already trained for.
@@ -49,7 +50,17 @@ def train_controls(names: Sequence[str], trainer: LotteryTrainer, model_args: Mo
         trainer: The trainer of the finished search.
         model_args: The network.
         data: What it trains on.
+
+    Raises:
+        RuntimeError: Another process uses the search's folder.
     """
+    if not names:
+        return
+    with locked_folder(str(trainer.args.output_dir), main=trainer.is_world_process_zero()):
+        _train_missing(names, trainer, model_args, data)
+
+
+def _train_missing(names: Sequence[str], trainer: LotteryTrainer, model_args: ModelArguments, data: Data) -> None:
     results_file = Path(str(trainer.args.output_dir)) / "controls.json"
     results = json.loads(results_file.read_text()) if results_file.exists() else {}
     for record in trainer.history[1:]:

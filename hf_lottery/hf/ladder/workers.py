@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..commands.launch import set_up
+from ..trainers.run_lock import locked_folder
 from .cells import Cell
 from .compute import compute_cell
 from .sweep import Point, points
@@ -36,18 +37,19 @@ def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None)
 
     Raises:
         BrokenProcessPool: A worker was killed.
+        RuntimeError: Another command computes cells in this folder.
     """
     jobs = {point.ladder.file(cell): (i, cell) for i, point in enumerate(asked) for cell in point.ladder.cells}
     waiting = {file: job for file, job in jobs.items() if not file.exists()}
     finished = jobs.keys() - waiting.keys()
     if not waiting:
         return []
-    for point in asked:
-        point.ladder.sweep()
     total, done = len(waiting), 0
     running: dict[Future[str | None], Path] = {}
     failed: list[str] = []
-    with _pool(command, workers) as pool:
+    with locked_folder(asked[0].ladder.folder), _pool(command, workers) as pool:
+        for point in asked:
+            point.ladder.sweep()
         while waiting or running:
             for file, (i, cell) in list(waiting.items()):
                 ladder = asked[i].ladder

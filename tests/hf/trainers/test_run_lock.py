@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from small_searches import quick, trainer
@@ -14,6 +16,9 @@ from small_task import Killed, Points, net
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_lottery import SparseTrainer, WinningSignTrainer
+from hf_lottery.hf.commands.controls import train_controls
+from hf_lottery.hf.ladder.sweep import Point
+from hf_lottery.hf.ladder.workers import run_all
 from hf_lottery.hf.trainers.main_process import on_main
 from hf_lottery.hf.trainers.run_lock import LOCK_NAME, locked_folder
 
@@ -87,6 +92,23 @@ def test_two_trainings_write_no_checkpoints_into_one_folder(tmp_path):
     assert second.refused
     with locked_folder(tmp_path):
         training("no").train()  # writes nothing
+
+
+def test_controls_and_ladders_are_computed_by_one_command_at_a_time(tmp_path):
+    swept = []
+    ladder: Any = SimpleNamespace(
+        folder=tmp_path, cells=["cell"], file=tmp_path.joinpath, sweep=lambda: swept.append(1)
+    )
+    args, history = SimpleNamespace(output_dir=str(tmp_path)), [{"level": 0}, {"level": 1}]
+    search: Any = SimpleNamespace(args=args, history=history, is_world_process_zero=lambda: True)
+    nothing: Any = None
+    with locked_folder(tmp_path):
+        with pytest.raises(RuntimeError, match="one process at a time"):
+            run_all([Point("", ladder)], [], 1)
+        with pytest.raises(RuntimeError, match="one process at a time"):
+            train_controls(["reinit"], search, nothing, nothing)
+        train_controls([], search, nothing, nothing)  # nothing to do
+    assert not swept, "what the other command is writing was deleted"
 
 
 def test_an_interrupted_search_lets_go(tmp_path):
