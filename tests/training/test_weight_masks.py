@@ -6,7 +6,7 @@ import torch
 from hf_lottery.training import weight_masks
 from hf_lottery.training.weight_masks import BitMask, NumberMask
 
-SHAPES = {"vector": (13,), "matrix": (5, 7), "kernels": (4, 3, 3, 3), "large": (70, 999), "scalar": (), "none": (0, 3)}
+SHAPES = {
     "vector": (13,),
     "matrix": (5, 7),
     "kernels": (4, 3, 3, 3),
