@@ -1,18 +1,14 @@
 """Configuration: what of a model's configuration decides its function in evaluation, and how two of them differ.
 
 Models with the same names and shapes of weights can compute different functions: heads, activations, epsilons and
-rotary angles are in no shape. transformers is not imported: a configuration is an object with ``to_dict``, a dataclass,
-a namespace, or a mapping.
+rotary angles are in no shape. transformers is not imported: a configuration is any object with ``to_dict``.
 """
 
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
 from enum import Enum
-from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -51,16 +47,24 @@ _UNSET = {"position_embedding_type": "absolute"}
 
 
 def configuration_of(model: nn.Module) -> Any:
-    """Return the configuration of a model, also inside wrappers; None if it has none."""
+    """Return the configuration of a model, also inside wrappers; None if it has none with ``to_dict``.
+
+    Other objects under this name may hold the settings of one's own training script, which are no part of the network.
+    """
     config = getattr(base_of(model), "config", None)
-    return config if _as_dict(config) is not None else None
+    return None if isinstance(config, Mapping) or _as_dict(config) is None else config
+
+
+def decides(name: str) -> bool:
+    """Tell whether a setting of this name can change the function in evaluation."""
+    return not _IGNORED.fullmatch(name)
 
 
 def deciding(config: Any) -> dict[str, Any]:
     """Return the values of a configuration that can change the function in evaluation.
 
     Args:
-        config: An object with ``to_dict``, a dataclass, a namespace, or a mapping.
+        config: An object with ``to_dict``, or a mapping.
 
     Returns:
         Name -> value in JSON's terms. Nested configurations are flat: ``text_config.num_attention_heads``.
@@ -68,27 +72,19 @@ def deciding(config: Any) -> dict[str, Any]:
     return dict(_flat(_as_dict(config) or {}))
 
 
-def defaults_of(config: Any) -> dict[str, Any]:
-    """Return what the class of a configuration sets where nothing is said, as :func:`deciding` does."""
-    if isinstance(config, Mapping):
-        return {}
-    try:
-        return deciding(type(config)())
-    except Exception:  # some classes need arguments, and any of them may be checked
-        return {}
-
-
 def configuration_differences(
-    theirs: Mapping[str, Any], ours: Mapping[str, Any], *, defaults: Mapping[str, Any], where: tuple[str, str]
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], *, like: Any, where: tuple[str, str]
 ) -> list[str]:
     """List how two configurations differ.
 
     Args:
         theirs: One of them, from :func:`deciding`.
         ours: The other one.
-        defaults: What a value is taken for that only one of them has, because another version of a library wrote it.
+        like: A configuration of the class whose defaults hold where only one of them has a value, because another
+            version of a library wrote it. None if there is no such class.
         where: How to say which is which, such as ``("in the ticket", "here")``.
     """
+    defaults = _defaults(like) if theirs.keys() != ours.keys() else {}
     found = []
     for name in dict.fromkeys((*theirs, *ours)):
         values = [side.get(name, defaults.get(name)) for side in (theirs, ours)]
@@ -96,6 +92,14 @@ def configuration_differences(
         if not _same(name, *values, known=known):
             found.append(f"{name} is {_short(values[0])} {where[0]}, {_short(values[1])} {where[1]}")
     return found
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """Return what the class of a configuration sets where nothing is said."""
+    try:
+        return {} if config is None else deciding(type(config)())
+    except Exception:  # some classes need arguments, and any of them may be checked
+        return {}
 
 
 def _same(name: str, a: Any, b: Any, *, known: bool) -> bool:
@@ -112,7 +116,7 @@ def _same(name: str, a: Any, b: Any, *, known: bool) -> bool:
 
 def _flat(values: Mapping[Any, Any], before: str = "") -> Iterable[tuple[str, Any]]:
     for key, value in values.items():
-        if _IGNORED.fullmatch(str(key)):
+        if not decides(str(key)):
             continue
         if (inner := _as_dict(value)) is not None:
             yield from _flat(inner, f"{before}{key}.")
@@ -133,13 +137,9 @@ def _plain(value: Any) -> Any:
 
 
 def _as_dict(config: Any) -> dict[Any, Any] | None:
-    if isinstance(config, Mapping):
-        return dict(config)
-    if callable(getattr(config, "to_dict", None)) and isinstance(found := config.to_dict(), Mapping):
-        return dict(found)
-    if is_dataclass(config) and not isinstance(config, type):
-        return {field.name: getattr(config, field.name) for field in fields(config)}
-    return vars(config) if isinstance(config, Namespace | SimpleNamespace) else None
+    if not isinstance(config, Mapping) and callable(getattr(config, "to_dict", None)):
+        config = config.to_dict()
+    return dict(config) if isinstance(config, Mapping) else None
 
 
 def _short(value: Any) -> str:

@@ -1,31 +1,34 @@
 """Which values of a configuration count, and how two configurations are compared."""
 
 import json
-from argparse import Namespace
-from dataclasses import dataclass, field
 from enum import Enum
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from hf_lottery.networks.configuration import configuration_differences, configuration_of, deciding, defaults_of
+from hf_lottery.networks.configuration import configuration_differences, configuration_of, deciding
 
 
-@dataclass
-class Small:
-    heads: int = 4
-    eps: float = 1e-5
-    sizes: tuple[int, ...] = (3, 4)
-    dropout: float = 0.1
+class Config:
+    """What has ``to_dict``, with the defaults that its class declares."""
+
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, **changes):
+        self.values = self.defaults | changes
+
+    def to_dict(self):
+        return {name: v.to_dict() if isinstance(v, Config) else v for name, v in self.values.items()}
 
 
-@dataclass
-class Whole:
-    text_config: Small = field(default_factory=Small)
-    act: object = "relu"
+class Small(Config):
+    defaults: ClassVar = {"heads": 4, "eps": 1e-5, "sizes": (3, 4), "dropout": 0.1}
+
+
+class Whole(Config):
+    defaults: ClassVar = {"text_config": Small(), "act": "relu"}
 
 
 class Act(Enum):
@@ -33,11 +36,11 @@ class Act(Enum):
 
 
 def differences(a, b):
-    return configuration_differences(deciding(a), deciding(b), defaults=defaults_of(b), where=("there", "here"))
+    return configuration_differences(deciding(a), deciding(b), like=b, where=("there", "here"))
 
 
 def test_nested_configurations_are_flat_and_in_the_terms_of_json():
-    found = deciding(Whole(Small(sizes=(1, 2)), Act.RELU))
+    found = deciding(Whole(text_config=Small(sizes=(1, 2)), act=Act.RELU))
     assert found == {"text_config.heads": 4, "text_config.eps": 1e-5, "text_config.sizes": [1, 2], "act": "relu"}
     assert deciding(json.loads(json.dumps(found))) == found
     assert deciding({"a": {3: {1, 2}}, "kind": torch.int8}) == {"a.3": [1, 2], "kind": "torch.int8"}
@@ -70,7 +73,7 @@ def test_what_can_change_it_counts(name):
 
 
 def test_each_difference_is_named_with_both_values():
-    assert differences(Whole(Small(heads=2), "gelu"), Whole()) == [
+    assert differences(Whole(text_config=Small(heads=2), act="gelu"), Whole()) == [
         "text_config.heads is 2 there, 4 here",
         "act is 'gelu' there, 'relu' here",
     ]
@@ -102,21 +105,30 @@ def test_a_special_token_may_be_open_but_not_another_one():
     assert differences({"pad_token_id": 3}, {"pad_token_id": 0}) == ["pad_token_id is 3 there, 0 here"]
 
 
-@pytest.mark.parametrize("config", [Small(), {"heads": 4}, SimpleNamespace(heads=4), Namespace(heads=4)])
-def test_a_model_has_a_configuration_of_any_of_these_kinds(config):
+def test_a_model_has_a_configuration_if_it_has_to_dict():
     model: Any = nn.Sequential(nn.Linear(2, 2))
     assert configuration_of(model) is None
-    model.config = config
-    assert configuration_of(model) is config is configuration_of(nn.DataParallel(model))
-    assert deciding(config)["heads"] == 4
-    model.config = "words"
-    assert configuration_of(model) is None
+    model.config = Small()
+    assert configuration_of(model) is model.config is configuration_of(nn.DataParallel(model))
+    for settings in ("words", {"seed": 3}, None):
+        model.config = settings
+        assert configuration_of(model) is None
 
 
-def test_a_class_that_needs_arguments_has_no_defaults():
-    @dataclass
-    class Strict:
-        heads: int
+def test_a_class_that_cannot_be_built_alone_has_no_defaults():
+    class Strict(Config):
+        def __init__(self, heads):
+            super().__init__(heads=heads)
 
-    assert defaults_of(Strict(4)) == {} == defaults_of({"heads": 4})
-    assert defaults_of(Small()) == {"heads": 4, "eps": 1e-5, "sizes": [3, 4]}
+    assert differences({"heads": 4, "eps": 1.0}, Strict(4)) == ["eps is 1.0 there, not set here"]
+
+
+def test_defaults_are_not_asked_for_where_they_are_not_needed():
+    """A class may look for its defaults on the Hub."""
+
+    class Remote(Small):
+        def __init__(self, *, here=False, **changes):
+            super().__init__(**changes)
+            assert here, "asked for the defaults"
+
+    assert not differences(Remote(here=True), Remote(here=True))

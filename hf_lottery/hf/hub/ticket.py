@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ...masks.file import CONFIG_NAME, MASK_NAME, read_mask, stage_mask
 from ...masks.mask import Mask, MaskMismatchError
 from ...masks.mask_series import MaskSeries
-from ...networks.configuration import configuration_differences, configuration_of, deciding, defaults_of
+from ...networks.configuration import configuration_differences, configuration_of, deciding
 from ...networks.display import first_names, html_table
 from ...networks.names import base_of, named_state
 from ...networks.shards import class_name, local, part_of
@@ -138,10 +138,7 @@ class Ticket(HubMixin):
         if self.model_config is None or config is None:
             return []
         return configuration_differences(
-            deciding(self.model_config),
-            deciding(config),
-            defaults=defaults_of(config),
-            where=("in the ticket", "here"),
+            deciding(self.model_config), deciding(config), like=config, where=("in the ticket", "here")
         )
 
     def save_pretrained(self, folder: str | Path) -> None:
