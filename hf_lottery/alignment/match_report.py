@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..networks.display import html_table, text_table
 from ..storage.checksums import check_sha256
+from ..storage.json_files import read_sealed, seal_json
 from ..symmetry.errors import SymmetryError
 from ..symmetry.permutation import Permutation
 from ..symmetry.permutation_file import ENTRIES_NAME
@@ -19,8 +19,7 @@ from ..symmetry.structure import SHOWN
 from ..version import __version__
 
 REPORT_NAME = "match_report.json"
-FORMAT_VERSION = 1
-MOST_BYTES = 64 * 2**20  # of a report file; 100,000 groups take about 20 MB
+FORMAT_VERSION = 2
 _HEADER = ("group", "size", "matched", "identity", "random", "moved", "dead")
 
 
@@ -90,7 +89,7 @@ def write_match_report(folder: Path, report: MatchReport) -> None:
         "objective": list(report.objective),
         "groups": {name: asdict(group) for name, group in report.groups.items()},
     }
-    (folder / REPORT_NAME).write_text(json.dumps(data, indent=1) + "\n")
+    (folder / REPORT_NAME).write_bytes(seal_json(data, what=REPORT_NAME))
 
 
 def read_match_report(folder: Path, permutation: Permutation) -> MatchReport:
@@ -102,7 +101,7 @@ def read_match_report(folder: Path, permutation: Permutation) -> MatchReport:
 
     Raises:
         FileNotFoundError: The folder holds no report.
-        SymmetryError: The report is malformed, too large, newer than this library, or of another permutation.
+        SymmetryError: The report is malformed, changed, too large, newer than this library, or of another permutation.
     """
     path = folder / REPORT_NAME
     if not path.is_file():
@@ -110,31 +109,21 @@ def read_match_report(folder: Path, permutation: Permutation) -> MatchReport:
             f"the folder of a match must hold {REPORT_NAME}; received {folder}. "
             "If it holds a permutation alone, load it with Permutation.from_pretrained."
         )
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise SymmetryError(f"{path} must have at most {MOST_BYTES:,} bytes; received {size:,}.")
-    try:
-        data = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise SymmetryError(f"{path} must be JSON; received: {error}.") from error
-    version = data.get("format_version") if isinstance(data, dict) else None
-    if version != FORMAT_VERSION:
-        raise SymmetryError(
-            f"{path}: format_version must be {FORMAT_VERSION}; received {version!r}. Install a newer hf_lottery."
-        )
+    data = read_sealed(path, version=FORMAT_VERSION, error=SymmetryError)
     kinds = {"permutation_sha256": str, "converged": bool, "objective": list, "groups": dict}
     for key, kind in kinds.items():
         if not isinstance(data.get(key), kind):
-            raise SymmetryError(f"{path}: {key} must be a {kind.__name__}; received {str(data.get(key))[:80]}.")
+            raise SymmetryError(f"{path}: {key} must be a {kind.__name__}; received {data.get(key)!s:.80}.")
     check_sha256(folder / ENTRIES_NAME, data["permutation_sha256"], REPORT_NAME, SymmetryError)
     if not data["objective"] or not all(map(_is_number, data["objective"])):
-        raise SymmetryError(f"{path}: objective must hold finite numbers; received {str(data['objective'])[:80]}.")
+        raise SymmetryError(f"{path}: objective must hold finite numbers; received {data['objective']!s:.80}.")
     groups = {name: _read_group(path, name, group, permutation) for name, group in data["groups"].items()}
     return MatchReport(groups, tuple(map(float, data["objective"])), data["converged"])
 
 
 def _read_group(path: Path, name: str, data: Any, permutation: Permutation) -> GroupMatch:
     if name not in permutation.spec.groups:
-        raise SymmetryError(f"{path}: a group must be in the spec; received {name!r}.")
+        raise SymmetryError(f"{path}: a group must be in the spec; received {name!r:.80}.")
     size = permutation.entry(name).size
     names = [field.name for field in fields(GroupMatch)]
     good = (
@@ -147,8 +136,8 @@ def _read_group(path: Path, name: str, data: Any, permutation: Permutation) -> G
     )
     if not good:
         raise SymmetryError(
-            f"{path}: group {name!r} must have the finite numbers {', '.join(names)}, a size of {size}, and moved and "
-            f"dead within their bounds; received {str(data)[:200]}."
+            f"{path}: group {name!r:.80} must have the finite numbers {', '.join(names)}, a size of {size}, and moved "
+            f"and dead within their bounds; received {data!s:.200}."
         )
     scores = {key: float(data[key]) for key in ("matched", "identity", "random", "moved")}
     return GroupMatch(size=size, dead=int(data["dead"]), **scores)

@@ -6,17 +6,16 @@ the bits agree with them is checked where the bits are read.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..storage.encoding import ENCODINGS, MaskFileError
+from ..storage.json_files import read_sealed
 
 CONFIG_NAME = "mask_config.json"
-FORMAT_VERSION = 1
-_MAX_BYTES = 16 * 2**20
+FORMAT_VERSION = 2
 _MAX_SIZES = 64
 _TYPES = ("binary", "signed", "series")
 
@@ -25,35 +24,21 @@ def read_config(path: Path) -> dict[str, Any]:
     """Read and check ``mask_config.json``.
 
     Raises:
-        MaskFileError: The file is malformed, too large, or newer than this library.
+        MaskFileError: The file is malformed, changed, too large, or newer than this library.
     """
-    if path.stat().st_size > _MAX_BYTES:
-        raise MaskFileError(f"{path} must be at most {_MAX_BYTES} bytes; received {path.stat().st_size}.")
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise MaskFileError(f"{path} must be JSON; received: {error}.") from error
-    if not isinstance(config, dict):
-        raise MaskFileError(f"{path} must hold a JSON object; received {type(config).__name__}.")
+    config = read_sealed(path, version=FORMAT_VERSION, error=MaskFileError)
     _check_config(path, config)
     return config
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
-    version = config.get("format_version")
-    if type(version) is not int or version < 1:
-        raise MaskFileError(f"{path}: format_version must be a positive integer; received {version!r}.")
-    if version > FORMAT_VERSION:
-        raise MaskFileError(
-            f"{path}: format_version must be at most {FORMAT_VERSION}; received {version}. Install a newer hf_lottery."
-        )
     for key, wanted in (("mask_type", _TYPES), ("bit_order", ("little",))):
         if config.get(key) not in wanted:
             raise MaskFileError(
                 f"{path}: {key} must be {' or '.join(map(repr, wanted))}; received {config.get(key)!r:.80}."
             )
     if not isinstance(config.get("sha256"), str):
-        raise MaskFileError(f"{path}: sha256 must be a string; received {config.get('sha256')!r}.")
+        raise MaskFileError(f"{path}: sha256 must be a string; received {config.get('sha256')!r:.80}.")
     tensors = config.get("tensors")
     if not isinstance(tensors, dict) or not tensors:
         raise MaskFileError(f"{path}: tensors must name at least one parameter; received {tensors!r:.80}.")
@@ -76,7 +61,7 @@ def _check_signs(path: Path, signs: Any, tensors: Mapping[str, Any]) -> None:
         _check_counts(path, name, spec, ("negative", "zeros"))
         median = spec.get("median", 0.0)
         if type(median) not in (int, float) or not 0 <= median < 1e308:
-            raise MaskFileError(f"{path}: the median of {name!r} must be a magnitude; received {median!r:.80}.")
+            raise MaskFileError(f"{path}: the median of {name!r:.80} must be a magnitude; received {median!r:.80}.")
 
 
 def _check_series(path: Path, levels: Any, tensors: Mapping[str, Any]) -> None:
@@ -88,14 +73,15 @@ def _check_series(path: Path, levels: Any, tensors: Mapping[str, Any]) -> None:
             values = spec.get(key)
             if not isinstance(values, list) or len(values) != levels:
                 raise MaskFileError(
-                    f"{path}: {key} of {name!r} must be a list of {levels}, one a level; received {values!r:.80}."
+                    f"{path}: {key} of {name!r:.80} must be a list of {levels}, one a level; received {values!r:.80}."
                 )
         for kept, encoding in zip(spec["kept"], spec["encoding"], strict=True):
-            _check_count(path, f"kept of {name!r}", kept, before)
+            _check_count(path, f"kept of {name!r:.80}", kept, before)
             _check_encoding(path, name, encoding, (*ENCODINGS, "constant"))
             if encoding == "constant" and kept not in (0, before):
                 raise MaskFileError(
-                    f"{path}: a constant level of {name!r} must keep all of {before} weights or none; received {kept}."
+                    f"{path}: a constant level of {name!r:.80} must keep all of {before} weights or none; "
+                    f"received {kept}."
                 )
             before = kept
 
@@ -104,11 +90,11 @@ def _check_shape(path: Path, name: str, spec: Any) -> int:
     """Check the shape of a tensor and return its number of weights."""
     shape = spec.get("shape") if isinstance(spec, dict) else None
     if not isinstance(shape, list) or any(type(size) is not int or not 0 <= size < 2**63 for size in shape):
-        raise MaskFileError(f"{path}: the shape of {name!r} must be a list of sizes; received {shape!r:.80}.")
+        raise MaskFileError(f"{path}: the shape of {name!r:.80} must be a list of sizes; received {shape!r:.80}.")
     # The number of sizes is checked first, as the product of a million large ones would take hours.
     if len(shape) > _MAX_SIZES or math.prod(size for size in shape if size) >= 2**63:
         raise MaskFileError(
-            f"{path}: the shape of {name!r} must have at most {_MAX_SIZES} sizes and fewer than 2**63 weights; "
+            f"{path}: the shape of {name!r:.80} must have at most {_MAX_SIZES} sizes and fewer than 2**63 weights; "
             f"received {len(shape)} sizes, {shape!r:.80}."
         )
     return math.prod(shape)
@@ -117,7 +103,7 @@ def _check_shape(path: Path, name: str, spec: Any) -> int:
 def _check_counts(path: Path, name: str, spec: Any, keys: Sequence[str]) -> None:
     weights = _check_shape(path, name, spec)
     for key in keys:
-        _check_count(path, f"{key} of {name!r}", spec.get(key), weights)
+        _check_count(path, f"{key} of {name!r:.80}", spec.get(key), weights)
 
 
 def _check_count(path: Path, what: str, count: Any, most: int) -> None:
@@ -128,4 +114,4 @@ def _check_count(path: Path, what: str, count: Any, most: int) -> None:
 def _check_encoding(path: Path, name: str, encoding: Any, known: Sequence[str]) -> None:
     if encoding not in known:
         wanted = " or ".join(map(repr, known))
-        raise MaskFileError(f"{path}: the encoding of {name!r} must be {wanted}; received {encoding!r:.80}.")
+        raise MaskFileError(f"{path}: the encoding of {name!r:.80} must be {wanted}; received {encoding!r:.80}.")

@@ -7,7 +7,6 @@ docs/mask-format.md specifies both. Nothing here unpickles, imports, or builds a
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from ..storage.encoding import (
     read_packed,
     unpack_bits,
 )
+from ..storage.json_files import seal_json
 from ..version import __version__
 from .config import CONFIG_NAME, FORMAT_VERSION, read_config
 
@@ -197,7 +197,7 @@ def open_mask(folder: str | Path) -> Iterator[tuple[Any, dict[str, Any]]]:
                 _check_ratios(path, file, config["tensors"])
             yield file, config
     except SafetensorError as error:
-        raise MaskFileError(f"{path} must be a safetensors file; received: {error}.") from error
+        raise MaskFileError(f"{path} must be a safetensors file; received: {error!s:.200}.") from error
 
 
 def _stage(stage: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Any], extra: Mapping[str, Any] | None) -> None:
@@ -212,8 +212,9 @@ def _stage(stage: Path, tensors: Mapping[str, Tensor], own: Mapping[str, Any], e
     }
     if shadowed := {*config, *_OWN_KEYS} & (extra or {}).keys():
         raise ValueError(f"extra config keys must not shadow the format's own; received {sorted(shadowed)}.")
+    text = seal_json({**config, **(extra or {})}, what=CONFIG_NAME)
     (stage / MASK_NAME).write_bytes(data)
-    (stage / CONFIG_NAME).write_text(json.dumps({**config, **(extra or {})}, indent=2) + "\n")
+    (stage / CONFIG_NAME).write_bytes(text)
 
 
 def _level_key(name: str, number: int) -> str:
@@ -248,7 +249,7 @@ def _check_names(path: Path, stored: set[str], config: Mapping[str, Any]) -> Non
     if stored != wanted:
         raise MaskFileError(
             f"{path} must hold exactly the tensors that {CONFIG_NAME} names; "
-            f"received extra {sorted(stored - wanted)[:3]}, missing {sorted(wanted - stored)[:3]}."
+            f"received extra {sorted(stored - wanted)[:3]!s:.200}, missing {sorted(wanted - stored)[:3]!s:.200}."
         )
 
 
@@ -259,8 +260,8 @@ def _check_ratios(path: Path, file: Any, tensors: Mapping[str, Any]) -> None:
         stored = sum(math.prod(file.get_slice(key).get_shape()) for key in keys)
         if packed_size(math.prod(spec["shape"])) > MAX_RATIO * stored:
             raise MaskFileError(
-                f"{path}: {name!r} must have at least a byte for {8 * MAX_RATIO} weights; "
-                f"received {stored} bytes for the shape {spec['shape']}."
+                f"{path}: {name!r:.80} must have at least a byte for {8 * MAX_RATIO} weights; "
+                f"received {stored} bytes for the shape {spec['shape']!s:.80}."
             )
 
 
@@ -289,4 +290,4 @@ def _read_nested(file: Any, name: str, spec: Mapping[str, Any], path: Path, last
 
 def _check_kept(path: Path, what: str, mask: Tensor, kept: int) -> None:
     if (found := count_ones(mask)) != kept:
-        raise MaskFileError(f"{path}: {what!r} must keep {kept} weights; received {found}.")
+        raise MaskFileError(f"{path}: {what!r:.80} must keep {kept} weights; received {found}.")

@@ -62,14 +62,15 @@ def read_signs(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor]
 
 def _read_sign(file: Any, name: str, spec: Mapping[str, Any], mask: Tensor | None, path: Path) -> Tensor:
     if mask is not None and list(mask.shape) != spec["shape"]:
-        raise MaskFileError(f"{path}: {name!r} must have one shape; received {list(mask.shape)} and {spec['shape']}.")
+        received = f"{list(mask.shape)!s:.80} and {spec['shape']!s:.80}"
+        raise MaskFileError(f"{path}: {name!r:.80} must have one shape; received {received}.")
     count = math.prod(spec["shape"]) if mask is None else int(mask.sum())
     negative = read_bits(file, f"{name}.sign", count, path)
     zero = read_bits(file, f"{name}.zero", count, path) if spec["zeros"] else torch.zeros(count, dtype=torch.bool)
     if (int(negative.sum()), int(zero.sum())) != (spec["negative"], spec["zeros"]) or (negative & zero).any():
         raise MaskFileError(
-            f"{path}: {name!r} must have {spec['negative']} negative and {spec['zeros']} zero signs, no weight both; "
-            f"received {int(negative.sum())} and {int(zero.sum())}."
+            f"{path}: {name!r:.80} must have {spec['negative']} negative and {spec['zeros']} zero signs, no weight "
+            f"both; received {int(negative.sum())} and {int(zero.sum())}."
         )
     values = (1 - 2 * negative.to(torch.int8)) * ~zero
     if mask is None:

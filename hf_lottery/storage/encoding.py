@@ -77,14 +77,14 @@ def read_packed(file: Any, key: str, count: int, encoding: str, path: Path) -> T
     if stored.get_dtype() != "U8" or not fits:
         wanted = f"[{size}]" if encoding == "bits" else f"[{-(-size // MAX_RATIO)} to {size - 1}]"
         raise MaskFileError(
-            f"{path}: {key!r} must be uint8 {wanted} for {count} bits as {encoding}; "
+            f"{path}: {key!r:.80} must be uint8 {wanted} for {count} bits as {encoding}; "
             f"received {stored.get_dtype()} {shape!r:.80}."
         )
     packed = file.get_tensor(key)
     if encoding == "zstd":
-        packed = _decompress(packed, size, f"{path}: {key!r}")
+        packed = _decompress(packed, size, f"{path}: {key!r:.80}")
     if count % 8 and int(packed[-1]) >> (count % 8):
-        raise MaskFileError(f"{path}: the padding bits of {key!r} must be zero; received {int(packed[-1]):#010b}.")
+        raise MaskFileError(f"{path}: the padding bits of {key!r:.80} must be zero; received {int(packed[-1]):#010b}.")
     return packed
 
 

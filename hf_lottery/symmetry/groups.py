@@ -133,7 +133,7 @@ def _check_axis(name: str, axis: Axis, groups: Mapping[str, Group]) -> None:
             f"received {positions.dtype} {list(positions.shape)}."
         )
     flat = positions.reshape(-1)
-    if flat.min() < 0 or np.bincount(flat).max() > 1:
+    if flat.min() < 0 or np.unique(flat).size < flat.size:
         raise SymmetryError(f"the positions of {axis.leaves} in {name!r} must be 0 or more, each once.")
 
 

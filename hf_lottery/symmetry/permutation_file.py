@@ -7,7 +7,6 @@ the entries and states the checksum of the first file and the fingerprint of the
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,14 @@ from safetensors.numpy import save
 
 from ..storage.atomic import staged_folder
 from ..storage.checksums import check_sha256
+from ..storage.json_files import read_sealed, seal_json
 from ..version import __version__
 from .errors import SymmetryError
 
 CONFIG_NAME = "permutation_config.json"
 ENTRIES_NAME = "permutation.safetensors"
 SPEC_NAME = "permutation_spec.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def write_permutation(
@@ -50,7 +50,7 @@ def write_permutation(
     with staged_folder(folder, last=CONFIG_NAME) as stage:
         (stage / ENTRIES_NAME).write_bytes(data)
         save_spec(stage / SPEC_NAME)
-        (stage / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
+        (stage / CONFIG_NAME).write_bytes(seal_json(config, what=CONFIG_NAME))
 
 
 def read_permutation(folder: str | Path) -> tuple[str, dict[str, np.ndarray]]:
@@ -61,7 +61,7 @@ def read_permutation(folder: str | Path) -> tuple[str, dict[str, np.ndarray]]:
 
     Raises:
         FileNotFoundError: A file is missing.
-        SymmetryError: A file is malformed, damaged, or newer than this library.
+        SymmetryError: A file is malformed, changed, too large, or newer than this library.
     """
     folder = Path(folder)
     for name in (CONFIG_NAME, ENTRIES_NAME):
@@ -74,28 +74,29 @@ def read_permutation(folder: str | Path) -> tuple[str, dict[str, np.ndarray]]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise SymmetryError(f"{path} must be JSON; received: {error}.") from error
-    version = config.get("format_version") if isinstance(config, dict) else None
-    if version != FORMAT_VERSION:
-        raise SymmetryError(
-            f"{path}: format_version must be {FORMAT_VERSION}; received {version!r}. Install a newer hf_lottery."
-        )
+    config = read_sealed(path, version=FORMAT_VERSION, error=SymmetryError)
     for key, kind in (("spec_sha256", str), ("sha256", str), ("entries", dict)):
         if not isinstance(config.get(key), kind):
-            raise SymmetryError(f"{path}: {key} must be a {kind.__name__}; received {config.get(key)!r}.")
+            raise SymmetryError(f"{path}: {key} must be a {kind.__name__}; received {config.get(key)!r:.80}.")
     return config
 
 
 def _read_entries(path: Path, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     check_sha256(path, config["sha256"], CONFIG_NAME, SymmetryError)
+    entries = {}
     try:
         with safe_open(path, framework="np") as file:
-            entries = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                stored = file.get_slice(name)
+                if (stored.get_dtype(), stored.get_shape()) != ("I32", config["entries"].get(name)):
+                    raise SymmetryError(
+                        f"{path}: the entry {name!r:.80} must be int32 and of the shape that {CONFIG_NAME} states; "
+                        f"received {stored.get_dtype()} {stored.get_shape()!s:.80}."
+                    )
+                entries[name] = file.get_tensor(name)
     except SafetensorError as error:
-        raise SymmetryError(f"{path} must be a safetensors file; received: {error}.") from error
-    if {name: list(entry.shape) for name, entry in entries.items()} != config["entries"]:
-        raise SymmetryError(f"{path} must hold the entries that {CONFIG_NAME} names; received {sorted(entries)[:3]}.")
+        raise SymmetryError(f"{path} must be a safetensors file; received: {error!s:.200}.") from error
+    if entries.keys() != config["entries"].keys():
+        received = sorted(entries)[:3]
+        raise SymmetryError(f"{path} must hold the entries that {CONFIG_NAME} names; received {received!s:.200}.")
     return entries

@@ -21,13 +21,14 @@ from ..networks.display import html_table, text_table
 from ..networks.names import named_tensors
 from ..networks.selection import Patterns, near_names, select_names
 from ..storage.atomic import write_atomically
+from ..storage.json_files import seal_json
 from .errors import SpecMismatchError, SymmetryError
 from .groups import Block, Group, axis_from_json, axis_to_json, check_blocks, check_group
+from .spec_file import FORMAT_VERSION, read_spec
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-FORMAT_VERSION = 1
 SHOWN = 20  # rows that a table prints
 _HEADER = ("group", "size", "parents", "members", "frozen")
 _OTHER = "The spec is for another model: discover it again on this one."
@@ -170,7 +171,8 @@ class Structure:
 
     def save(self, path: str | Path) -> None:
         """Write the spec to ``path`` as JSON."""
-        write_atomically(path, (json.dumps(self._as_json(), indent=1) + "\n").encode())
+        data = {**self._as_json(), "format_version": FORMAT_VERSION}
+        write_atomically(path, seal_json(data, what="a spec"))
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -183,24 +185,17 @@ class Structure:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"the spec must be in {path}; received no such file. Check the path.")
+        data = read_spec(path)
+        groups = [Group(g["name"], g["size"], tuple(g["parents"]), g["frozen"]) for g in data["groups"]]
+        sizes = {group.name: group.size for group in groups}
+        tensors = {
+            name: [Block(tuple(axis_from_json(axis, sizes) for axis in block)) for block in blocks]
+            for name, blocks in data["tensors"].items()
+        }
         try:
-            data = json.loads(path.read_bytes())
-            if data["format_version"] != FORMAT_VERSION:
-                raise SymmetryError(
-                    f"{path}: format_version must be {FORMAT_VERSION}; received {data['format_version']!r}. "
-                    "Install a newer hf_lottery."
-                )
-            groups = [Group(g["name"], g["size"], tuple(g["parents"]), g["frozen"]) for g in data["groups"]]
-            sizes = {group.name: group.size for group in groups}
-            tensors = {
-                name: [Block(tuple(axis_from_json(axis, sizes) for axis in block)) for block in blocks]
-                for name, blocks in data["tensors"].items()
-            }
-        except SymmetryError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise SymmetryError(f"{path} must be a spec that save() wrote; received: {error!r}.") from error
-        return cls(groups, tensors)
+            return cls(groups, tensors)
+        except SymmetryError as error:
+            raise SymmetryError(f"{path}: {error!s:.600}") from error
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Structure):
@@ -234,7 +229,7 @@ class Structure:
 
     def _as_json(self) -> dict[str, Any]:
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": 1,  # of what the fingerprint hashes; it stays when the file's version changes
             "groups": [
                 {"name": g.name, "size": g.size, "parents": list(g.parents), "frozen": g.frozen}
                 for g in self.groups.values()

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 from hand_made import network, unrelated
+from sealed_files import sealed
 
 from hf_lottery.alignment.match import Match
-from hf_lottery.alignment.match_report import MOST_BYTES, GroupMatch, MatchReport
+from hf_lottery.alignment.match_report import GroupMatch, MatchReport
 from hf_lottery.alignment.matching import activation_matching, weight_matching
 from hf_lottery.symmetry.errors import SpecMismatchError, SymmetryError
 from hf_lottery.symmetry.permutation import Permutation
@@ -84,8 +85,8 @@ def with_group(data, **fields):
 DAMAGE = {
     "no JSON": (lambda data: "[", "must be JSON"),
     "too deep": (lambda data: "[" * 100_000, "must be JSON"),
-    "a list": (lambda data: [], "format_version must be 1; received None"),
-    "newer": (lambda data: {**data, "format_version": 2}, "format_version must be 1; received 2"),
+    "a list": (lambda data: "[]", "must hold a JSON object; received list"),
+    "newer": (lambda data: {**data, "format_version": 3}, "format_version must be at most 2; received 3"),
     "no checksum": (lambda data: {**data, "permutation_sha256": 1}, "permutation_sha256 must be a str; received 1"),
     "no groups": (lambda data: {**data, "groups": []}, "groups must be a dict"),
     "a word": (lambda data: {**data, "converged": "yes"}, "converged must be a bool; received yes"),
@@ -112,7 +113,7 @@ def test_a_damaged_report_is_refused(found, tmp_path, damage):
     path = tmp_path / "match_report.json"
     change, message = DAMAGE[damage]
     changed = change(json.loads(path.read_text()))
-    path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+    path.write_bytes(changed.encode() if isinstance(changed, str) else sealed(changed))
     with pytest.raises(SymmetryError, match=message):
         Match.from_pretrained(tmp_path, found.permutation.spec)
     assert Permutation.from_pretrained(tmp_path, found.permutation.spec) == found.permutation
@@ -121,8 +122,8 @@ def test_a_damaged_report_is_refused(found, tmp_path, damage):
 def test_a_report_of_any_length_is_not_read(found, tmp_path):
     found.save_pretrained(tmp_path)
     with open(tmp_path / "match_report.json", "ab") as file:
-        file.truncate(MOST_BYTES + 1)
-    with pytest.raises(SymmetryError, match="must have at most 67,108,864 bytes; received 67,108,865"):
+        file.truncate(2**24 + 1)
+    with pytest.raises(SymmetryError, match="must be at most 16,777,216 bytes; received 16,777,217"):
         Match.from_pretrained(tmp_path, found.permutation.spec)
 
 

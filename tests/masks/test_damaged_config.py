@@ -25,12 +25,12 @@ TEXTS = {
 }  # fmt: skip
 for label, value in TEXTS.items():
     case(f"text-{label}", "must be JSON|must hold a JSON object", text(value), ("bits",))
-case("text-long", "must be at most 16777216 bytes", text(b" " * (2**24 + 1)), ("bits",))
+case("text-long", "must be at most 16,777,216 bytes", text(b" " * (2**24 + 1)), ("bits",))
 
 
 for label, value in {"0": 0, "-1": -1, "text": "1", "float": 1.0, "bool": True, "null": None, "lost": put}.items():
     case(f"version-{label}", "format_version must be a positive integer", put(value, "format_version"), ("bits",))
-for value in (2, 10**30):
+for value in (3, 10**30):
     case(f"version-{value}", "Install a newer hf_lottery", put(value, "format_version"), ("bits", "series"))
 for label, value in {"unknown": "ternary", "list": ["binary"], "null": None, "lost": put}.items():
     case(f"type-{label}", "mask_type must be", put(value, "mask_type"))

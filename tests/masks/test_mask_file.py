@@ -5,6 +5,7 @@ import pytest
 import torch
 import zstandard
 from safetensors.torch import load_file, save
+from sealed_files import sealed
 
 from hf_lottery import Mask, MaskFileError, SignedMask
 from hf_lottery.masks.file import read_mask, write_mask
@@ -33,7 +34,7 @@ def rewrite(folder, change=None, tensors=None):
         config["sha256"] = hashlib.sha256(data).hexdigest()
     if change:
         change(config)
-    (folder / "mask_config.json").write_text(json.dumps(config))
+    (folder / "mask_config.json").write_bytes(sealed(config))
 
 
 def test_round_trip(mask, folder):
@@ -144,7 +145,7 @@ def test_saving_again_replaces_and_keeps_other_files(mask, folder):
 def test_the_config_says_what_is_in_it(mask, tmp_path):
     write_mask(tmp_path / "m", mask, extra={"level": 3})
     config = read_mask(tmp_path / "m")[1]
-    assert (config["level"], config["format_version"], config["sparsity"]) == (3, 1, pytest.approx(mask.sparsity))
+    assert (config["level"], config["format_version"], config["sparsity"]) == (3, 2, pytest.approx(mask.sparsity))
     assert config["tensors"]["a.weight"] == {"shape": [5, 7], "kept": int(mask["a.weight"].sum())}
     with pytest.raises(ValueError, match=r"must not shadow the format's own; received \['sha256'\]"):
         write_mask(tmp_path / "n", mask, extra={"sha256": "0"})
@@ -183,7 +184,7 @@ def test_truncated_file(folder, size):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("format_version", 2, "at most 1; received 2. Install a newer"),
+        ("format_version", 3, "at most 2; received 3. Install a newer"),
         ("format_version", 0, "positive integer; received 0"),
         ("format_version", True, "positive integer; received True"),
         ("mask_type", "ternary", "'binary' or 'signed' or 'series'; received 'ternary'"),
@@ -218,7 +219,7 @@ def test_config_that_is_no_json(folder):
 
 
 def test_huge_config(folder, monkeypatch):
-    monkeypatch.setattr("hf_lottery.masks.config._MAX_BYTES", 100)
+    monkeypatch.setattr("hf_lottery.storage.json_files.MOST_BYTES", 100)
     with pytest.raises(MaskFileError, match="must be at most 100 bytes; received"):
         Mask.from_pretrained(folder)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import zstandard
 from safetensors.torch import save
+from sealed_files import sealed
 
 from hf_lottery import Mask, SignedMask
 from hf_lottery.masks.mask_series import MaskSeries
@@ -43,9 +44,12 @@ def read_sequence(data: bytes, count: int, encoding: str) -> np.ndarray:
 
 def read_folder(folder: Path, level: int | None = None) -> tuple[dict, dict]:
     """Masks and signs by name, as numpy arrays."""
-    config = json.loads((folder / "mask_config.json").read_text("utf-8"))
+    text = (folder / "mask_config.json").read_bytes().replace(b"\r\n", b"\n")
+    begin, digest, _ = re.fullmatch(rb'(.*"text_sha256": ")([0-9a-f]{64})("\s*}\s*)', text, re.DOTALL).groups()
+    assert hashlib.sha256(begin).hexdigest().encode() == digest
+    config = json.loads(text)
     data = (folder / "mask.safetensors").read_bytes()
-    assert config["format_version"] == 1 and config["bit_order"] == "little"
+    assert config["format_version"] == 2 and config["bit_order"] == "little"
     assert config["sha256"] == hashlib.sha256(data).hexdigest()
     tensors, masks, signs = read_tensors(data), {}, {}
     for name, spec in config["tensors"].items():
@@ -92,8 +96,8 @@ def write_example(folder: Path, example: dict) -> Path:
     folder.mkdir()
     (folder / "mask.safetensors").write_bytes(data)
     digest = hashlib.sha256(data).hexdigest()
-    config = {"format_version": 1, "bit_order": "little", "sha256": digest, **example}
-    (folder / "mask_config.json").write_text(json.dumps(config), "utf-8")
+    config = {"format_version": 2, "bit_order": "little", "sha256": digest, **example}
+    (folder / "mask_config.json").write_bytes(sealed(config))
     return folder
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save
+from sealed_files import sealed
 
 import hf_lottery.storage.encoding
 from hf_lottery import Mask, MaskFileError, MaskMismatchError, SignedMask
@@ -156,7 +157,7 @@ def test_one_level_reads_no_later_one_and_builds_no_other_mask(masks, folder, mo
 def rewrite(folder, tensors):
     config, data = json.loads((folder / "mask_config.json").read_text()), save(tensors)
     (folder / "mask.safetensors").write_bytes(data)
-    (folder / "mask_config.json").write_text(json.dumps({**config, "sha256": hashlib.sha256(data).hexdigest()}))
+    (folder / "mask_config.json").write_bytes(sealed({**config, "sha256": hashlib.sha256(data).hexdigest()}))
 
 
 def test_other_masks_are_no_series(masks, folder, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sealed_files import sealed
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -278,7 +279,7 @@ def rewrite(folder, change):
     change(config, tensors)
     save_file(tensors, folder / "mask.safetensors")
     config["sha256"] = hashlib.sha256((folder / "mask.safetensors").read_bytes()).hexdigest()
-    (folder / "mask_config.json").write_text(json.dumps(config))
+    (folder / "mask_config.json").write_bytes(sealed(config))
 
 
 @pytest.mark.parametrize(

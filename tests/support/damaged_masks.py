@@ -1,6 +1,6 @@
 """Damaged and hostile mask files: a good file of each kind, ways to change one place, and what a reader must do then.
 
-The checksum is made to fit, as an attacker would, except where a case is named ``unnoticed``.
+The checksums are made to fit, as an attacker would, except where a case is named ``unnoticed``.
 """
 
 import copy
@@ -14,6 +14,7 @@ import tracemalloc
 import pytest
 import torch
 from safetensors.torch import load, save
+from sealed_files import sealed
 
 from hf_lottery import Mask, MaskFileError, SignedMask
 from hf_lottery.masks.file import write_mask
@@ -75,7 +76,7 @@ class Files:
             self.config["sha256"] = digest(self.raw)
         folder.mkdir()
         (folder / "mask.safetensors").write_bytes(self.raw)
-        text = json.dumps(self.config).encode() if self.text is None else self.text
+        text = sealed(self.config) if self.text is None else self.text
         (folder / "mask_config.json").write_bytes(text)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from hand_made import NETWORKS, network, spec_of
+from sealed_files import sealed
 from torch import nn
 
 from hf_lottery import Mask
@@ -264,16 +265,17 @@ def test_a_damaged_file_is_refused(tmp_path):
     config = json.loads(config_path.read_text())
     for damage, message in [
         ("[", "must be JSON"),
-        ("[]", "format_version must be 1; received None"),
-        (json.dumps({**config, "format_version": 2}), "format_version must be 1; received 2"),
-        (json.dumps({**config, "sha256": 1}), "sha256 must be a str; received 1"),
-        (json.dumps({**config, "entries": {}}), "must hold the entries that permutation_config.json names"),
-        (json.dumps({**config, "sha256": "0"}), "must have the sha256 that permutation_config.json states"),
+        ("[]", "must hold a JSON object"),
+        ({**config, "format_version": 3}, "format_version must be at most 2; received 3"),
+        ({**config, "sha256": 1}, "sha256 must be a str; received 1"),
+        ({**config, "entries": {}}, "must be int32 and of the shape that permutation_config.json states"),
+        ({**config, "entries": {**config["entries"], "x": [2]}}, "must hold the entries that permutation_config"),
+        ({**config, "sha256": "0"}, "must have the sha256 that permutation_config.json states"),
     ]:
-        config_path.write_text(damage)
+        config_path.write_bytes(damage.encode() if isinstance(damage, str) else sealed(damage))
         with pytest.raises(SymmetryError, match=message):
             Permutation.from_pretrained(tmp_path, spec)
-    config_path.write_text(json.dumps(config))
+    config_path.write_bytes(sealed(config))
     data_path.write_bytes(data_path.read_bytes()[:-4])
     with pytest.raises(SymmetryError, match="truncated, damaged or from another save"):
         Permutation.from_pretrained(tmp_path, spec)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hand_made import NETWORKS, network, spec_of
+from sealed_files import sealed
 from torch import nn
 
 from hf_lottery.symmetry.errors import SpecMismatchError, SymmetryError
@@ -195,6 +196,39 @@ def test_the_file_stays_small_and_keeps_odd_positions(tmp_path):
     assert PermutationSpec.load(tmp_path / "odd.json") == odd != spec
 
 
+def one_group(**fields):
+    return {"groups": [{"name": "g", "size": 4, "parents": [], "frozen": None, **fields}], "tensors": {}}
+
+
+def one_axis(size=4, **fields):
+    return {**one_group(size=size), "tensors": {"t": [[{"leaves": ["g"], **fields}]]}}
+
+
+BAD_SPECS = [
+    ({"format_version": 3}, "format_version must be at most 2; received 3"),
+    ({"groups": {}}, "groups must be a list and tensors an object; received dict and dict"),
+    ({"groups": [{}]}, "a group must have a name, a positive size, parents and frozen; received {}"),
+    *[(one_group(**wrong), "a group must have a name") for wrong in (
+        {"name": 1}, {"size": 0}, {"size": 4.0}, {"size": True}, {"size": 2**40}, {"parents": "g"}, {"parents": [1]},
+        {"parents": ["g"] * 1000}, {"frozen": 1},
+    )],
+    (one_group(parents=["other" * 100]), "a parent of group 'g' must be a group"),
+    ({"tensors": {"t": 1}}, "'t' must be a list of blocks, lists of axes; received 1"),
+    ({"tensors": {"t": [1]}}, "must be a list of blocks"),
+    ({"tensors": {"t": [[{}]]}}, "the leaves of 't' must be names of groups"),
+    (one_axis(leaves=["other"]), "the leaves of 't' must be names of groups"),
+    *[(one_axis(**wrong), "must have a start and a stride for each leaf, or its positions") for wrong in (
+        {}, {"start": 0}, {"start": 0, "strides": []}, {"start": 0.0, "strides": [1]}, {"start": 0, "strides": [True]},
+        {"start": 2**63, "strides": [1]}, {"positions": [0]}, {"positions": [0, 1, 2, "3"]}, {"positions": None},
+    )],
+    (one_axis(start=2**30, strides=[1]), "must be disjoint and cover its shape"),
+    (one_axis(positions=[0, 1, 2, 2**30]), "must be disjoint and cover its shape"),
+    (one_axis(positions=[0, 1, 2, -1]), "must be 0 or more, each once"),
+    (one_axis(size=2**30, start=0, strides=[1]), "must have at most 268,435,456 positions"),
+    ({**one_axis(), "tensors": {"t": [[]] * 2000}}, "1,048,576 pairs of blocks; received 0 and 4,000,000"),
+]  # fmt: skip
+
+
 def test_a_bad_file_is_refused(tmp_path):
     path = tmp_path / "spec.json"
     with pytest.raises(FileNotFoundError, match=r"the spec must be in .*spec\.json; received no such file"):
@@ -202,13 +236,11 @@ def test_a_bad_file_is_refused(tmp_path):
     _, spec, _ = network("mlp")
     spec.save(path)
     data = json.loads(path.read_text())
-    path.write_text(json.dumps({**data, "format_version": 2}))
-    with pytest.raises(SymmetryError, match="format_version must be 1; received 2"):
-        PermutationSpec.load(path)
-    for damage in ("[", "[]", json.dumps({**data, "groups": [{}]}), json.dumps({**data, "tensors": {"t": [[{}]]}})):
-        path.write_text(damage)
-        with pytest.raises(SymmetryError, match=r"must be a spec that save\(\) wrote; received"):
+    for changed, message in BAD_SPECS:
+        path.write_bytes(sealed({**data, **changed}))
+        with pytest.raises(SymmetryError, match=message) as raised:
             PermutationSpec.load(path)
+        assert str(path) in str(raised.value) and len(str(raised.value)) < 1000
 
 
 def test_every_name_of_a_tied_weight_is_checked():
