@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from ..hub.ticket import Ticket
+from ..hub.transfer import model_folder
 from . import paper_networks  # noqa: F401  # registers the papers' networks with the Auto classes
 from .data import Data
 from .sources import ask_hub, check_model
@@ -127,11 +128,12 @@ def load_network(source: str, task: str) -> PreTrainedModel:
     """
     if not Path(source).is_dir():
         ask_hub(source, "a network must be a folder or repository of a model or ticket")
+    folder = model_folder(source)  # from here on, what is missing is missing, and not out of reach
     try:
-        return AUTO_MODELS[task].from_pretrained(source)
+        return AUTO_MODELS[task].from_pretrained(folder)
     except OSError as missing:  # a ticket has a configuration, but its weights have another file name
         try:
-            ticket = Ticket.from_pretrained(source)
+            ticket = Ticket.from_pretrained(folder)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"a network must be a folder or repository of a model or ticket; received {source}: {missing}"

@@ -12,13 +12,14 @@ from huggingface_hub import HfApi
 from small_task import Points, arguments, net, vit
 from small_tickets import mask, permutation, ticket
 
-from hf_lottery import LotteryTrainer, Mask, Permutation, Ticket
+from hf_lottery import LotteryTrainer, Mask, Permutation, Snapshot, Ticket
 from hf_lottery.hf.hub.checkpoint import load_model
 from hf_lottery.hf.hub.reference import Reference
+from hf_lottery.hf.tasks.models import load_network
 from hf_lottery.storage import HubError
 
 FOR_EVER = 1000
-FAULTS = [(404, FOR_EVER), (503, 1), ("drop", 1)]
+FAULTS = [(404, 1), (503, FOR_EVER), ("drop", 1)]
 OTHERS = [(kind, times) for kind in (401, 403, 404, 429, 500, 503, "drop", "cut") for times in (1, FOR_EVER)]
 SLOW = [pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS if other not in FAULTS]
 every_fault = pytest.mark.parametrize(("fault", "times"), [*FAULTS, *SLOW])
@@ -181,6 +182,7 @@ def test_offline_what_is_not_in_the_cache_is_not_absent(hub):
         Mask.from_pretrained("alice/t", local_files_only=True, force_download=True)
 
 
+@pytest.mark.slow
 def test_a_search_that_cannot_push_says_what_is_there(hub, tmp_path):
     args = arguments(tmp_path, push_to_hub=True, hub_model_id="alice/found", sparsity=0.5)
     hub.fail("POST .*/create", 403)
@@ -196,3 +198,17 @@ def test_a_search_that_cannot_push_says_what_is_there(hub, tmp_path):
     again = LotteryTrainer(net(), args, train_dataset=Points())
     again.train(resume_from_checkpoint=True)
     assert Ticket.from_pretrained("alice/found", revision="level-02").mask == again.mask == ours.mask
+
+
+def test_a_network_out_of_reach_is_not_taken_for_a_ticket(hub):
+    trained = vit(7)
+    trained.push_to_hub("alice/both")
+    ticket(1).push_to_hub("alice/both")
+    hub.fail("(HEAD|GET) .*/model.safetensors", 403)
+    with pytest.raises(HubError, match="status 403"):
+        load_network("alice/both", "image-classification")
+    found = load_network("alice/both", "image-classification")
+    assert Snapshot.capture(found).sha256() == Snapshot.capture(trained).sha256()
+    ticket(1).push_to_hub("alice/ticket")
+    pruned = load_network("alice/ticket", "image-classification")
+    assert Mask.from_model({name: pruned.get_parameter(name) for name in mask(1)}) == mask(1)
