@@ -12,6 +12,7 @@ from .optimizer import OptimizerPlan
 from .sizes import (
     mask_files,
     model_files,
+    record_file,
     resumable_files,
     signed_files,
     start_file,
@@ -61,7 +62,7 @@ def plan_disk(
     plan, start = DiskPlan(), start_file(trainer)
     plan.add("state", state_file(trainer))
     plan.add("masks", mask_files(trainer))
-    plan.add("starting weights", start * (2 if trainer.rewind_step() else 1))  # level 0, and the rewind point
+    plan.add("starting weights", record_file(3) + start * (2 if trainer.rewind_step() else 1))  # and the rewind point
     _add_levels(plan, trainer, levels, optimizer)
     plan.add("ticket", ticket_files(trainer) + (0 if trainer.lottery.rewind_by_reference else start))
     if isinstance(trainer, WinningSignTrainer):
@@ -79,10 +80,11 @@ def _add_levels(plan: DiskPlan, trainer: LotteryTrainer, levels: Sequence[LevelP
     for level in levels:
         trained = model + (mask if level.number else 0)  # a sparse level saves its mask with the model
         _add_checkpoints(plan, trainer, level, trained + resumable)
+        trained += record_file(5)
         plan.add("trained models", trained)
         if level is not levels[-1]:
             plan.add("masks", mask)
-            plan.add("starting weights", kept_weights)
+            plan.add("starting weights", kept_weights + record_file(3))
         if not trainer.lottery.save_level_models:
             plan.add("trained models", -before)
         before = trained

@@ -65,6 +65,7 @@ class LotteryTrainer(SparseTrainer):
     """
 
     _default_rewind = "init"
+    _keeps_stops = True
     _knows_norms = False  # whether norm_interpolation means anything
 
     def __init__(self, *args, score: Score | None = None, settings: Mapping[str, Any] | None = None, **kwargs):
@@ -134,7 +135,7 @@ class LotteryTrainer(SparseTrainer):
     def _run_levels(self, ignore_keys: Any) -> None:
         """Train the levels that are not finished yet."""
         search, run = self._search, self._search.run
-        search.open(Mask.dense(self.weights))
+        search.open(Mask.dense(self.weights), levels=len(self.sparsities))
         if len(run.finished) == len(self.sparsities):
             self._say("The search in %s is finished: its ticket is loaded, and nothing is trained.", run.root)
         levels = run_levels(
@@ -214,7 +215,7 @@ class LotteryTrainer(SparseTrainer):
     def _train_level(self, ignore_keys: Any, number: int, mask: Mask, start: Snapshot) -> TrainOutput:
         """Train one level in its own folder, measure it, and save the trained model."""
         run = self._search.run
-        checkpoint = self._search.last_checkpoint(number)
+        checkpoint = self.last_whole_checkpoint(run.level(number))
         if self._resumes:
             where = f"after step {checkpoint.rpartition('-')[2]}" if checkpoint else "from its start"
             self._say("The search in %s goes on at level %d, %s.", run.root, number, where)
@@ -223,14 +224,16 @@ class LotteryTrainer(SparseTrainer):
             seed = level_seed(self.args.seed, number)
             (enable_full_determinism if self.args.full_determinism else set_seed)(seed)
             settings = {"output_dir": str(run.level(number)), "push_to_hub": False, **self.level_arguments(number)}
+            settings["eval_on_start"] = self.args.eval_on_start and not checkpoint  # it was done at the start
             with changed(self.args, **settings):
-                output = super().train(resume_from_checkpoint=checkpoint, ignore_keys_for_eval=ignore_keys)
+                output = self._train_from(checkpoint, ignore_keys_for_eval=ignore_keys)
                 metrics = dict(output.metrics) | self._measure(mask, start, ignore_keys)
             self._trained_here = True
         folder = str(run.trained(number))
-        if self._search.layout == "SHARDED_STATE_DICT":  # for which the Trainer saves no loadable model
+        if self.layout == "SHARDED_STATE_DICT":  # for which the Trainer saves no loadable model
             self._save(folder, state_dict=self.accelerator.get_state_dict(self.model))
         self.save_model(folder, _internal_call=True)
+        self._search.record_trained(number)
         return output._replace(metrics=metrics)
 
     def _next_mask(self, level: Level, sparsity: float) -> Mask:
@@ -292,9 +295,8 @@ class LotteryTrainer(SparseTrainer):
         for name in self.weights:  # and release the whole ones
             self.weights[name] = cast(nn.Parameter, named[name])
 
-    def _save_checkpoint(self, model, trial) -> None:
-        super()._save_checkpoint(model, trial)
-        self._search.mark_complete(Path(cast(str, self.args.output_dir)) / f"checkpoint-{self.state.global_step}")
+    def _files_beside(self) -> list[Path]:
+        return self._search.files_beside(self._level)
 
     def _describe_level(self) -> str:
         return f"level {self._level}/{len(self.sparsities) - 1}, sparsity {self.sparsities[self._level]:.3f}"

@@ -8,8 +8,12 @@
       rewind.safetensors        the weights that levels rewind to, if later than the start
       level-00/  level-01/ ...  mask and starting weights of the level (a ticket), and its checkpoints
         trained/                its trained model
+        lottery_files.json      checksums of mask and starting weights; in trained/, of the trained model
       ticket/                   the last level as a ticket with a card
       signed/                   the signed mask (WinningSignTrainer only)
+
+Every file that a resume reads has a checksum. A damaged checkpoint is passed over (see ``checkpoints.py``); any other
+damage stops the resume.
 """
 
 from __future__ import annotations
@@ -21,13 +25,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ...masks.file import CONFIG_NAME, stage_mask
+from ...masks.file import stage_mask
 from ...masks.mask import Mask
 from ...storage.atomic import staged_folder, sweep, write_atomically
+from ...storage.checksums import check_files, hash_files, seal, unseal
 from ...training.snapshot import Snapshot
 
 REWIND_NAME = "rewind.safetensors"
-COMPLETE_NAME = "lottery_checkpoint.json"
+FILES_NAME = "lottery_files.json"
 _STATE_NAME = "lottery_state.json"
 logger = logging.getLogger(__name__)
 
@@ -46,6 +51,7 @@ class RunFolder:
 
     Raises:
         FileExistsError: The folder holds a run and ``resume`` is false, or it holds levels without a run.
+        DamagedFileError: The file of the run is damaged.
         ValueError: The run in the folder has other settings.
     """
 
@@ -53,6 +59,7 @@ class RunFolder:
         self.root = Path(root)
         self.finished: list[dict[str, Any]] = []
         self.began_from: dict[str, Any] | None = None
+        self._has_checksums = True
         self._settings = json.loads(json.dumps(settings))  # in the form in which they are read back
         state = self.root / _STATE_NAME
         self.exists = state.exists()
@@ -68,7 +75,8 @@ class RunFolder:
                 f"output_dir must not hold a run already; received {self.root}. "
                 "Pass resume_from_checkpoint=True to continue it, or choose another output_dir."
             )
-        stored = json.loads(state.read_text())
+        self._has_checksums = not _is_old(state)
+        stored = unseal(state) if self._has_checksums else json.loads(state.read_text())
         for name in sorted(self._settings.keys() | stored["settings"].keys()):
             old, new = stored["settings"].get(name), self._settings.get(name)
             if old != new:
@@ -109,7 +117,37 @@ class RunFolder:
     def save(self) -> None:
         """Write settings and finished levels, which makes the folder hold this run."""
         state = {"settings": self._settings, "began_from": self.began_from, "finished": self.finished}
-        write_atomically(self.root / _STATE_NAME, (json.dumps(state, indent=2) + "\n").encode())
+        write_atomically(self.root / _STATE_NAME, seal(json.loads(json.dumps(state))))
+
+    def check(self, levels: int) -> None:
+        """Check the files that a resume reads, except those of checkpoints.
+
+        Args:
+            levels: How many levels the run has.
+
+        Raises:
+            DamagedFileError: A file is missing or damaged.
+        """
+        last = min(len(self.finished), levels - 1)
+        began = self.finished or self.level(0).exists()  # or it was killed before it wrote the start of level 0
+        folders = [self.level(number) for number in range(last + 1)] if began else []
+        if len(self.finished) == levels:
+            folders.append(self.trained(last))
+        if not self._has_checksums:
+            logger.warning("The run in %s is of an older version, without checksums: damage is not noticed.", self.root)
+            for folder in folders:
+                self._record(folder)
+            self._has_checksums = True
+        for folder in folders:
+            check_files(folder, unseal(folder / FILES_NAME)["files"])
+
+    def record_trained(self, number: int) -> None:
+        """Record that the trained model of a level is whole."""
+        self._record(self.trained(number))
+
+    def _record(self, folder: Path) -> None:
+        files = [path for path in folder.glob("*") if path.is_file() and path.name != FILES_NAME]
+        write_atomically(folder / FILES_NAME, seal({"files": hash_files(folder, files)}))
 
     def sweep(self) -> None:
         """Delete files that a killed process wrote in part."""
@@ -119,42 +157,20 @@ class RunFolder:
 
     def write_start(self, number: int, mask: Mask, start: Path) -> None:
         """Write what a level starts from: its mask, and a link to the file that holds the weights."""
-        with staged_folder(self.level(number), last=CONFIG_NAME) as stage:
+        with staged_folder(self.level(number), last=FILES_NAME) as stage:
             link_or_copy(start, stage / REWIND_NAME)
             stage_mask(stage, mask, extra={"level": number}, compress=False)
+            self._record(stage)
         self.handed_over.unlink(missing_ok=True)
 
     def has_start(self, number: int) -> bool:
         """Tell whether :meth:`write_start` has finished for a level."""
-        return (self.level(number) / CONFIG_NAME).exists()
+        return (self.level(number) / FILES_NAME).exists()
 
     def read_start(self, number: int) -> tuple[Mask, Snapshot]:
         """Read the mask and the weights that a level starts from."""
         folder = self.level(number)
         return Mask.from_pretrained(folder), Snapshot.load(folder / REWIND_NAME)
-
-    def mark_complete(self, checkpoint: Path, layout: str) -> None:
-        """Mark a checkpoint that all processes have written, with the layout of its optimizer state."""
-        write_atomically(checkpoint / COMPLETE_NAME, (json.dumps({"layout": layout}) + "\n").encode())
-
-    def last_checkpoint(self, number: int, layout: str) -> str | None:
-        """Find the newest complete checkpoint of a level whose optimizer state this launch can read, if any.
-
-        Args:
-            number: The level.
-            layout: How this launch stores the state: ``"whole"``, or FSDP's state dict type.
-        """
-        folders = [path for path in self.level(number).glob("checkpoint-*") if path.name[11:].isdecimal()]
-        for checkpoint in sorted(folders, key=lambda path: int(path.name[11:]), reverse=True):
-            if not (checkpoint / COMPLETE_NAME).exists():
-                continue
-            if (stored := json.loads((checkpoint / COMPLETE_NAME).read_text())["layout"]) == layout:
-                return str(checkpoint)
-            logger.warning(
-                "%s holds the optimizer's state in layout %s, which this launch (%s) cannot read: level %d goes back "
-                "to its last readable checkpoint, or its start.", checkpoint, stored, layout, number
-            )  # fmt: skip
-        return None
 
     def drop_trained(self, number: int) -> None:
         """Delete the trained model of a level."""
@@ -167,3 +183,11 @@ def link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
+
+
+def _is_old(state: Path) -> bool:
+    """Tell whether the file of a run is of version 0.1.0, which kept no checksums."""
+    try:
+        return json.loads(state.read_bytes()).keys() == {"settings", "finished"}
+    except (ValueError, AttributeError):
+        return False

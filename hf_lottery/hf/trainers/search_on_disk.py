@@ -12,7 +12,8 @@ from ...training.levels import Level
 from ...training.rewind import RewindPoint
 from ...training.snapshot import Snapshot, save_snapshot
 from .callbacks import SnapshotCallback
-from .run_folder import RunFolder
+from .main_process import on_main
+from .run_folder import REWIND_NAME, RunFolder
 from .run_settings import plain
 from .sparse_trainer import SparseTrainer
 
@@ -36,8 +37,18 @@ class SearchOnDisk:
         self.run = run
         self._trainer, self._rewind, self._moment = trainer, rewind, moment
 
-    def open(self, dense: Mask) -> None:
-        """Make the folder hold this run, and write the start of level 0 unless it is there."""
+    def open(self, dense: Mask, *, levels: int) -> None:
+        """Make the folder hold this run, and write the start of level 0 unless it is there.
+
+        Args:
+            dense: The mask of level 0.
+            levels: How many levels the run has.
+
+        Raises:
+            DamagedFileError: A file that the run goes on from is missing or damaged.
+        """
+        if self.run.exists:
+            on_main(lambda: self.run.check(levels), main=self._trainer.is_world_process_zero())
         has_start = self.run.has_start(0)
         self.write(lambda: (self.run.save(), self.run.sweep()))
         if not has_start:
@@ -73,7 +84,9 @@ class SearchOnDisk:
         """
         if self._rewind.keeps_weights:
             return self._save_start(number, mask)
-        begin = self.run.moment if self._moment else self.run.level(0) / self.run.moment.name
+        # The file of the level before was checked when this process began, and the moment's with its checkpoints.
+        later = number > 1 or not self._moment
+        begin = self.run.level(number - 1) / REWIND_NAME if later else self.run.moment
         if not begin.exists():
             raise ValueError(
                 f"the rewind step must lie within training; received step {self._moment}, "
@@ -103,21 +116,15 @@ class SearchOnDisk:
         kept = ("level", "sparsity", "metrics", "final_run")
         return [{key: record[key] for key in kept if key in record} for record in self.run.finished]
 
-    @property
-    def layout(self) -> str:
-        """The layout in which checkpoints of this launch store the optimizer's state."""
-        plugin = getattr(self._trainer.accelerator.state, "fsdp_plugin", None)
-        return "whole" if plugin is None else plugin.state_dict_type.name
-
-    def last_checkpoint(self, number: int) -> str | None:
-        """Find the newest complete checkpoint of a level that this launch can read, if any."""
-        return self.run.last_checkpoint(number, self.layout)
-
-    def mark_complete(self, checkpoint: Path) -> None:
-        """Mark a checkpoint as complete once all processes have written it."""
+    def record_trained(self, number: int) -> None:
+        """Record the files of a level's trained model, once all processes have written them."""
         self._trainer.accelerator.wait_for_everyone()
-        if self._trainer.args.should_save and not self._trainer.args.save_only_model:
-            self.run.mark_complete(checkpoint, self.layout)
+        self.write(lambda: self.run.record_trained(number))
+
+    def files_beside(self, number: int) -> list[Path]:
+        """Return the files that a checkpoint of a level, saved now, needs beside its own."""
+        captured = not number and 0 < self._moment <= self._trainer.state.global_step
+        return [self.run.moment] if captured else []
 
     def write(self, action: Callable[[], Any]) -> None:
         """Write on one process; the others wait, because they read what it writes."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ...masks.file import write_mask
@@ -20,11 +20,15 @@ from ...networks.names import named_weights
 from ..hub.errors import hub_errors
 from ..hub.local_paths import is_local_path
 from .callbacks import SparsityCallback, refuse_flat_weights
+from .exact_resume import ExactResume
 from .run_lock import locked_folder
 
 
-class SparseTrainer(Trainer):
+class SparseTrainer(ExactResume):
     """A Trainer that keeps pruned weights at exactly zero and saves the mask beside the model.
+
+    A resumed training takes the steps that are left, from a checkpoint whose files are whole; see
+    :class:`~hf_lottery.hf.trainers.exact_resume.ExactResume`.
 
     Args:
         mask: A Mask, or the folder or repository on the Hub that holds one; None trains dense.
@@ -71,21 +75,35 @@ class SparseTrainer(Trainer):
         """Return the training loss of a model on one prepared batch."""
         return cast(torch.Tensor, self.compute_loss(model, inputs))
 
-    def train(self, *args, **kwargs) -> TrainOutput:
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None
+    ) -> TrainOutput:
         """Train as the Trainer does, starting at ``first_step``.
 
+        Args:
+            resume_from_checkpoint: A checkpoint to go on from, or True for the newest whole one in ``args.output_dir``.
+            trial: As for the Trainer.
+            ignore_keys_for_eval: As for the Trainer.
+
         Raises:
-            ValueError: ``first_step`` lies beyond training, or the schedule cannot be resumed at that step.
+            ValueError: ``first_step`` lies beyond training, or the schedule cannot be resumed at that step. Or a file
+                of the checkpoint is missing or damaged.
             RuntimeError: Another process writes its checkpoints into ``args.output_dir``.
         """
+        with self._own_folder():
+            checkpoint = self.find_checkpoint(resume_from_checkpoint)
+            return self._train_from(checkpoint, trial=trial, ignore_keys_for_eval=ignore_keys_for_eval)
+
+    def _train_from(self, checkpoint: str | None, **kwargs) -> TrainOutput:
+        """Train from a checkpoint that was checked, or from the present weights."""
         settings = {}
         if self.first_step:
             _, steps = self.count_steps()
             self.check_step(self.first_step, steps)
             settings["max_steps"] = steps - self.first_step
         try:
-            with self._own_folder(), changed(self.args, **settings):
-                return super().train(*args, **kwargs)
+            with changed(self.args, **settings):
+                return super().train(checkpoint, **kwargs)
         finally:
             if self._sparsity is not None:
                 self._sparsity.release()  # also after an interrupted training

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import TrainerState
 
 from hf_lottery import Mask, Snapshot
 from hf_lottery.hf.trainers.run_folder import RunFolder
@@ -18,15 +17,6 @@ def run(tmp_path):
     run = RunFolder(tmp_path / "run", SETTINGS, resume=False)
     run.save()
     return run
-
-
-def checkpoint(run, step):
-    folder = run.level(1) / f"checkpoint-{step}"
-    folder.mkdir(parents=True)
-    TrainerState(global_step=step).save_to_json(str(folder / "trainer_state.json"))
-    for name in ("optimizer.pt", "scheduler.pt"):
-        (folder / name).touch()
-    return folder
 
 
 def test_a_resumed_run_knows_what_is_finished(run):
@@ -48,19 +38,6 @@ def test_a_resumed_run_knows_what_is_finished(run):
 def test_other_settings_are_refused(run, settings, message):
     with pytest.raises(ValueError, match=message):
         RunFolder(run.root, settings, resume=True)
-
-
-def test_the_newest_complete_checkpoint_of_this_layout(run, caplog):
-    assert run.last_checkpoint(1, "whole") is None
-    two, nine, ten, eleven, _ = (checkpoint(run, step) for step in (2, 9, 10, 11, "best"))
-    assert run.last_checkpoint(1, "whole") is None
-    for folder in (two, nine, ten):
-        run.mark_complete(folder, "whole")
-    assert run.last_checkpoint(1, "whole") == str(ten) != str(eleven)
-    run.mark_complete(ten, "FULL_STATE_DICT")
-    assert run.last_checkpoint(1, "whole") == str(nine)
-    assert "level 1 goes back to its last readable checkpoint" in caplog.text
-    assert run.last_checkpoint(1, "FULL_STATE_DICT") == str(ten)
 
 
 def test_what_a_killed_process_had_begun_is_swept_away(run):
