@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..networks.computed import REMEDY, computed_in, computed_weights, nonzeros, sources_of_computed
 from ..networks.display import SHOWN_ROWS, escaped, first_names, html_table
 from ..networks.names import named_parameters, named_weights, replaced_weights
-from ..networks.numbers import check_numbers
+from ..networks.numbers import check_numbers, check_plain
 from ..networks.shards import local, part_of, whole
 from ..storage.hub_mixin import HubMixin, hub_module
 from .file import CONFIG_NAME, MASK_NAME, pack_bits, read_mask, write_mask
@@ -69,7 +69,7 @@ class Mask(Mapping[str, Tensor], HubMixin):
             must make the mask.
 
     Raises:
-        ValueError: No entries, or no weights in them.
+        ValueError: No entries, no weights in them, or entries on the meta device.
         TypeError: An entry is not a bool tensor.
 
     Example:
@@ -88,6 +88,7 @@ class Mask(Mapping[str, Tensor], HubMixin):
             if not isinstance(entry, Tensor) or entry.dtype != torch.bool:
                 received = entry.dtype if isinstance(entry, Tensor) else type(entry).__name__
                 raise TypeError(f"the mask of {name!r} must be a bool tensor; received {received}. Try `weight != 0`.")
+        check_numbers(entries)
         if not any(entry.numel() for entry in entries.values()):
             raise ValueError(f"a mask must cover at least one weight; received {len(entries)} entries without any.")
         self._entries = {
@@ -114,8 +115,8 @@ class Mask(Mapping[str, Tensor], HubMixin):
             model: As for :meth:`dense`. Pass ``prunable(model)`` to leave out embeddings, whose padding row is zero.
 
         Raises:
-            ValueError: A weight has no numbers, as on the meta device, or it is computed from other parameters and has
-                zeros, as under ``torch.nn.utils.prune``.
+            ValueError: A weight has no numbers, as on the meta device, is quantised or in a sparse layout, or is
+                computed from other parameters and has zeros, as under ``torch.nn.utils.prune``.
 
         Warns:
             UserWarning: A parameter has no weight that is not zero.
@@ -123,6 +124,7 @@ class Mask(Mapping[str, Tensor], HubMixin):
         _refuse_computed_zeros(model)
         weights = _matrices(model)
         check_numbers(weights)
+        check_plain(weights)
         mask = cls({name: whole(w.detach() != 0) for name, w in weights.items()})
         if empty := [name for name, sparsity in mask.layer_sparsities().items() if sparsity == 1]:
             warnings.warn(
@@ -307,10 +309,12 @@ class Mask(Mapping[str, Tensor], HubMixin):
 
         Raises:
             MaskMismatchError: The mask is for another model; nothing was changed.
-            ValueError: A parameter has no numbers, as on the meta device; nothing was changed.
+            ValueError: A parameter has no numbers, as on the meta device, is quantised or in a sparse layout; nothing was
+                changed.
         """
         self.check_fits(model)
         weights = named_weights(model)
+        check_plain({name: weights[name] for name in self})
         for name, entry in self.items():
             weight = local(weights[name])
             weight.masked_fill_(~part_of(entry, weights[name]).to(weight.device), 0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..masks.mask import MaskMismatchError
 from ..networks.names import named_state
+from ..networks.numbers import check_numbers
 from ..networks.shards import is_sharded, local, part_of, whole
 from ..storage.atomic import staged_file
 from ..storage.encoding import MaskFileError
@@ -38,6 +39,9 @@ class Snapshot:
 
     step: int
     tensors: Mapping[str, Tensor]
+
+    def __post_init__(self):
+        check_numbers(self.tensors)
 
     @classmethod
     def capture(cls, model: nn.Module, *, step: int = 0) -> Snapshot:

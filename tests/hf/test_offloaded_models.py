@@ -143,6 +143,20 @@ def test_a_network_to_be_repaired_must_have_numbers():
         repair_(copy.deepcopy(model).to("meta"), source=model, target=model, batches=[torch.randn(8, 3)])
 
 
+def test_tensors_of_your_own_must_have_numbers():
+    absent = {"weight": torch.empty(2, 3, device="meta")}
+    mask = hl.Mask({"weight": torch.ones(2, 3, dtype=torch.bool)})
+    calls = (
+        lambda: mask.apply_(absent),
+        lambda: hl.Mask({"weight": absent["weight"] != 0}),
+        lambda: hl.Snapshot(0, absent),
+        lambda: hl.prune(absent, 0.5),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match=NAMED):
+            call()
+
+
 def test_a_lazy_layer_is_refused():
     model, mask = nn.Sequential(nn.LazyLinear(2)), hl.Mask({"0.weight": torch.ones(2, 3, dtype=torch.bool)})
     with pytest.raises(ValueError, match=r"received '0\.weight' of a lazy module, which has no shape yet\."):

@@ -47,6 +47,7 @@ one_process = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 
 
 @one_process
+@pytest.mark.filterwarnings("ignore:1 frozen parameters are covered")
 @pytest.mark.parametrize("check", TRUE)
 def test_shards_of_one_process_are_as_whole_weights(on_one, check):
     assert on_one(check) is True
