@@ -73,17 +73,16 @@ class BitMask:
         numbers = _as_integers(tensor)
         flat = numbers.reshape(-1)  # a copy if the tensor is not contiguous
         if flat.is_cpu:
-            self._clear_on_cpu_(flat.numpy())
+            clear_on_cpu_(self.bits, flat)
         else:
             self.bits = self.bits.to(flat.device)  # where it stays, until the model moves again
-            for part, keep in self._unpack(flat):
-                part.mul_(keep)
+            clear_elsewhere_(self.bits, flat)
         _write_back(flat, numbers)
 
     def clear_kept_(self, tensor: Tensor) -> None:
         numbers = _as_integers(tensor)
         flat = numbers.reshape(-1)
-        for part, keep in self._unpack(flat):
+        for part, keep in _unpacked(self.bits, flat):
             part.mul_(1 - keep)
         _write_back(flat, numbers)
 
@@ -95,21 +94,29 @@ class BitMask:
         kept = self.bits.to(indices.device)[places >> 3] >> (places & 7).to(torch.uint8) & 1
         return (kept != 0).view(-1, *inner)
 
-    def _clear_on_cpu_(self, flat: np.ndarray) -> None:
-        """Multiply by bytes directly, as numpy can; torch would first convert them to the type of the tensor."""
-        bits = self.bits.cpu().numpy()
-        for begin in range(0, len(flat), _CHUNK):
-            part = flat[begin : begin + _CHUNK]
-            keep = np.unpackbits(bits[begin // 8 : (begin + _CHUNK) // 8], count=len(part), bitorder="little")
-            np.multiply(part, keep, out=part)
 
-    def _unpack(self, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield pieces of a tensor with their bits as 0 or 1; large pieces, as each needs several kernels."""
-        bits, shifts = self.bits.to(flat.device), torch.arange(8, dtype=torch.uint8, device=flat.device)
-        for begin in range(0, len(flat), _PIECE):
-            part = flat[begin : begin + _PIECE]
-            keep = bits[begin // 8 : (begin + _PIECE) // 8, None] >> shifts & 1
-            yield part, keep.view(-1)[: len(part)].to(part.dtype)
+def clear_on_cpu_(bits: Tensor, flat: Tensor) -> None:
+    """Multiply by bytes directly, as numpy can; torch would first convert them to the type of the tensor."""
+    packed, numbers = bits.cpu().numpy(), flat.numpy()
+    for begin in range(0, len(numbers), _CHUNK):
+        part = numbers[begin : begin + _CHUNK]
+        keep = np.unpackbits(packed[begin // 8 : (begin + _CHUNK) // 8], count=len(part), bitorder="little")
+        np.multiply(part, keep, out=part)
+
+
+def clear_elsewhere_(bits: Tensor, flat: Tensor) -> None:
+    """Multiply on the device of the tensor."""
+    for part, keep in _unpacked(bits, flat):
+        part.mul_(keep)
+
+
+def _unpacked(bits: Tensor, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield pieces of a tensor with their bits as 0 or 1; large pieces, as each needs several kernels."""
+    bits, shifts = bits.to(flat.device), torch.arange(8, dtype=torch.uint8, device=flat.device)
+    for begin in range(0, len(flat), _PIECE):
+        part = flat[begin : begin + _PIECE]
+        keep = bits[begin // 8 : (begin + _PIECE) // 8, None] >> shifts & 1
+        yield part, keep.view(-1)[: len(part)].to(part.dtype)
 
 
 def clear_pruned_gradient_(weight: Tensor, mask: WeightMask, part: Tensor) -> None:

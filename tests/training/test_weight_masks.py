@@ -21,13 +21,8 @@ def make(request, monkeypatch):
     """A way to make a mask; the last unpacks on the device of the weight, as on a GPU, in small pieces."""
     if request.param == "bits elsewhere":
         monkeypatch.setattr(weight_masks, "_PIECE", 64)
-        monkeypatch.setattr(BitMask, "_clear_on_cpu_", lambda mask, flat: clear_elsewhere(mask, torch.from_numpy(flat)))
+        monkeypatch.setattr(weight_masks, "clear_on_cpu_", weight_masks.clear_elsewhere_)
     return NumberMask if request.param == "numbers" else BitMask
-
-
-def clear_elsewhere(mask, flat):
-    for part, keep in mask._unpack(flat):
-        part.mul_(keep)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
