@@ -1,11 +1,11 @@
 """A run folder is used by one process at a time, and by none once that process has ended."""
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -143,25 +143,19 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, caplog):
         pass
 
 
-def test_threads_exclude_each_other(tmp_path):
-    inside, most = [0], [0]
+def test_a_lock_file_that_its_last_owner_deletes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    flock, calls = fcntl.flock, []
 
-    def work():
-        for _ in range(200):
-            try:
-                with locked_folder(tmp_path):
-                    inside[0] += 1
-                    most[0] = max(most[0], inside[0])
-                    inside[0] -= 1
-            except RuntimeError:
-                pass
+    def delete_first(handle, how):
+        if not calls:
+            (tmp_path / LOCK_NAME).unlink()
+        calls.append(flock(handle, how))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert most == [1]
+    monkeypatch.setattr("fcntl.flock", delete_first)
+    with locked_folder(tmp_path):
+        assert len(calls) == 2
+        with pytest.raises(RuntimeError, match="one process at a time"), locked_folder(tmp_path):
+            pass
 
 
 class Unsendable(Exception):
