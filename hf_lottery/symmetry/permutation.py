@@ -24,6 +24,7 @@ from ..storage.hub_mixin import HubMixin
 from .errors import SpecMismatchError, SymmetryError
 from .groups import Block
 from .permutation_file import CONFIG_NAME, ENTRIES_NAME, SPEC_NAME, read_permutation, write_permutation
+from .spec_file import read_spec
 from .structure import SHOWN, Structure
 
 if TYPE_CHECKING:
@@ -98,7 +99,13 @@ class Permutation(HubMixin):
 
         Raises:
             SpecMismatchError: A name or shape is not the spec's; nothing was changed.
+            TypeError: This is neither a mask nor a mapping of tensors.
         """
+        if isinstance(tensors, nn.Module):
+            raise TypeError(
+                f"a permutation must be called with a mask or a state dict; received {type(tensors).__name__}. "
+                "Permute a model in place with permute_(model, permutation)."
+            )
         self.spec.check_fits(tensors)
         check_numbers(tensors)
         moved: dict[Any, Tensor] = {}  # tied tensors stay tied
@@ -128,6 +135,7 @@ class Permutation(HubMixin):
                 "two permutations must be of the same spec to be composed; "
                 f"received fingerprints {self.spec.fingerprint[:8]} and {other.spec.fingerprint[:8]}."
             )
+        self.spec.check_network(other.spec.network)
         entries = {}
         for name in self.entries.keys() | other.entries.keys():
             _, source = self._sources(name)
@@ -170,12 +178,15 @@ class Permutation(HubMixin):
             SpecMismatchError: The permutation is for another spec.
             SymmetryError: A file is malformed, damaged, or newer than this library.
         """
-        fingerprint, entries = read_permutation(cls._folder(source, **where))
+        folder = cls._folder(source, **where)
+        fingerprint, entries = read_permutation(folder)
         if fingerprint != spec.fingerprint:
             raise SpecMismatchError(
                 f"the permutation in {source} must be of the given spec, {spec.fingerprint[:8]}; "
                 f"received one of spec {fingerprint[:8]}. Load {SPEC_NAME} beside it to compare."
             )
+        if (folder / SPEC_NAME).is_file():
+            spec.check_network(read_spec(folder / SPEC_NAME).get("network"))
         return cls(spec, entries)
 
     def move(self, name: str, tensor: Tensor) -> Tensor:
@@ -253,7 +264,14 @@ def permute_(model: nn.Module, permutation: Permutation) -> None:
     Raises:
         SpecMismatchError: The model is another one, or ties tensors that the permutation moves apart; nothing was
             changed.
+        TypeError: One of the two is something else.
     """
+    if not isinstance(model, nn.Module) or not isinstance(permutation, Permutation):
+        received = f"{type(model).__name__} and {type(permutation).__name__}"
+        raise TypeError(
+            f"permute_ must be called with a model and a permutation; received {received}. Of a match, pass "
+            "match.permutation. Masks and state dicts are permuted by permutation(mask), of a ticket its mask."
+        )
     spec, inner = permutation.spec, unwrap(model)
     spec.check_fits(inner)
     names: dict[int, str] = {}

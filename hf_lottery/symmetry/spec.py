@@ -28,11 +28,14 @@ class PermutationSpec(Structure):
     Args:
         groups: The groups, free and frozen.
         tensors: Name of a parameter or buffer (every name of a tied one) -> the blocks that make it up.
+        network: Which network it is of, beyond names and shapes, as :func:`hf_lottery.networks.identity.identity_of`
+            says. Without it, models are compared with names and shapes alone.
 
     Attributes:
         groups: Name -> group.
         tensors: Name -> blocks.
         shapes: Name -> shape of the tensor, as the blocks add up to.
+        network: As given.
 
     Raises:
         SymmetryError: The data contradict themselves. The message names the group or tensor.

@@ -32,6 +32,8 @@ def read_spec(path: Path) -> dict[str, Any]:
     if not isinstance(groups, list) or not isinstance(tensors, dict):
         received = f"{type(groups).__name__} and {type(tensors).__name__}"
         raise SymmetryError(f"{path}: groups must be a list and tensors an object; received {received}.")
+    if not isinstance(data.get("network"), dict | None):
+        raise SymmetryError(f"{path}: network must be an object or null; received {data['network']!r:.80}.")
     for group in groups:
         if not _is_group(group):
             raise SymmetryError(

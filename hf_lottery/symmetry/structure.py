@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..networks.display import html_table, text_table
+from ..networks.identity import identity_differences
 from ..networks.names import named_tensors
 from ..networks.selection import Patterns, near_names, select_names
 from ..storage.atomic import write_atomically
@@ -42,8 +43,15 @@ class Structure:
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # equality is by value
 
-    def __init__(self, groups: Iterable[Group], tensors: Mapping[str, Sequence[Block]]):
+    def __init__(
+        self,
+        groups: Iterable[Group],
+        tensors: Mapping[str, Sequence[Block]],
+        *,
+        network: Mapping[str, Any] | None = None,
+    ):
         groups = list(groups)
+        self.network = None if network is None else dict(network)
         self.groups = {group.name: group for group in groups}
         self.tensors = {name: tuple(blocks) for name, blocks in tensors.items()}
         if len(self.groups) != len(groups):
@@ -72,7 +80,10 @@ class Structure:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the groups and of where they lie. It does not depend on what is frozen, nor on the reasons."""
+        """A hash of the groups and of where they lie.
+
+        It does not depend on what is frozen, nor on the reasons, nor on the network.
+        """
         data = self._as_json()
         for group in data["groups"]:
             del group["frozen"]
@@ -113,16 +124,24 @@ class Structure:
         """
         chosen = set(self.select(include))
         groups = [replace(g, frozen=why) if g.name in chosen and g.frozen is None else g for g in self.groups.values()]
-        return type(self)(groups, self.tensors)
+        return type(self)(groups, self.tensors, network=self.network)
 
     def check_fits(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Check names and shapes against a model (which must hold every tensor) or a state dict (which may hold fewer).
 
-        Tensors without dimensions need no entry.
+        Tensors without dimensions need no entry. Of a model it is also checked that it is the network that the spec was
+        discovered on: the same class, heads, groups and configuration, whatever its weights are.
 
         Raises:
-            SpecMismatchError: A tensor is missing, unknown, or of another shape. The message names it.
+            SpecMismatchError: A tensor is missing, unknown, or of another shape, or the model is another network. The
+                message names the difference.
+            TypeError: This is neither a model nor a mapping from name to tensor.
         """
+        if not isinstance(model, nn.Module | Mapping):
+            raise TypeError(
+                f"a spec must be compared with a model, a state dict or a mask; received {type(model).__name__}. "
+                "Of a ticket, pass ticket.mask."
+            )
         tensors = named_tensors(model, numbers=False)
         for name, tensor in tensors.items():
             if name not in self.shapes:
@@ -136,6 +155,28 @@ class Structure:
                 )
         if isinstance(model, nn.Module) and (missing := [name for name in self.shapes if name not in tensors]):
             raise SpecMismatchError(f"the model must have the tensor {missing[0]!r}; received none. {_OTHER}")
+        if isinstance(model, nn.Module) and self.network is not None:
+            self._refuse(identity_differences(self.network, model, where=("in the spec", "here")), "model")
+
+    def check_network(self, network: Mapping[str, Any] | None) -> None:
+        """Check that what another spec says of its network agrees with this one, as far as both say anything.
+
+        Raises:
+            SpecMismatchError: They are of different networks. The message names the difference.
+        """
+        if self.network is not None and network is not None:
+            differences = identity_differences(self.network, network, where=("in one spec", "in another"))
+            self._refuse(differences, "other spec")
+
+    def _refuse(self, differences: Sequence[str], what: str) -> None:
+        if differences:
+            more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
+            raise SpecMismatchError(
+                f"the {what} must be of the network that the spec was discovered on; received another: "
+                f"{'; '.join(differences[:8])}{more}. Discover the spec again on this one. If the difference cannot "
+                "change which axes may be permuted, PermutationSpec(spec.groups.values(), spec.tensors) goes by "
+                "names and shapes alone."
+            )
 
     def coverage(self, *, names: Iterable[str] | None = None) -> tuple[float, float]:
         """Measure how far the symmetries reach, over the tensors with two or more dimensions.
@@ -171,7 +212,7 @@ class Structure:
 
     def save(self, path: str | Path) -> None:
         """Write the spec to ``path`` as JSON."""
-        data = {**self._as_json(), "format_version": FORMAT_VERSION}
+        data = {**self._as_json(), "format_version": FORMAT_VERSION, "network": self.network}
         write_atomically(path, seal_json(data, what="a spec"))
 
     @classmethod
@@ -193,14 +234,14 @@ class Structure:
             for name, blocks in data["tensors"].items()
         }
         try:
-            return cls(groups, tensors)
+            return cls(groups, tensors, network=data.get("network"))
         except SymmetryError as error:
             raise SymmetryError(f"{path}: {error!s:.600}") from error
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Structure):
             return NotImplemented
-        return self.groups == other.groups and self.tensors == other.tensors
+        return (self.groups, self.tensors, self.network) == (other.groups, other.tensors, other.network)
 
     def __repr__(self) -> str:
         """Return a table with one line per group, the free ones first; a long table is cut."""
