@@ -39,6 +39,9 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
             )
     if not isinstance(config.get("sha256"), str):
         raise MaskFileError(f"{path}: sha256 must be a string; received {config.get('sha256')!r:.80}.")
+    for key in ("info", "rewind"):  # of a ticket; what is in them is for the ticket to check
+        if not isinstance(config.get(key, {}), dict):
+            raise MaskFileError(f"{path}: {key} must be an object; received {config[key]!r:.80}.")
     tensors = config.get("tensors")
     if not isinstance(tensors, dict) or not tensors:
         raise MaskFileError(f"{path}: tensors must name at least one parameter; received {tensors!r:.80}.")

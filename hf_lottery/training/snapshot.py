@@ -68,11 +68,11 @@ class Snapshot:
         try:
             with safe_open(path, framework="pt") as file:
                 step = (file.metadata() or {}).get("step", "")
-                if not step.isdecimal():
-                    raise MaskFileError(f"{path} must state the step it was captured at; received {step!r}.")
+                if not (step.isascii() and step.isdecimal() and len(step) < 19):
+                    raise MaskFileError(f"{path} must state the step it was captured at; received {step!r:.80}.")
                 return cls(int(step), {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         except SafetensorError as error:
-            raise MaskFileError(f"{path} must be a whole safetensors file; received: {error}.") from error
+            raise MaskFileError(f"{path} must be a whole safetensors file; received: {error!s:.200}.") from error
 
     def save(self, path: str | Path) -> None:
         """Write the snapshot to ``path`` as safetensors; the file is never visible half-written."""

@@ -120,7 +120,15 @@ class Reference:
         Raises:
             MaskFileError: The fields are not those of a reference.
         """
+        texts = [values.get(key) for key in ("kind", "sha256", "repo_id", "revision")]
+        numbers = [values.get(key) for key in ("seed", "step")]
         try:
+            if any(not isinstance(text, str | None) for text in texts) or any(
+                type(number) not in (int, type(None)) for number in numbers
+            ):
+                raise TypeError("its names must be texts, and its seed and step integers")
             return cls(**values)
         except (TypeError, ValueError) as error:
-            raise MaskFileError(f"rewind must be a reference to weights; received {values}: {error}") from error
+            raise MaskFileError(
+                f"rewind must be a reference to weights; received {values!s:.80}: {error!s:.200}"
+            ) from error

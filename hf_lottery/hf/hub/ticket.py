@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib.util
 import warnings
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from ...masks.file import CONFIG_NAME, MASK_NAME, read_mask, stage_mask
 from ...masks.mask import Mask, MaskMismatchError
@@ -31,6 +30,15 @@ from ..trainers.run_folder import REWIND_NAME
 from .card import ticket_card
 from .local_paths import clean_config_, without_local_paths
 from .reference import Reference
+from .ticket_files import (
+    MODEL_CONFIG_NAME,
+    base_id,
+    check_info,
+    read_start,
+    read_ticket_model_config,
+    stage_model_config,
+    stage_start,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -54,11 +62,11 @@ class Ticket(HubMixin):
         series: The masks of all levels up to this one, if they are known. They are saved in the same file.
 
     Raises:
-        ValueError: The mask is not the last of the series.
+        ValueError: The mask is not the last of the series, or one of these keys of ``info`` has another type.
     """
 
     FILES: ClassVar[tuple[str, ...]] = (CONFIG_NAME, MASK_NAME)
-    OPTIONAL_FILES: ClassVar[tuple[str, ...]] = (REWIND_NAME, "config.json")
+    OPTIONAL_FILES: ClassVar[tuple[str, ...]] = (REWIND_NAME, MODEL_CONFIG_NAME)
 
     mask: Mask
     start: Snapshot | Reference
@@ -67,6 +75,7 @@ class Ticket(HubMixin):
     series: MaskSeries | None = None
 
     def __post_init__(self) -> None:
+        check_info(self.info)
         if self.series is not None and self.series[-1] != self.mask:
             raise ValueError("the mask of a ticket must be the last of its series; received another.")
 
@@ -125,7 +134,7 @@ class Ticket(HubMixin):
         architecture = self.info.get("architecture")
         if architecture and architecture != class_name(base_of(model)):
             found.append(f"class {architecture} in the ticket, {class_name(base_of(model))} here")
-        base = (self.info.get("base_model") or {}).get("id")
+        base = base_id(self.info)
         here = getattr(getattr(model, "config", None), "_name_or_path", None)
         if base and here and base != here:
             found.append(f"base model {base!r} in the ticket, {here!r} here")
@@ -147,24 +156,15 @@ class Ticket(HubMixin):
         A new folder appears in one step. In an existing folder the files are replaced, except a README.md. If
         matplotlib is installed and the history has more than one level, a picture of accuracy against density is added.
         """
-        stored: dict[str, Any] = {"step": self.start.step}
         if isinstance(self.start, Snapshot):
             self.mask.check_fits(self.start.tensors)
-            structure = _structure_sha256(self.start.tensors)
-            stored |= {"by": "value", "sha256": self.start.sha256(), "structure_sha256": structure}
-        else:
-            stored |= {"by": "reference", **self.start.to_dict()}
         keep_card = (Path(folder) / "README.md").exists()
         with staged_folder(folder, last=CONFIG_NAME) as stage:
-            if isinstance(self.start, Snapshot):
-                self.start.save(stage / REWIND_NAME)
-            if self.model_config is not None:
-                self.model_config.save_pretrained(stage)
+            extra = {"rewind": stage_start(stage, self.start), **stage_model_config(stage, self.model_config)}
             self._draw(stage / _PICTURE_NAME)
             if not keep_card:
                 (stage / "README.md").write_text(self.card("path/to/this/folder"))
-            has_config = self.model_config is not None  # the folder may hold another config.json from before
-            extra = {"rewind": stored, "model_config": has_config, "info": self.info}
+            extra["info"] = self.info
             if self.series is not None:
                 self.series.stage(stage, extra=extra)
             else:
@@ -192,17 +192,19 @@ class Ticket(HubMixin):
         folder = cls._folder(source, **where)
         entries, config = read_mask(folder)
         mask = Mask(entries)
-        rewind = _read_rewind(folder, config.get("rewind"))
+        try:
+            check_info(info := config.get("info", {}))
+        except ValueError as error:
+            raise MaskFileError(f"{folder / CONFIG_NAME}: {error}") from error
+        rewind = read_start(folder, config)
         if isinstance(rewind, Snapshot):
             try:
                 mask.check_fits(rewind.tensors)
             except MaskMismatchError as error:
                 raise MaskFileError(f"{folder}: mask and rewind weights must fit each other; {error}") from error
-        model_config = AutoConfig.from_pretrained(folder) if config.get("model_config") is True else None
-        if model_config is not None:  # transformers puts the folder here, which says nothing about the model
-            model_config._name_or_path = (config.get("info", {}).get("base_model") or {}).get("id", "")
+        model_config = read_ticket_model_config(folder, config)
         series = MaskSeries.from_pretrained(folder) if config["mask_type"] == "series" else None
-        return cls(mask, rewind, config.get("info", {}), model_config, series)
+        return cls(mask, rewind, info, model_config, series)
 
     def card(self, source: str) -> str:
         """Write the README.md of a ticket that will be loaded from ``source``."""
@@ -221,30 +223,6 @@ class Ticket(HubMixin):
         if len(self._accuracies()) > 1 and _can_draw():
             title = str(self.info.get("architecture", "ticket"))
             plot_against_density(path, {"ticket": self._accuracies()}, ylabel="accuracy", title=title)
-
-
-def _structure_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, dtypes and shapes, which all models that a ticket can be applied to have in common."""
-    lines = sorted(f"{name}|{tensor.dtype}|{list(tensor.shape)}" for name, tensor in tensors.items())
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _read_rewind(folder: Path, stated: Any) -> Snapshot | Reference:
-    stated = stated if isinstance(stated, dict) else {}
-    if stated.get("by") == "reference":
-        return Reference.from_dict({key: value for key, value in stated.items() if key != "by"})
-    if not stated and not (folder / REWIND_NAME).exists():
-        raise FileNotFoundError(
-            f"a ticket must have weights to start from; received {folder}, which holds only a mask. Load it with "
-            "Mask or SignedMask, or pass the folder of the ticket beside it."
-        )
-    rewind = Snapshot.load(folder / REWIND_NAME)
-    if stated.get("sha256") is not None and stated["sha256"] != rewind.sha256():
-        raise MaskFileError(
-            f"{folder / REWIND_NAME} must hold the weights that {CONFIG_NAME} states; received others. "
-            "The file is damaged or from another save."
-        )
-    return rewind
 
 
 def _listed(differences: list[str]) -> str:

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from sealed_files import sealed
 from small_task import Points, arguments, net, vit
 from small_tickets import mask, ticket
 from transformers import ViTForImageClassification, set_seed
@@ -121,7 +122,7 @@ def test_references_that_name_nothing(values, message, tmp_path):
     Ticket(mask(), Reference("seed", "0", seed=1)).save_pretrained(tmp_path)
     config = json.loads((tmp_path / "mask_config.json").read_text())
     config["rewind"] = {"by": "reference", "sha256": "0", **values}
-    (tmp_path / "mask_config.json").write_text(json.dumps(config))
+    (tmp_path / "mask_config.json").write_bytes(sealed(config))
     with pytest.raises(MaskFileError, match="rewind must be a reference to weights"):
         Ticket.from_pretrained(tmp_path)
 

@@ -1,0 +1,165 @@
+"""The files of a ticket beside its mask: the weights that it starts from, its model's configuration, and its info."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from ...masks.file import CONFIG_NAME
+from ...storage.checksums import check_files, check_sha256, sha256_of, unseal
+from ...storage.encoding import MaskFileError
+from ...storage.json_files import text_sha256
+from ...training.snapshot import Snapshot
+from ..trainers.run_folder import FILES_NAME, REWIND_NAME
+from .model_config import read_model_config
+from .reference import Reference
+
+MODEL_CONFIG_NAME = "config.json"
+_KINDS: dict[str, Any] = {
+    "architecture": str, "level": int, "settings": dict, "base_model": str | dict, "parents": list,
+    "permutation": dict, "history": list,
+}  # fmt: skip
+
+
+def stage_start(stage: Path, start: Snapshot | Reference) -> dict[str, Any]:
+    """Write the weights that a ticket starts from; return what the config says of them."""
+    if isinstance(start, Reference):
+        return {"by": "reference", **start.to_dict()}
+    start.save(stage / REWIND_NAME)
+    return {
+        "step": start.step,
+        "by": "value",
+        "sha256": start.sha256(),
+        "structure_sha256": _structure_sha256(start.tensors),
+        "file_sha256": sha256_of(stage / REWIND_NAME),
+    }
+
+
+def stage_model_config(stage: Path, config: PreTrainedConfig | None) -> dict[str, Any]:
+    """Write the model's configuration, if there is one; return the keys of the config that tell of it."""
+    if config is None:  # the folder may hold another config.json from before
+        return {"model_config": False}
+    config.save_pretrained(stage)
+    return {
+        "model_config": True,
+        "model_config_sha256": text_sha256(stage / MODEL_CONFIG_NAME, error=ValueError),
+    }
+
+
+def read_start(folder: Path, config: Mapping[str, Any]) -> Snapshot | Reference:
+    """Read the weights that a ticket starts from.
+
+    Args:
+        folder: The ticket's folder.
+        config: What its ``mask_config.json`` says.
+
+    Raises:
+        FileNotFoundError: There are no weights.
+        MaskFileError: The weights are not those that the config states.
+    """
+    path, stated = folder / REWIND_NAME, config.get("rewind") or {}
+    if stated.get("by") == "reference":
+        return Reference.from_dict({key: value for key, value in stated.items() if key != "by"})
+    if not stated and not path.exists():
+        raise FileNotFoundError(
+            f"a ticket must have weights to start from; received {folder}, which holds only a mask. Load it with "
+            "Mask or SignedMask, or pass the folder of the ticket beside it."
+        )
+    if stated and path.is_file() and _must_state(config, "file_sha256", stated):
+        check_sha256(path, stated["file_sha256"], CONFIG_NAME, MaskFileError)
+    if not stated and (folder / FILES_NAME).is_file():  # a level of a run
+        check_files(folder, unseal(folder / FILES_NAME)["files"])
+    start = Snapshot.load(path)
+    whole = "file_sha256" in stated or stated.get("sha256") in (None, start.sha256())
+    if not whole or stated.get("step") not in (None, start.step):
+        raise MaskFileError(
+            f"{path} must hold the weights that {CONFIG_NAME} states; received others. "
+            "The file is damaged or from another save."
+        )
+    return start
+
+
+def read_ticket_model_config(folder: Path, config: Mapping[str, Any]) -> PreTrainedConfig | None:
+    """Read the model's configuration of a ticket; None if it has none.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        MaskFileError: It is malformed, not the one that the ticket was saved with, or of an unknown model type.
+    """
+    has_config, path = config.get("model_config"), folder / MODEL_CONFIG_NAME
+    if not has_config:
+        return None
+    if not path.is_file():
+        raise FileNotFoundError(f"the ticket must hold {MODEL_CONFIG_NAME}; received {folder} without. Save it again.")
+    sealed, digest = _must_state(config, "model_config_sha256", config), text_sha256(path, error=MaskFileError)
+    if sealed and digest != config["model_config_sha256"]:
+        raise MaskFileError(
+            f"{path} must be as the ticket was saved, with the sha256 that {CONFIG_NAME} states; received {digest}. It "
+            "was edited, damaged, or saved by something else. Restore it; to change the configuration, load the "
+            "ticket, change ticket.model_config, and save the ticket again."
+        )
+    found = read_model_config(path)
+    found._name_or_path = base_id(config.get("info", {})) or ""  # not the folder
+    return found
+
+
+def check_info(info: Any) -> None:
+    """Check the keys of a ticket's info that the library reads.
+
+    Raises:
+        ValueError: One has another type.
+    """
+    if not isinstance(info, dict):
+        raise ValueError(f"the info of a ticket must be a dict; received {info!r:.80}.")
+    for key, kind in _KINDS.items():
+        if not isinstance(info.get(key), kind | None) or isinstance(info.get(key), bool):
+            wanted = getattr(kind, "__name__", kind)
+            raise ValueError(f"{key} in the info of a ticket must be of type {wanted}; received {info[key]!r:.80}.")
+    if not isinstance(base_id(info), str | None):
+        raise ValueError(
+            f"base_model in the info of a ticket must have a text as its id; received {info['base_model']!r:.80}."
+        )
+    for record in info.get("history") or []:
+        if not _is_level(record):
+            raise ValueError(
+                "history in the info of a ticket must have records of level, sparsity and metrics; "
+                f"received {record!r:.80}."
+            )
+
+
+def base_id(info: Mapping[str, Any]) -> str | None:
+    """Return the base model that a ticket's info names, if any."""
+    base = info.get("base_model") or None
+    return base.get("id") if isinstance(base, Mapping) else base
+
+
+def _is_level(record: Any) -> bool:
+    if not isinstance(record, dict) or not isinstance(record.get("metrics"), dict):
+        return False
+    sparsity, accuracy = record.get("sparsity"), record["metrics"].get("eval_accuracy")
+    return (
+        type(record.get("level")) is int
+        and isinstance(sparsity, int | float)
+        and 0 <= sparsity <= 1
+        and isinstance(accuracy, int | float | None)
+    )
+
+
+def _must_state(config: Mapping[str, Any], key: str, values: Mapping[str, Any]) -> bool:
+    """Whether a checksum is stated, as it must be since version 2 of the format."""
+    if config["format_version"] == 1 and key not in values:
+        return False
+    if not isinstance(values.get(key), str):
+        raise MaskFileError(f"{CONFIG_NAME} must state {key} as a text; received {values.get(key)!r:.80}.")
+    return True
+
+
+def _structure_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, dtypes and shapes, which all models that a ticket can be applied to have in common."""
+    lines = sorted(f"{name}|{tensor.dtype}|{list(tensor.shape)}" for name, tensor in tensors.items())
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
