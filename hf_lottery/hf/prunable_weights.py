@@ -13,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from ..networks.computed import REMEDY, computed_names
 from ..networks.display import TableDict, first_names
-from ..networks.names import adapter_weights, base_modules, base_of, named_parameters, plain_name, replaced_weights
+from ..networks.names import adapter_weights, base_modules, base_of, named_weights, plain_name, replaced_weights
+from ..networks.numbers import check_plain
 from ..networks.selection import Patterns, near_names, select_names
 
 _LAYERS = {nn.Linear: "Linear", nn.Conv1d: "Conv1d", nn.Conv2d: "Conv2d", nn.Conv3d: "Conv3d", Conv1D: "Conv1D"}
@@ -84,7 +85,8 @@ def prunable(model: nn.Module, *, include: Patterns | None = None, exclude: Patt
 
     Raises:
         TypeError: ``model`` is not a module.
-        ValueError: A pattern is malformed or matches no such weight, or no weight remains.
+        ValueError: A pattern is malformed or matches no such weight, no weight remains, or a weight is quantised or in
+            a sparse layout.
 
     Warns:
         UserWarning: Selected weights are left out because they are computed from other parameters, or because PEFT
@@ -110,7 +112,8 @@ def prunable(model: nn.Module, *, include: Patterns | None = None, exclude: Patt
     if not found:
         raise ValueError(
             "the model must have weights of linear layers, convolutions, attention or experts; received "
-            f"{type(base).__name__} without any. Parametrized weights do not count: remove the parametrizations."
+            f"{type(base).__name__} without any. Parametrized weights do not count: remove the parametrizations. "
+            "Nor do complex ones."
         )
     in_head = {name for name in (*found, *computed) if any(name.startswith(f"{part}.") for part in head)}
     in_head |= {name for name, parameter in found.items() if id(parameter) in head_ids}  # under another name as well
@@ -121,6 +124,7 @@ def prunable(model: nn.Module, *, include: Patterns | None = None, exclude: Patt
     left_out = {name: computed[name] for name in chosen if name in computed}
     replaced = replaced_weights(base)
     selected = [name for name in chosen if name in found and name not in replaced]
+    check_plain({name: found[name] for name in selected})
     _warn_of_left_out([*left_out], [name for name in chosen if name in replaced])
     if not adapter_weights(model):
         _warn_of_frozen([name for name in selected if not found[name].requires_grad])
@@ -146,7 +150,7 @@ def _find(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, str], di
         if module not in routers:
             computed |= {f"{at}{name}": module for name in computed_names(module) if _kind(module, name, 2)}
         for name, parameter in module._parameters.items():
-            if parameter is None or not parameter.is_floating_point():
+            if parameter is None or parameter.is_complex():
                 continue
             named.setdefault(id(parameter), (f"{at}{name}", parameter))
             if isinstance(module, nn.Embedding | nn.EmbeddingBag):
@@ -237,6 +241,7 @@ def _outside(module: nn.Module, base: nn.Module, prefix: str = "") -> Iterator[t
 
 def _hint(pattern: str, found: Iterable[str], model: nn.Module) -> str:
     """What to do about a pattern that matches no prunable weight."""
-    if other := next(filter(re.compile(pattern).search, named_parameters(model, numbers=False)), None):
-        return f"It matches {other!r}, but norms, biases, embeddings and routers are never prunable."
+    if other := next(filter(re.compile(pattern).search, named_weights(model, numbers=False)), None):
+        never = "norms, biases, embeddings (and a head that is tied to one) and routers"
+        return f"It matches {other!r}, but {never} are never prunable."
     return near_names(pattern, found)

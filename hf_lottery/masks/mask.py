@@ -309,8 +309,8 @@ class Mask(Mapping[str, Tensor], HubMixin):
 
         Raises:
             MaskMismatchError: The mask is for another model; nothing was changed.
-            ValueError: A parameter has no numbers, as on the meta device, is quantised or in a sparse layout; nothing was
-                changed.
+            ValueError: A parameter has no numbers, as on the meta device, or is quantised or in a sparse layout;
+                nothing was changed.
         """
         self.check_fits(model)
         weights = named_weights(model)

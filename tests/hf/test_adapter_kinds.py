@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:the mask dropped .* of the norm:UserWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:peft"),
+    pytest.mark.filterwarnings("ignore:.* frozen parameters are covered:UserWarning"),  # PEFT froze the base
 ]
 
 
