@@ -22,6 +22,7 @@ from ..symmetry.spec import PermutationSpec
 Terms = Mapping[tuple[str, ...], np.ndarray]
 _ENUMERATED = 4  # a coupled group of at most this size is enumerated: 24 permutations
 _ROUNDS = 20
+_DRAWN = 64  # units for which the chance is drawn
 
 
 def assign(score: np.ndarray) -> np.ndarray:
@@ -44,12 +45,14 @@ class Tally:
         matched: Score of the permutation found.
         identity: Score of the identity, with all other groups as found.
         random: Mean score over all permutations.
+        chance: Score of units that take the best of as many scores as there are units, drawn from all of them.
         dead: Units that score zero with every unit of the other network, counted in the network that has more of them.
     """
 
     matched: float = 0.0
     identity: float = 0.0
     random: float = 0.0
+    chance: float = 0.0
     dead: int = 0
 
     def add(self, score: np.ndarray, permutation: np.ndarray) -> None:
@@ -57,6 +60,8 @@ class Tally:
         self.matched += float(score[np.arange(len(score)), permutation].sum())
         self.identity += float(np.trace(score))
         self.random += float(score.mean(axis=1).sum())
+        drawn = np.random.default_rng(0).choice(score.reshape(-1), (min(len(score), _DRAWN), len(score)))
+        self.chance += len(score) * float(drawn.max(axis=1).mean())
         self.dead += max(int((score == 0).all(axis=axis).sum()) for axis in (0, 1))
 
 
@@ -281,5 +286,6 @@ def _summed(tallies: Iterable[Mapping[str, Tally]]) -> dict[str, Tally]:
         for name, tally in part.items():
             mine = found.setdefault(name, Tally())
             mine.matched, mine.identity = mine.matched + tally.matched, mine.identity + tally.identity
-            mine.random, mine.dead = mine.random + tally.random, mine.dead + tally.dead
+            mine.random, mine.chance = mine.random + tally.random, mine.chance + tally.chance
+            mine.dead += tally.dead
     return found

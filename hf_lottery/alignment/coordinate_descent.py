@@ -88,8 +88,9 @@ def _step(family: Family, ties: Sequence[Tie], entries: dict[str, np.ndarray], t
 def _match(permutation: Permutation, name: str, tally: Tally, norm: float) -> GroupMatch:
     entry = permutation.entry(name)
     moved = float((entry != np.arange(entry.shape[-1])).mean())
-    matched, identity, random = (score / (norm or 1.0) for score in (tally.matched, tally.identity, tally.random))
-    return GroupMatch(entry.size, matched, identity, random, moved, tally.dead)
+    scores = (tally.matched, tally.identity, tally.random, tally.chance)
+    matched, identity, random, chance = (score / (norm or 1.0) for score in scores)
+    return GroupMatch(entry.size, matched, identity, random, moved, tally.dead, chance)
 
 
 def inward(spec: PermutationSpec, ties: Sequence[Tie], among: Sequence[Family]) -> Permutation:

@@ -251,7 +251,8 @@ def _mean_per_axis(found: Iterable[tuple[Site, np.ndarray | None]]) -> list[tupl
             continue
         if not np.isfinite(matrix).all():
             raise ValueError(
-                f"activations at {site.module!r} must be finite; received NaN or infinity. "
+                f"activations at {site.module!r}, of group {', '.join(site.axis.leaves)}, must be finite; "
+                "received NaN or infinity. "
                 "Check both networks on this data, or run them in float32."
             )
         before, count = sums.get(site.axis, (np.zeros_like(matrix), 0))

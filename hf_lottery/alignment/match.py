@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from ..storage.atomic import staged_folder
 from ..storage.hub_mixin import HubMixin
@@ -42,6 +42,13 @@ class Match(HubMixin):
     report: MatchReport
 
     FILES: ClassVar[tuple[str, ...]] = (*Permutation.FILES, REPORT_NAME)
+
+    def __call__(self, *args: Any) -> NoReturn:
+        """Say how to permute something, since a match itself permutes nothing."""
+        raise TypeError(
+            "a match must not be called; it holds the permutation. Write match.permutation(mask) for a mask or a "
+            "state dict, and permute_(model, match.permutation) for a model."
+        )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the permutation's files and ``match_report.json`` into ``folder``, in one step.

@@ -11,6 +11,8 @@ References:
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -18,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..masks.mask import Mask
+from ..networks.display import first_names
 from ..networks.forward import Forward
 from ..networks.names import named_tensors, plain_name, unwrap
 from ..networks.selection import Patterns
@@ -73,12 +77,16 @@ def weight_matching(
     Raises:
         SpecMismatchError: A network is not of the spec, or the two tie different weights.
         SymmetryError: A pattern matches no group.
-        ValueError: ``iterations`` is below 1.
+        ValueError: ``iterations`` is below 1, or a weight is NaN, infinite, complex or quantised.
+        TypeError: A network is neither a model nor a state dict, such as a mask or a ticket.
+
+    Warns:
+        UserWarning: Residual streams were left out by default, and the rest matches no better than chance.
 
     Reference:
         Ainsworth et al., 2023, "Git Re-Basin", arXiv:2209.04836, Algorithm 1.
     """
-    chosen = _chosen(spec, include, exclude, residual)
+    chosen, left_out = _chosen(spec, include, exclude, residual)
     ties = weight_ties(spec, source, target, chosen)
     among = families(spec, chosen)
     best = descend(spec, ties, among, seed=seed, iterations=iterations)
@@ -86,7 +94,7 @@ def weight_matching(
         start = inward(spec, ties, among) if restart == 1 else random_permutation(spec, seed + restart, chosen)
         other = descend(spec, ties, among, seed=seed + restart, iterations=iterations, start=start)
         best = max(best, other, key=lambda found: found.report.objective[-1])
-    return best
+    return _reported(best, left_out, residual)
 
 
 def activation_matching(
@@ -127,13 +135,21 @@ def activation_matching(
     Raises:
         SpecMismatchError: A network is not of the spec, or the two tie different weights.
         SymmetryError: A pattern matches no group.
-        ValueError: There are no batches on any process, an activation is not finite, or ``iterations`` is below 1.
+        ValueError: There are no batches on any process, an activation or weight is not finite, or ``iterations`` is
+            below 1.
+        TypeError: A network is not a model.
+
+    Warns:
+        UserWarning: As in :func:`weight_matching`.
 
     Reference:
         Adnan et al., 2025, arXiv:2505.05143, section 3. They match layer after layer on permuted prefixes, one pass
         over the data each; permutation equivariance gives the same correlations from the unpermuted networks at once.
     """
-    chosen = _chosen(spec, include, exclude, residual)
+    for which, network in (("source", source), ("target", target)):
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"the {which} must be a model, which can be run; received {type(network).__name__}.")
+    chosen, left_out = _chosen(spec, include, exclude, residual)
     weights = weight_ties(spec, source, target, chosen)
     observed = correlations(spec, chosen, source=source, target=target, batches=batches, forward=forward)
     # The last digits depend on the order of the sums; they must not choose among units that match equally well.
@@ -142,11 +158,12 @@ def activation_matching(
     found = descend(spec, ties, families(spec, seen), seed=seed, iterations=iterations)
     unseen = [name for name in chosen if name not in seen]
     if not unseen:
-        return found
+        return _reported(found, left_out, residual)
     rest = [tie for tie in weights if not tie.groups.isdisjoint(unseen)]
     among = families(spec, unseen)
     whole = descend(spec, rest, among, seed=seed, iterations=iterations, start=found.permutation)
-    return replace(whole, report=replace(whole.report, groups={**found.report.groups, **whole.report.groups}))
+    report = replace(whole.report, groups={**found.report.groups, **whole.report.groups})
+    return _reported(replace(whole, report=report), left_out, residual)
 
 
 def residual_streams(spec: PermutationSpec) -> list[str]:
@@ -174,26 +191,45 @@ def residual_streams(spec: PermutationSpec) -> list[str]:
 
 def _chosen(
     spec: PermutationSpec, include: Patterns | None, exclude: Patterns | None, residual: bool | None
-) -> list[str]:
-    chosen = spec.select(include, exclude=exclude)
-    leaves_streams = not residual and (residual is not None or include is None)
-    streams = residual_streams(spec) if leaves_streams else ()
-    return [
+) -> tuple[list[str], dict[str, str]]:
+    """Return the groups to match, and why each residual stream among them is left out."""
+    chosen = [
         name
-        for name in chosen
-        if name not in streams and spec.groups[name].frozen is None and spec.groups[name].size > 1
+        for name in spec.select(include, exclude=exclude)
+        if spec.groups[name].frozen is None and spec.groups[name].size > 1
     ]
+    if residual or (residual is None and include is not None):
+        return chosen, {}
+    why = "a residual stream keeps its order by default; residual=True matches it"
+    if residual is False:
+        why = "a residual stream, and residual=False"
+    left_out = {name: why for name in residual_streams(spec) if name in chosen}
+    return [name for name in chosen if name not in left_out], left_out
+
+
+def _reported(found: Match, left_out: Mapping[str, str], residual: bool | None) -> Match:
+    """Return the match with what was left out in its report, and warn if the rest then says nothing."""
+    report = replace(found.report, left_out=left_out)
+    if left_out and residual is None and not report.beats_chance:
+        warnings.warn(
+            f"the residual streams were left as they are ({first_names([*left_out], limit=2)}), and the other groups "
+            "match no better than chance. If the streams of the two networks are in another order, as those of "
+            "networks from different seeds may be, pass residual=True; otherwise the networks are not alike.",
+            stacklevel=3,
+        )
+    return replace(found, report=report)
 
 
 def weight_ties(spec: PermutationSpec, source: Any, target: Any, chosen: Sequence[str]) -> list[WeightTie]:
     """Return the blocks of the weights that some chosen group lies on, those of a tied weight once."""
+    networks = {"source": source, "target": target}
     parameters = {
         plain_name(name)
-        for network in (source, target)
+        for network in networks.values()
         if isinstance(network, nn.Module)
         for name, _ in unwrap(network).named_parameters(remove_duplicate=False)
     }
-    mine, theirs = (_weights(spec, network, parameters) for network in (source, target))
+    mine, theirs = (_weights(spec, which, network, parameters) for which, network in networks.items())
     if mine.keys() != theirs.keys():
         raise SpecMismatchError(
             "source and target must hold the same weights and tie the same ones; "
@@ -206,20 +242,47 @@ def weight_ties(spec: PermutationSpec, source: Any, target: Any, chosen: Sequenc
             if any(leaf in wanted for axis in block.axes for leaf in axis.leaves):
                 ours, other = theirs[name].detach(), mine[name].detach()
                 dtype = torch.float64 if torch.float64 in (ours.dtype, other.dtype) else torch.float32
-                found.append(WeightTie(spec, block, ours.to(dtype), other.to(ours.device, dtype)))
+                tie = WeightTie(spec, block, ours.to(dtype), other.to(ours.device, dtype))
+                if not math.isfinite(tie.norm):
+                    raise ValueError(_why_not_finite(name, source=other, target=ours))
+                found.append(tie)
     return found
 
 
-def _weights(spec: PermutationSpec, network: Any, parameters: Collection[str]) -> dict[str, Tensor]:
+def _why_not_finite(name: str, **networks: Tensor) -> str:
+    for which, tensor in networks.items():
+        largest = tensor.double().abs().max()
+        if not largest < 1e15:
+            what = "NaN" if largest.isnan() else f"{largest.item():.3g}"
+            return (
+                f"every weight that is matched must be finite, and small enough to be squared; received {what} in "
+                f"{name!r} of the {which}. Check how that network was trained."
+            )
+    return f"the products of {name!r} in both networks must be finite; received weights that are too large."
+
+
+def _weights(spec: PermutationSpec, which: str, network: Any, parameters: Collection[str]) -> dict[str, Tensor]:
     """Return the tensors to match, by the first of their names.
 
     They are the ``parameters``, or, if these are not known, all tensors except norm statistics.
     """
+    if isinstance(network, Mask) or not isinstance(network, nn.Module | Mapping):
+        raise TypeError(
+            f"the {which} must be a model or a state dict; received {type(network).__name__}. Match the networks, and "
+            "then permute a mask by match.permutation(mask)."
+        )
     spec.check_fits(network)
     found: dict[Any, tuple[str, Tensor]] = {}
     for name, tensor in named_tensors(network).items():
         counts = name in parameters if parameters else not name.endswith(_STATISTICS)
+        if counts and (tensor.is_complex() or (parameters and not tensor.is_floating_point())):
+            raise ValueError(
+                f"weights to match must be real floating numbers; received {name!r} of {tensor.dtype} in the {which}. "
+                "Split complex weights into two real ones, and load quantised ones without quantisation."
+            )
         if counts and tensor.ndim and tensor.is_floating_point():
             place = (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
             found.setdefault(place, (name, tensor))
+    if not found:
+        raise ValueError(f"the {which} must hold weights to match; received none.")
     return dict(found.values())

@@ -131,7 +131,7 @@ def test_a_match_prints_in_a_few_lines(found):
     lines = repr(found).splitlines()
     assert lines[0].startswith("Match(Permutation(")
     assert lines[1].startswith("MatchReport(") and lines[1].endswith(", converged)")
-    assert lines[2].split() == ["group", "size", "matched", "identity", "random", "moved", "dead"]
+    assert lines[2].split() == ["group", "size", "matched", "identity", "random", "chance", "moved", "dead"]
     assert len(lines) == 3 + len(found.report.groups) and lines[3].split()[0] in found.report.groups
     html = found._repr_html_()
     assert html.count("<tr>") == 1 + len(found.report.groups) and "converged" in html and "Permutation(" in html
@@ -142,7 +142,7 @@ def test_a_long_report_is_cut_and_html_is_escaped():
     report = MatchReport({f"<b>{i}": one for i in range(23)}, (0.0, 1.0, 2.0), False)
     lines = repr(report).splitlines()
     assert lines[0] == "MatchReport(groups: 23, sweeps: 2, not converged)"
-    assert lines[2].split() == ["<b>0", "7", "0.912", "0.100", "0.000", "50%", "3"]
+    assert lines[2].split() == ["<b>0", "7", "0.912", "0.100", "0.000", "-", "50%", "3"]
     assert len(lines) == 23 and lines[-1] == "... and 3 more"
     html = report._repr_html_()
     assert "&lt;b&gt;0" in html and "<b>" not in html and "and 3 more" in html
