@@ -38,16 +38,23 @@ def identity_of(model: nn.Module) -> dict[str, Any]:
     return {name: value for at, module in modules.items() for name, value in _facts(at, module)}
 
 
-def identity_differences(identity: Mapping[str, Any], model: nn.Module, *, where: tuple[str, str]) -> list[str]:
-    """List how a model differs from the network of a stored identity.
+def identity_differences(
+    identity: Mapping[str, Any], other: nn.Module | Mapping[str, Any], *, where: tuple[str, str]
+) -> list[str]:
+    """List how another network differs from that of a stored identity.
 
     Args:
         identity: What :func:`identity_of` returned.
-        model: The model.
+        other: The other network, or its identity.
         where: How to say which is which, such as ``("in the spec", "here")``.
     """
-    ours = {name: VARIES if identity.get(name) == VARIES else value for name, value in identity_of(model).items()}
-    return configuration_differences(identity, ours, like=configuration_of(model), where=where)
+    like = configuration_of(other) if isinstance(other, nn.Module) else None
+    ours = identity_of(other) if isinstance(other, nn.Module) else other
+    theirs, ours = (
+        {name: value for name, value in one.items() if VARIES not in (value, two.get(name))}
+        for one, two in ((identity, ours), (ours, identity))
+    )
+    return configuration_differences(theirs, ours, like=like, where=where)
 
 
 def without_counters(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
