@@ -9,9 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..networks.identity import identity_of, without_counters
 from ..networks.names import named_tensors, plain_name, unwrap
 from ..networks.selection import Patterns, select_names
 from .errors import SymmetryError
+from .inputs import Inputs, checked_inputs
 from .layout import freeze as freeze_axis
 from .layout import frozen
 from .outputs import chosen_outputs
@@ -20,7 +22,7 @@ from .rules import pointwise  # noqa: F401  # importing them registers the rules
 from .solve import solve
 from .spec import PermutationSpec
 from .trace import Axes, Trace, call, plain_kernels
-from .verification import RTOL, Prover, culprits, moves_with_weights
+from .verification import RTOL, Prover, culprits, moved_by, moves_with_weights
 
 
 def discover(
@@ -64,19 +66,24 @@ def discover(
         Ainsworth, Hayase and Srinivasa, 2023, "Git Re-Basin", arXiv:2209.04836 (which writes the
         specification by hand).
     """
-    _check_arguments(model, inputs, outputs)
+    inputs = _checked_arguments(model, inputs, outputs)
     model = unwrap(model)
     named = named_tensors(model, numbers=False)
     parameters = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
     _check_tensors(named, parameters)
+    before = identity_of(model)
     trace, axes = _traced(model, inputs, outputs, named, parameters)
     lost = [n for n, tensor in named.items() if n in parameters and tensor.numel() and id(tensor) not in trace.reached]
     _freeze_unreached(lost, axes, strict)
     _freeze_excluded(axes, exclude)
     if trace.unknown:
         warnings.warn(f"operations without a rule froze what they touch: {trace.unknown}", stacklevel=2)
-    spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups))
-    return _proven(spec, Prover(model, inputs, outputs=outputs), lost)
+    network = without_counters(before, identity_of(model))
+    spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network)
+    prover = Prover(model, inputs, outputs=outputs, moved=moved_by(spec))
+    spec = _proven(spec, prover, lost)
+    both = prover.take_others() if spec.free else []
+    return _proven(spec, prover, lost, both) if len(both) > 1 else spec
 
 
 def _traced(
@@ -109,7 +116,7 @@ def _traced(
     return trace, axes
 
 
-def _proven(spec: PermutationSpec, prover: Prover, lost: Sequence[str]) -> PermutationSpec:
+def _proven(spec: PermutationSpec, prover: Prover, lost: Sequence[str], inputs: Sequence[str] = ()) -> PermutationSpec:
     """Return the spec with those groups frozen that change an output after all."""
     while spec.free:
         permutation = random_permutation(spec, 0, spec.free)
@@ -117,11 +124,11 @@ def _proven(spec: PermutationSpec, prover: Prover, lost: Sequence[str]) -> Permu
         if error <= RTOL:
             break
         wrong = culprits(spec, prover, RTOL)
-        reason = (
-            f"Parameters that the traced pass did not reach, such as {lost[0]!r}, take part: give more inputs."
-            if lost
-            else "The tracing rules are wrong for this architecture; please report it."
-        )
+        reason = "The tracing rules are wrong for this architecture; please report it."
+        if lost:
+            reason = f"Parameters that the traced pass did not reach, such as {lost[0]!r}, take part: give more inputs."
+        elif inputs:
+            reason = f"This was traced on {inputs[0]} and does not hold on {inputs[1]}: give longer or more inputs."
         warnings.warn(
             f"permuting {wrong[:3]} ({len(wrong)} groups) changes the outputs by {error:.2g}: frozen. {reason}",
             stacklevel=3,
@@ -130,16 +137,12 @@ def _proven(spec: PermutationSpec, prover: Prover, lost: Sequence[str]) -> Permu
     return spec
 
 
-def _check_arguments(model: Any, inputs: Any, outputs: Any) -> None:
+def _checked_arguments(model: Any, inputs: Any, outputs: Any) -> Inputs:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module; received {type(model).__name__}.")
-    if not isinstance(inputs, Mapping | tuple):
-        raise TypeError(
-            f"inputs must be one call's arguments, a dict or a tuple; received {type(inputs).__name__}. "
-            "Write inputs=(x,) for a single tensor."
-        )
     if isinstance(outputs, str):
         raise TypeError(f"outputs must be a list of texts; received {outputs!r}. Write outputs=[{outputs!r}].")
+    return checked_inputs(unwrap(model), inputs)
 
 
 def _check_tensors(named: Mapping[str, Tensor], parameters: set[str]) -> None:
@@ -149,6 +152,11 @@ def _check_tensors(named: Mapping[str, Tensor], parameters: set[str]) -> None:
         if tensor.is_meta:
             raise SymmetryError(
                 f"the weights must be loaded; received {name!r} on the meta device. Load the model first."
+            )
+        if name in parameters and tensor.is_complex():
+            raise SymmetryError(
+                f"parameters must be real; received {name!r} of {tensor.dtype}. Write the layer with two real "
+                "parameters and torch.complex, or with torch.view_as_complex of one."
             )
         if name in parameters and (not tensor.is_floating_point() or type(tensor.data) is not Tensor):
             raise SymmetryError(

@@ -216,7 +216,7 @@ class Fails(TwoLayers):
 def test_a_forward_that_fails():
     error = refuses("the model must run on the inputs", "ZeroDivisionError: a bug of the model", Fails())
     assert isinstance(error.__cause__, ZeroDivisionError)
-    error = refuses("the model must run", "y", TwoLayers(), {"y": torch.randn(3, 6)})
+    error = refuses("the arguments of TwoLayers.forward", "['y']", TwoLayers(), {"y": torch.randn(3, 6)})
     assert isinstance(error.__cause__, TypeError)
 
 

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
 
+from hf_lottery.symmetry.changes import Baseline
 from hf_lottery.symmetry.discovery import discover
-from hf_lottery.symmetry.errors import SymmetryVerificationError
+from hf_lottery.symmetry.errors import SymmetryError, SymmetryVerificationError
 from hf_lottery.symmetry.groups import Axis, Block, Group
 from hf_lottery.symmetry.permutation import permute_
 from hf_lottery.symmetry.spec import PermutationSpec
@@ -121,12 +122,12 @@ def test_culprits_of_a_combination():
         model.a.copy_(torch.arange(6.0)), model.b.copy_(torch.arange(6.0))
     axes = {name: Axis((name,), np.arange(6)) for name in "ab"}
     spec = PermutationSpec([Group("a", 6), Group("b", 6)], {n: [Block((axes[n],))] for n in "ab"})
-    prover = Prover(model, x(3))
+    prover = Prover(model, x(3), moved=())
     with torch.no_grad():  # sorted, so that either alone changes nothing
         for name in "ab":
             prover.state[name].copy_(torch.arange(6.0))
             getattr(prover.model, name).copy_(torch.arange(6.0))
-    prover.before = prover.run()
+    prover.before = Baseline(prover.run())
     assert culprits(spec, prover, 1e-8) == ["b"]
 
 
@@ -158,7 +159,7 @@ def test_the_copy_is_put_back_also_buffers_that_are_not_saved():
             m.unsaved.zero_()
 
     assert prover.try_out(alter) > 0
-    assert prover.change(prover.run()) == 0
+    assert prover.before.change(prover.run()) == 0
 
 
 # Traps
@@ -317,7 +318,8 @@ def test_trap_every_output_counts():
     spec = discover(model, x(3, 6))
     assert sum(group.size for group in spec.free.values()) == 6  # the two boxes stay where they are
     assert sum(group.size for group in discover(model, x(3, 6), outputs=["logits"]).free.values()) == 8
-    assert all("head" in name for name in discover(model, x(3, 6), outputs=["hidden_states"]).free)
+    with pytest.raises(SymmetryError, match=r"depends on the permuted weights; received \['hidden_states'\]"):
+        discover(model, x(3, 6), outputs=["hidden_states"])  # only the head could move, which they do not show
 
 
 class Squared(nn.Module):
@@ -366,7 +368,7 @@ def test_a_report_prints_as_a_table():
     report = discover(model, x(3, 6)).verify(model, x(4, 6))
     title, header, row = repr(report).splitlines()
     assert title.startswith("VerifyReport(groups: 1, largest change of an output: ")
-    assert title.endswith("control: 3 of 3 axes matter)")
+    assert title.endswith("control: 3 of 3 axes matter, inputs: 0 (4, 6) and 0 (1, 6))")
     assert header == "group         change  proof is empty for" and row.split()[0] == "a.weight[0]"
 
 
