@@ -110,19 +110,25 @@ def test_mask_overlap_and_sign_agreement_are_those_of_the_masks():
         load_metric("sign_agreement").compute(predictions=[[1]], references=[[1, 1]])
 
 
-def test_other_names_go_to_evaluate(monkeypatch):
-    monkeypatch.setattr(evaluate, "load", lambda name: f"loaded {name}")
-    assert load_metric("f1") == "loaded f1"
+@pytest.mark.parametrize("name", ["f1", "someone/metric", "errors.py", "../x.py", "."])
+def test_no_code_of_a_repository_is_loaded(monkeypatch, name):
+    monkeypatch.setattr(evaluate, "load", lambda name: pytest.fail(f"loaded {name}"))
+    with pytest.raises(
+        ValueError, match="a metric must be accuracy, .* or a Python file; received .*call it yourself"
+    ):
+        load_metric(name)
 
 
-def test_compute_metrics_of_another_name_for_every_token(monkeypatch):
+def test_compute_metrics_of_a_file_of_ones_own_for_every_token(monkeypatch, tmp_path):
     class Errors:
         def compute(self, *, predictions, references):
             return {"errors": int((predictions != references).sum()), "of": predictions.shape}
 
-    monkeypatch.setattr(evaluate, "load", {"errors": Errors()}.get)
+    file = tmp_path / "errors.py"
+    file.touch()
+    monkeypatch.setattr(evaluate, "load", {str(file): Errors()}.get)
     prediction = EvalPrediction(predictions=np.array([[1, 2], [3, 4]]), label_ids=np.array([[1, 2], [3, 3]]))
-    assert classification_metrics(name="errors")(prediction) == {"errors": 1, "of": (4,)}
+    assert classification_metrics(name=str(file))(prediction) == {"errors": 1, "of": (4,)}
 
 
 def test_metrics_without_evaluate(monkeypatch):

@@ -42,7 +42,7 @@ from ..hub.reference import Reference
 from ..hub.ticket import Ticket
 from ..tasks.data import Data, DataArguments, trainer_arguments
 from ..tasks.loading import load_task_data
-from ..tasks.models import AUTO_MODELS, ModelArguments, build_model, load_checkpoint
+from ..tasks.models import ModelArguments, build_model, load_checkpoint, load_pretrained
 from ..trainers.arguments import LotteryArguments
 from ..trainers.sparse_trainer import SparseTrainer
 from .errors import command
@@ -210,7 +210,7 @@ def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: D
         return build_model(model_args, data, int(value), fresh=True)
     start = ticket.start
     if isinstance(start, Reference) and start.repo_id is not None:
-        model = AUTO_MODELS[model_args.task].from_pretrained(start.repo_id, revision=start.revision)
+        model = load_pretrained(start.repo_id, model_args.task, revision=start.revision)
     else:
         own = start.seed if isinstance(start, Reference) else None
         model = build_model(model_args, data, seed if own is None else own)

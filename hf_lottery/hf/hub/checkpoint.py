@@ -18,9 +18,11 @@ from ...masks.mask import Mask, MaskMismatchError
 from ...networks.names import named_weights, plain_name
 from ...networks.selection import Patterns, select_names
 from ...storage.hub_mixin import Where
+from ...storage.json_files import read_json
 from ..adapter import PEFT_PREFIX, trained_positions
 from ..prunable_weights import prunable
-from .checkpoint_files import check_plain, open_tensors, pruning_pairs, read_json
+from .checkpoint_files import check_plain, open_tensors, pruning_pairs
+from .model_config import check_no_kernels
 from .transfer import model_folder
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def mask_from_checkpoint(
         0.9
     """
     folder = model_folder(source, **where)
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_json(folder / "config.json", error=ValueError) if (folder / "config.json").is_file() else {}
     with ExitStack() as stack:
         stored = open_tensors(folder, stack)
         check_plain(folder, config, stored)
@@ -121,7 +123,7 @@ def load_model(source: str | Path, **where: Unpack[Where]) -> PreTrainedModel:
     folder = model_folder(source, **where)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"a model must be a folder with a config.json; received {folder} without one.")
-    config = read_json(folder / "config.json")
+    config = read_json(folder / "config.json", error=ValueError)
     found = _transformers_class(config)
     if found is None:
         raise ValueError(
@@ -129,6 +131,7 @@ def load_model(source: str | Path, **where: Unpack[Where]) -> PreTrainedModel:
             f"architectures={config.get('architectures')}."
         )
     check_plain(folder, config, {})
+    check_no_kernels(config, source)
     load: Any = found.from_pretrained
     with _fitting(found):
         model, report = load(str(folder), use_safetensors=True, output_loading_info=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...masks.config import CONFIG_NAME
 from ...networks.names import plain_name
+from ...storage.json_files import read_json
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Endings of names in formats that do not store plain weights: sparse-bitmask of compressed-tensors (the first two),
@@ -58,21 +58,6 @@ def open_tensors(folder: Path, stack: ExitStack) -> dict[str, Any]:
     return {name: part for name, (_, part) in zip(names, stored, strict=True)}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: The file holds something else.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} must be JSON; received: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object; received {type(content).__name__}.")
-    return content
-
-
 def check_plain(folder: Path, config: Mapping[str, Any], stored: Mapping[str, Any]) -> None:
     """Check that the weights are plain numbers.
 
@@ -114,7 +99,7 @@ def _files(folder: Path) -> list[Path]:
             return [folder / name]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        files = read_json(index).get("weight_map")
+        files = read_json(index, error=ValueError).get("weight_map")
         names = list(files.values()) if isinstance(files, dict) else []
         if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
             raise ValueError(f"{index} must map tensors to files beside it; received {files!r:.80}.")

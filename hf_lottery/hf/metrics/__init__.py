@@ -1,9 +1,10 @@
-"""Metrics: our own ``evaluate`` modules, which work offline, all others by name, and accuracy for the Trainer."""
+"""Metrics: our own ``evaluate`` modules, which work offline, files of your own, and accuracy for the Trainer."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,14 +21,15 @@ _OURS = {
 
 
 def load_metric(name: str, **options: Any) -> Any:
-    """Load an ``evaluate`` module: one of ours, or else ``evaluate.load(name)``, which may ask the Hub.
+    """Load an ``evaluate`` module: one of ours, or a file of your own. No code is loaded from a repository.
 
     Args:
-        name: "accuracy", "error_barrier", "mask_overlap", "sign_agreement", or a name for ``evaluate.load``.
+        name: "accuracy", "error_barrier", "mask_overlap", "sign_agreement", or the path of a Python file.
         options: Options of ``evaluate``, such as ``num_process``, ``process_id`` and ``experiment_id`` if each process
             adds its share of the samples. The Trainer gathers the samples first and needs none of these.
 
     Raises:
+        ValueError: The name is neither. ``evaluate.load`` would run code of a repository.
         ImportError: ``evaluate`` or ``datasets`` is not installed.
     """
     try:
@@ -35,6 +37,11 @@ def load_metric(name: str, **options: Any) -> Any:
     except ImportError as error:
         raise ImportError("metrics need the evaluate library. Install hf-lottery[recipes].") from error
     if name not in _OURS:
+        if not (name.endswith(".py") and Path(name).is_file()):
+            raise ValueError(
+                f"a metric must be {', '.join(_OURS)} or a Python file; received {name!r:.80}. evaluate.load would "
+                "run code of a repository for it: if you trust it, call it yourself, for a compute_metrics of yours."
+            )
         return evaluate.load(name, **options)
     module = import_module(f".{name}", __name__)
     options.setdefault("keep_in_memory", options.get("num_process", 1) == 1)  # several processes share files

@@ -85,7 +85,7 @@ def load_image_processor(model_name_or_path: str | None, from_pretrained: Mappin
     if not any((folder / name).is_file() for name in _PROCESSOR_FILES):
         logger.warning("%s has no image processor: images are resized and scaled to [-1, 1]", model_name_or_path)
         return None
-    return AutoImageProcessor.from_pretrained(model_name_or_path, **from_pretrained)
+    return AutoImageProcessor.from_pretrained(model_name_or_path, **from_pretrained, trust_remote_code=False)
 
 
 def prepare_images(

@@ -70,7 +70,7 @@ def load_data(
         seed: Draws the samples of ``max_*_samples`` and, without a test split, the 15 % to evaluate on. Networks that
             are to be compared or aligned need the same one, whatever their own seeds.
         model_name_or_path: Where the tokenizer (required for text) or image processor comes from.
-        from_pretrained: Further arguments for loading it, such as ``revision`` and ``trust_remote_code``.
+        from_pretrained: Further arguments for loading it, such as ``revision``. No code of a repository is run.
         image_size: Without an image processor, the size to bring images to, in pixels. Default: that of the first
             image. Built-in images have their own size, and this is checked.
         num_channels: Without an image processor, 1 or 3. Default: that of the first image. Built-in images have 1, and
@@ -88,15 +88,18 @@ def load_data(
         raise ValueError(f"{culprit} must go with image-classification; received task {task!r}. Change one of them.")
     if args.dataset_name in BUILT_IN:
         return _load_built_in(args, seed, image_size, num_channels)
+    from_pretrained = dict(from_pretrained or {})
+    if from_pretrained.pop("trust_remote_code", False):
+        raise ValueError("trust_remote_code must be left out; received true. No code of a repository is run.")
     train, held_out = _load_splits(args, seed)
     if task == "image-classification":
-        processor = load_image_processor(model_name_or_path, from_pretrained or {})
+        processor = load_image_processor(model_name_or_path, from_pretrained)
         sizes = {"image_size": image_size, "num_channels": num_channels}
         return prepare_images(args, train, held_out, seed, processor=processor, **sizes)
     if model_name_or_path is None:
         raise ValueError(f"{task} must have a tokenizer; received model_name_or_path=None. Name a model or its folder.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **(from_pretrained or {}))
+        tokenizer = AutoTokenizer.from_pretrained(model_name_or_path, **from_pretrained, trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         if isinstance(error, OSError) and not Path(model_name_or_path).exists():
             raise  # the Hub may be out of reach
@@ -154,7 +157,8 @@ def _load(args: DataArguments) -> Mapping[str, Any]:
         if any((folder / marker).is_file() for marker in ("dataset_dict.json", "state.json")):
             loaded = datasets.load_from_disk(str(folder))
         else:
-            loaded = datasets.load_dataset(str(folder) if folder.is_dir() else name, args.dataset_config)
+            source = str(folder) if folder.is_dir() else name
+            loaded = datasets.load_dataset(source, args.dataset_config, trust_remote_code=False)
     except OSError as error:  # there is no such data set, no network, or nothing in the folder that can be read
         raise ValueError(
             f"dataset_name must be {', '.join(BUILT_IN)}, a folder with data, or a Hub id; received {name!r}. {error}"

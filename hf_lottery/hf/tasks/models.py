@@ -16,6 +16,7 @@ from transformers import (
     set_seed,
 )
 
+from ..hub.model_config import check_no_kernels
 from ..hub.ticket import Ticket
 from ..hub.transfer import model_folder
 from . import paper_networks  # noqa: F401  # registers the papers' networks with the Auto classes
@@ -76,7 +77,10 @@ class ModelArguments:
             raise ValueError("model_name_or_path or config_name must be given; received neither.")
         check_model(name, "config_name" if self.config_name else "model_name_or_path", revision=self.model_revision)
         try:
-            config = AutoConfig.from_pretrained(name, revision=self.model_revision, **overrides)
+            config = AutoConfig.from_pretrained(
+                name, revision=self.model_revision, **overrides, trust_remote_code=False
+            )
+            check_no_kernels(config, name)
         except OSError:
             raise
         except Exception as error:  # what a configuration can do wrong has no end
@@ -99,13 +103,32 @@ def build_model(model_args: ModelArguments, data: Data, seed: int, *, fresh: boo
     config = model_args.load_config(**data.config_kwargs)
     auto = AUTO_MODELS[model_args.task]
     if fresh or model_args.model_name_or_path is None:
-        return auto.from_config(config)
+        return auto.from_config(config, trust_remote_code=False)
     return auto.from_pretrained(
         model_args.model_name_or_path,
         config=config,
         revision=model_args.model_revision,
         ignore_mismatched_sizes=True,  # the head of another label set
+        trust_remote_code=False,
     )
+
+
+def load_pretrained(source: str | Path, task: str, *, revision: str | None = None) -> PreTrainedModel:
+    """Load a trained model of a task, with its own configuration and without code of a repository.
+
+    Args:
+        source: Its folder or repository.
+        task: What it is for.
+        revision: Branch, tag or commit on the Hub.
+
+    Raises:
+        OSError: There is no such model.
+        ValueError: It needs code of a repository.
+    """
+    where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    config = AutoConfig.from_pretrained(source, **where)
+    check_no_kernels(config, source)
+    return AUTO_MODELS[task].from_pretrained(source, config=config, **where)
 
 
 def load_checkpoint(folder: str, task: str) -> PreTrainedModel:
@@ -116,7 +139,7 @@ def load_checkpoint(folder: str, task: str) -> PreTrainedModel:
     """
     if not Path(folder).is_dir():
         raise FileNotFoundError(f"the checkpoint must be a folder; received {folder}, which does not exist.")
-    return AUTO_MODELS[task].from_pretrained(folder)
+    return load_pretrained(folder, task)
 
 
 def load_network(source: str, task: str) -> PreTrainedModel:
@@ -130,7 +153,7 @@ def load_network(source: str, task: str) -> PreTrainedModel:
         ask_hub(source, "a network must be a folder or repository of a model or ticket")
     folder = model_folder(source)  # from here on, what is missing is missing, and not out of reach
     try:
-        return AUTO_MODELS[task].from_pretrained(folder)
+        return load_pretrained(folder, task)
     except OSError as missing:  # a ticket has a configuration, but its weights have another file name
         try:
             ticket = Ticket.from_pretrained(folder)
@@ -138,6 +161,6 @@ def load_network(source: str, task: str) -> PreTrainedModel:
             raise FileNotFoundError(
                 f"a network must be a folder or repository of a model or ticket; received {source}: {missing}"
             ) from missing
-    model = AUTO_MODELS[task].from_config(ticket.model_config)
+    model = AUTO_MODELS[task].from_config(ticket.model_config, trust_remote_code=False)
     ticket.apply_(model)
     return model
