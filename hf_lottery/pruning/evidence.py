@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -53,19 +53,14 @@ def gather_evidence(
         linear or convolution module.
 
     Raises:
-        ValueError: There are no batches, or a parameter got no gradient from any of them.
+        ValueError: There are no batches, the loss cannot be differentiated, or a parameter got no gradient from any
+            of the batches.
     """
     reshard(model)
     check_numbers(within)
-    names = {id(parameter): name for name, parameter in within.items()}
     squares: dict[str, Tensor] = {}
-    handles = [
-        module.register_forward_pre_hook(_square_inputs(squares, names[id(weight)]))
-        for module in model.modules()
-        if "input_norm" in fields
-        and isinstance(weight := getattr(module, "weight", None), Tensor)
-        and id(weight) in names
-    ]
+    readers = _readers(model, within) if "input_norm" in fields else ()
+    handles = [module.register_forward_pre_hook(_square_inputs(squares, name)) for name, module in readers]
     kept_gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     differentiate = "gradient" in fields
     half = {name: w for name, w in within.items() if differentiate and in_full(w) is not w}
@@ -78,6 +73,7 @@ def gather_evidence(
             for count, batch in enumerate(batches, start=1):  # noqa: B007
                 value = loss(model, batch)
                 if differentiate:
+                    _check_loss(value)
                     value.backward()
                     _move_gradients_(half, sums)
         if not count:
@@ -90,6 +86,22 @@ def gather_evidence(
             handle.remove()
         for name, parameter in model.named_parameters():
             parameter.grad = kept_gradients[name]
+
+
+def without_inputs(model: nn.Module, within: Mapping[str, Tensor]) -> list[str]:
+    """Name the weights that have no input norm, whatever the batches are.
+
+    These are the weights of which no linear or convolution module is called: stacked experts, embeddings, and all of
+    ``nn.MultiheadAttention``, which hands its weights to a function.
+
+    Args:
+        model: The model.
+        within: Name -> parameter, such as ``prunable(model)``.
+    """
+    attentions = [module for module in model.modules() if isinstance(module, nn.MultiheadAttention)]
+    never_called = {part for module in attentions for part in module.modules()}
+    seen = {name for name, module in _readers(model, within) if module not in never_called}
+    return [name for name in within if name not in seen]
 
 
 def in_full(tensor: Tensor) -> Tensor:
@@ -105,22 +117,50 @@ def _move_gradients_(half: Mapping[str, Tensor], sums: dict[str, Tensor]) -> Non
             sums[name] = sums[name].add_(gradient) if name in sums else gradient
 
 
+def _check_loss(value: Any) -> None:
+    """Check that a loss is one number with a gradient."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        received = f"shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(
+            f"loss(model, batch) must return a tensor of one number; received {received}. "
+            "Return the mean, such as model(**batch).loss."
+        )
+    if not value.requires_grad:
+        raise ValueError(
+            "loss(model, batch) must depend on a weight that is not frozen; received a loss without a gradient. "
+            "Unfreeze the weights with requires_grad_(), or pass fields=['input_norm'], which needs no gradient."
+        )
+
+
 def _gradient(name: str, gradient: Tensor | None) -> Tensor:
     if gradient is None:
-        raise ValueError(f"{name!r} must get a gradient from the batches; received none. Is it frozen or unused?")
+        raise ValueError(
+            f"{name!r} must get a gradient from the batches; received none. If it is frozen, unfreeze it with "
+            "requires_grad_() or pass fields=['input_norm'], which needs no gradient; if it is unused, leave it out."
+        )
     return gradient
 
 
 def _square_inputs(squares: dict[str, Tensor], name: str):
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        square = _input_squares(module, inputs[0].detach().float()) if inputs else None
-        if square is not None:
+        if inputs and isinstance(inputs[0], Tensor):  # the module itself says what else it cannot take
+            square = _input_squares(module, inputs[0].detach().float())
             squares[name] = squares[name] + square if name in squares else square
 
     return hook
 
 
-def _input_squares(module: nn.Module, x: Tensor) -> Tensor | None:
+def _readers(model: nn.Module, within: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules that multiply their input by a weight, each with the weight's name."""
+    names = {id(weight): name for name, weight in within.items()}
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or class_name(module) == "Conv1D":
+            weight = dict(module.named_parameters(recurse=False)).get("weight")  # reading a computed one changes it
+            if weight is not None and (name := names.get(id(weight))) is not None:
+                yield name, module
+
+
+def _input_squares(module: nn.Module, x: Tensor) -> Tensor:
     """Return the sum of squares of each input feature, shaped to broadcast against ``module.weight``."""
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
         spatial = module.weight.ndim - 2
@@ -129,8 +169,5 @@ def _input_squares(module: nn.Module, x: Tensor) -> Tensor | None:
         per_filter = per_channel.view(module.groups, -1).repeat_interleave(module.out_channels // module.groups, 0)
         return per_filter.view(*per_filter.shape, *[1] * spatial)
     per_feature = x.reshape(-1, x.shape[-1]).square().sum(0)
-    if isinstance(module, nn.Linear):
-        return per_feature[None, :]
-    if class_name(module) == "Conv1D":  # GPT-2 keeps its weights as [inputs, outputs]
-        return per_feature[:, None]
-    return None
+    # GPT-2's Conv1D keeps its weights as [inputs, outputs].
+    return per_feature[None, :] if isinstance(module, nn.Linear) else per_feature[:, None]

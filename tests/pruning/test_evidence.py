@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from hf_lottery import gather_evidence
+from hf_lottery import gather_evidence, prunable
+from hf_lottery.pruning.evidence import without_inputs
 
 BATCHES = [torch.ones(4, 3), torch.full((2, 3), 2.0)]
 
@@ -31,8 +32,11 @@ def test_frozen_weights_have_input_norms():
     found = gather(model, ("input_norm",), [])
     assert found.input_norm.tolist() == [[pytest.approx(12**0.5)] * 3]
     assert model.weight.grad is None
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    with pytest.raises(ValueError, match=r"depend on a weight that is not frozen.*fields=\['input_norm'\]"):
         gather(model, ("gradient",), [])
+    half = nn.Sequential(nn.Linear(3, 2).requires_grad_(False), nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"'0' must get a gradient.*frozen.*fields=\['input_norm'\]"):
+        gather_evidence(half, BATCHES, lambda m, b: m(b).sum(), within={"0": half[0].weight})
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -54,3 +58,63 @@ def test_no_batches_are_refused_whatever_is_gathered():
     model = nn.Linear(3, 2)
     with pytest.raises(ValueError, match="at least one batch; received none"):
         gather_evidence(model, [], lambda *_: 1 / 0, within={"weight": model.weight}, fields=())
+
+
+@pytest.mark.parametrize(
+    ("loss", "received"), [(lambda m, b: m(b), "shape [4, 2]"), (lambda m, b: m(b).sum().item(), "float")]
+)
+def test_a_loss_is_one_number(loss, received):
+    model = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="must return a tensor of one number; received") as error:
+        gather_evidence(model, BATCHES, loss, within={"weight": model.weight})
+    assert f"received {received}." in str(error.value)
+
+
+def test_a_batch_that_a_layer_does_not_take_is_refused_by_the_layer():
+    model = nn.Linear(3, 2)
+    with pytest.raises(TypeError, match="linear"):
+        gather_evidence(model, [(torch.ones(4, 3), 1)], lambda m, b: m(b).sum(), within={"weight": model.weight})
+
+
+class Kinds(nn.Module):
+    """Layers of every kind: some are called with the input of their weight, and some are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.norm = nn.Embedding(9, 8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, kdim=8, vdim=4, batch_first=True)
+        self.conv, self.turned = nn.Conv1d(8, 8, 1), nn.ConvTranspose1d(8, 8, 1)
+        self.linear, self.experts = nn.Linear(8, 8), nn.Parameter(torch.randn(2, 8, 8))
+        self.normed = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))
+
+    def forward(self, ids):
+        x = self.norm(self.table(ids))
+        x = self.attention(x, x, x[..., :4])[0].mT
+        return self.normed(self.linear(self.turned(self.conv(x)).mT)) @ self.experts.sum(0)
+
+
+def test_weights_without_inputs_are_those_for_which_no_norm_is_gathered():
+    model = Kinds()
+    matrices = {name: weight for name, weight in model.named_parameters() if weight.ndim > 1}
+    unseen = without_inputs(model, matrices)
+    ids, loss = torch.randint(9, (3, 5)), lambda m, b: m(b).square().mean()
+    found = gather_evidence(model, [ids], loss, within=matrices, fields=["input_norm"])
+    assert unseen == [name for name in matrices if found[name].input_norm is None]
+    assert not {"conv.weight", "linear.weight"} & set(unseen) and len(unseen) == len(matrices) - 2
+
+
+def test_inputs_inside_a_layer_of_torch_are_those_of_its_feed_forward_part():
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    weights = prunable(model)
+    found = gather_evidence(
+        model, [torch.randn(2, 5, 8)], lambda m, b: m(b).sum(), within=weights, fields=["input_norm"]
+    )
+    assert without_inputs(model, weights) == [name for name in weights if found[name].input_norm is None]
+    assert len(without_inputs(model, weights)) == 4
+
+
+def test_looking_for_inputs_takes_no_step_of_a_spectral_norm():
+    model = nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    without_inputs(model, dict(model.named_parameters()))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from torch import nn
 from transformers import Trainer
 
+from ...networks.display import first_names
+from ...pruning.evidence import without_inputs
 from ...pruning.scopes import Scope
 from ...pruning.scores import Score, check_score, needed_by
 from ...training.levels import check_levels
 from ...training.search import check_trainable
 from ..prunable_weights import Prunable
-
-_UNSEEN = ("experts", "MultiheadAttention")  # no module's input is the input of these weights
 
 
 def check_arguments(trainer: Trainer, *, knows_norms: bool) -> None:
@@ -33,6 +33,11 @@ def check_arguments(trainer: Trainer, *, knows_norms: bool) -> None:
         raise ValueError(
             "every level must make its own optimizer and schedule; received `optimizers`. "
             "Pass optimizer_cls_and_kwargs, or override create_optimizer."
+        )
+    if trainer.args.enable_jit_checkpoint:
+        raise ValueError(
+            "enable_jit_checkpoint must be off, because it ends a level early and the search would prune it; received "
+            "True. Save more often (save_steps), and resume after the signal."
         )
     for name in ("bf16_full_eval", "fp16_full_eval"):
         if getattr(trainer.args, name):
@@ -61,16 +66,15 @@ def check_search(
     """
     check_trainable(model, weights)
     check_levels(weights, sparsities, scope=scope, min_density=min_density)
-    _check_evidence(score, weights)
+    _check_evidence(model, weights, score)
     check_score(score, weights)
 
 
-def _check_evidence(score: Score, weights: Prunable) -> None:
-    """Raise ValueError for the input of a weight that no module shows."""
-    name_of_score, needed = getattr(score, "__name__", "the score"), needed_by(score)
-    for name in weights:
-        if "input_norm" in needed and weights.kinds[name] in _UNSEEN:
-            raise ValueError(
-                f"{name_of_score} needs the inputs of {name!r}, which cannot be seen for {weights.kinds[name]} "
-                "parameters. Exclude it, or choose another score."
-            )
+def _check_evidence(model: nn.Module, weights: Prunable, score: Score) -> None:
+    """Raise ValueError if the score reads the input of a weight that no module shows."""
+    if "input_norm" in needed_by(score) and (unseen := without_inputs(model, weights)):
+        raise ValueError(
+            f"{getattr(score, '__name__', 'the score')} must be given the input norm of every weight; received "
+            f"{first_names(unseen)}, which no linear or convolution module shows (those inside nn.MultiheadAttention "
+            "are never called). Leave them out with exclude=[...], or choose another score."
+        )

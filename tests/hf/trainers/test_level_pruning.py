@@ -4,6 +4,7 @@ import pytest
 import torch
 from small_searches import quick, trained_weights, trainer
 from small_task import Net, Points, arguments, net
+from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from hf_lottery import (
@@ -145,9 +146,14 @@ def test_2_of_4_runs_along_the_inputs_of_gpt2():
         args.get_scope(kinds=moe.kinds)
 
 
-def test_wanda_cannot_see_experts(tmp_path):
-    model = MixtralForCausalLM(
+def test_weights_without_inputs_are_refused_before_training(tmp_path):
+    mixtral = MixtralForCausalLM(
         MixtralConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=20, intermediate_size=16)
     )
-    with pytest.raises(ValueError, match="wanda needs the inputs of 'model.layers.0.mlp.experts"):
-        trainer(tmp_path, model=model, score="wanda")
+    with pytest.raises(ValueError, match=r"wanda must be given.*received model.layers.0.mlp.experts.*exclude=\["):
+        trainer(tmp_path, model=mixtral, score="wanda")
+    attention = nn.TransformerEncoderLayer(8, 2, 16)
+    with pytest.raises(ValueError, match=r"received self_attn.in_proj_weight, self_attn.out_proj.weight, which no"):
+        trainer(tmp_path, model=attention, score="wanda")
+    trainer(tmp_path, model=attention, score="wanda", exclude=["self_attn"])
+    trainer(tmp_path, model=attention, score="saliency")
