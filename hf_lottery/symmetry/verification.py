@@ -61,7 +61,7 @@ class VerifyReport:
     def _title(self) -> str:
         axes = self.visible + len(self.inert)
         control = f", control: {self.visible} of {axes} axes matter" if axes else ""
-        more = "" if len(self.inputs) > 1 else ", and the model takes no other length, size or batch of them"
+        more = "" if len(self.inputs) > 1 else ", and no other length, size or batch could be tried"
         where = f", inputs: {' and '.join(self.inputs)}{more}" if self.inputs else ""
         return (
             f"VerifyReport(groups: {len(self.errors)}, largest change of an output: {self.error:.1e}{control}{where})"
@@ -163,7 +163,7 @@ class Prover:
 
     def take_others(self) -> list[str]:
         """Go on with inputs of another length or size if the model takes any; describe the inputs that were taken."""
-        given = self.inputs
+        given, shapes = self.inputs, self._shapes()
         for others in other_inputs(given):
             try:
                 with warnings.catch_warnings():
@@ -171,6 +171,8 @@ class Prover:
                     before = self._outputs_on(others)
             except SymmetryError:
                 continue
+            if self._shapes() != shapes:
+                break  # it has extended a table for good, which the spec does not know
             before.scales |= {name: self.before.scales[name] for name in before.scales if name in self.before.scales}
             self.before = before
             return describe(given, others)
@@ -199,6 +201,9 @@ class Prover:
     def _tensors(self) -> dict[str, Tensor]:
         """Return parameters and buffers, including those that a state dict leaves out."""
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in self._tensors().items()}
 
     def run(self) -> Outputs:
         """Return the outputs of the model as it is now."""
