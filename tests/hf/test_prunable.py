@@ -262,14 +262,6 @@ def test_tied_weights_come_once_and_not_if_tied_to_an_embedding():
     assert list(found) == ["first.weight"] and found["first.weight"] is model.second.weight
 
 
-def test_integer_weights_are_refused_unless_they_are_left_out():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    model[0].weight = nn.Parameter(torch.ones(2, 2, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="'0.weight' of torch.int8 .* stores codes"):
-        prunable(model)
-    assert list(prunable(model, exclude="^0")) == ["1.weight"]
-
-
 def test_names_and_head_of_a_wrapped_model_are_plain():
     model = build("BertForSequenceClassification", BERT)
     plain, compiled = prunable(model), partial(torch.compile, backend="eager")

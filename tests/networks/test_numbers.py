@@ -50,8 +50,9 @@ def test_what_is_stored_in_another_way_is_refused(stored):
             call()
 
 
-def test_the_other_layers_can_be_chosen():
-    model = layer(WEIGHT.to_sparse_csr())
+@pytest.mark.parametrize("stored", ["sparse_csr", "int8"])
+def test_the_other_layers_can_be_chosen(stored):
+    model = layer(STORED[stored]())
     assert list(prunable(model, exclude="^0")) == ["1.weight"]
     Mask({"1.weight": WEIGHT > 0}).apply_(model)
     assert torch.equal(model[1].weight != 0, WEIGHT > 0)

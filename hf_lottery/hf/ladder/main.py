@@ -39,7 +39,7 @@ def main() -> None:
     command = sys.argv[1:]
     asked = points(command)
     ladder = asked[0].ladder
-    set_up(ladder.args)
+    set_up(ladder.args, ladder.model_args, ladder.data_args, draws=not ladder.which.plan)
     if ladder.args.world_size > 1:
         sys.exit(
             f"a ladder must be launched as one process, because it starts its own; received {ladder.args.world_size}. "
