@@ -33,7 +33,7 @@ class Reads:
 
     def __init__(self) -> None:
         self.cuts: list[tuple[Tensor, int, Layout]] = []
-        self.places: dict[int, set[_Place]] = {}  # by memory
+        self.uses: list[tuple[list[tuple[int, _Place]], set[int]]] = []  # what was used, and the memory it made
         self.keep: dict[int, Tensor] = {}  # memory is known by its number only while a tensor holds it
 
     def cut(self, source: Tensor, axis: int, layout: Layout) -> None:
@@ -46,14 +46,19 @@ class Reads:
         """
         self.cuts.append((source, axis, layout))
 
-    def use(self, *tensors: Tensor) -> None:
-        """Record that the values of tensors were used, and not only shown by another view."""
-        for tensor in tensors:
-            at = memory(tensor)
-            self.keep.setdefault(at, tensor)
-            self.places.setdefault(at, set()).add(_place(tensor))
+    def use(self, *tensors: Tensor, made: Iterable[Tensor] = ()) -> None:
+        """Record that the values of tensors were used, and not only shown by another view.
 
-    def use_by(self, operands: Iterable[Tensor], results: Iterable[Tensor], targets: Sequence[Any]) -> None:
+        Args:
+            tensors: The tensors.
+            made: The tensors that were made of them. The use counts only if one of these is used in turn. By default
+                the values leave the pass.
+        """
+        used, made = [*tensors], [*made]
+        self.keep |= {memory(tensor): tensor for tensor in (*used, *made)}
+        self.uses.append(([(memory(tensor), _place(tensor)) for tensor in used], {memory(tensor) for tensor in made}))
+
+    def use_by(self, operands: Iterable[Tensor], results: Sequence[Tensor], targets: Sequence[Any]) -> None:
         """Record the use of an operation's operands; an operation that makes a view uses nothing.
 
         Args:
@@ -62,31 +67,46 @@ class Reads:
             targets: The operands that the operation wrote to.
         """
         shown = {memory(tensor) for tensor in results if not any(tensor is target for target in targets)}
-        self.use(*(tensor for tensor in operands if memory(tensor) not in shown))
+        if used := [tensor for tensor in operands if memory(tensor) not in shown]:
+            self.use(*used, made=results)
 
     def settle(self) -> None:
         """Let the parts of a tensor that were never used follow those that were; freeze the axis that was cut."""
+        places = self._places() if self.cuts else {}
         for source, axis, layout in self.cuts:
-            nodes, used = factors(layout), self._used(source, axis)
+            nodes, used = factors(layout), _used(places.get(memory(source), set()), source, axis)
             if used is None:
                 continue
             for i, node in enumerate(nodes):
                 inner = math.prod(n.size for n in nodes[i + 1 :])
                 here = np.any(used.reshape(-1, node.size, inner), axis=(0, 2))
-                if node.kind == "sum" and not all(here[start:stop].any() for start, stop in _parts(node)):
+                if (
+                    node.kind == "sum"
+                    and here.any()
+                    and not all(here[start:stop].any() for start, stop in _parts(node))
+                ):
                     reunite(node)
                     freeze([node], _IN_PART)
 
-    def _used(self, source: Tensor, axis: int) -> np.ndarray | None:
-        """Tell for each index of an axis whether any value there was used; None if the whole tensor was."""
-        places = self.places.get(memory(source), set())
-        if _place(source) in places or not source.numel():
-            return None
-        unit = min(place[0] for place in {*places, _place(source)})
-        used = torch.zeros(source.untyped_storage().nbytes() // unit, dtype=torch.bool)
-        for place in places:
-            _view(used, place, unit).fill_(True)
-        return _view(used, _place(source), unit).movedim(axis, 0).flatten(1).any(1).numpy()
+    def _places(self) -> dict[int, set[_Place]]:
+        """Return, by memory, the places whose values reach what leaves the pass."""
+        places: dict[int, set[_Place]] = {}
+        for used, made in reversed(self.uses):
+            if not made or made & places.keys():
+                for at, place in used:
+                    places.setdefault(at, set()).add(place)
+        return places
+
+
+def _used(places: set[_Place], source: Tensor, axis: int) -> np.ndarray | None:
+    """Tell for each index of an axis whether any value there was used; None if all of the tensor was, or nothing."""
+    if not places or _place(source) in places or not source.numel():
+        return None
+    unit = min(place[0] for place in {*places, _place(source)})
+    used = torch.zeros(source.untyped_storage().nbytes() // unit, dtype=torch.bool)
+    for place in places:
+        _view(used, place, unit).fill_(True)
+    return _view(used, _place(source), unit).movedim(axis, 0).flatten(1).any(1).numpy()
 
 
 def _place(tensor: Tensor) -> _Place:

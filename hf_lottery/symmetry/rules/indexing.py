@@ -45,9 +45,9 @@ def index(trace: Trace, out: Tensor, source: Tensor, indices: Sequence[Tensor | 
     axes = trace.of(source)
     if len(entries) == 1 and (fixed := _fixed_index(trace, entries[0][1])) is not None:
         axis, at = entries[0][0], fixed % source.shape[entries[0][0]]
-        trace.reads.use(source.narrow(axis, at, 1), entries[0][1])
+        trace.reads.use(source.narrow(axis, at, 1), entries[0][1], made=[out])
         return tuple(narrow(trace, source, axes, axis, at, at + 1))
-    trace.reads.use(source, *(entry for _, entry in entries))
+    trace.reads.use(source, *(entry for _, entry in entries), made=[out])
     if any(entry.dtype in (torch.bool, torch.uint8) for _, entry in entries):
         return _masked(trace, out, axes, entries)
     for i, entry in entries:

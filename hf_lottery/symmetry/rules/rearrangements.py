@@ -67,7 +67,7 @@ def pad(trace: Trace, out: Tensor, source: Tensor, amounts: Sequence[int], value
         ends = [wild(n) or (Node(1),) if n > 0 else None for n in (before, after)]
         pieces = [piece for piece in (ends[0], axes[axis], ends[1]) if piece is not None]
         axes[axis] = concatenate(pieces) if len(pieces) > 1 else pieces[0]
-    trace.reads.use(left)
+    trace.reads.use(left, made=[out])
     return tuple(axes)
 
 
