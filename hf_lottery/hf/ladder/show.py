@@ -11,12 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...report import markdown_table
+from ..commands.errors import command
+from ..hub.errors import first_line
 from .table import COMPARED, comparison, difference_table, label, ladder_table, obtained, plot_ladders
+
+
+_MUST = "a ladder must be a file that transfer_ladder.py wrote, such as ladder.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,20 +39,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--picture", type=Path, help="PNG to write: differences to naive with their intervals.")
     args = parser.parse_args(arguments)
-    ladders = [json.loads(path.read_text()) for path in args.ladders]
+    ladders = [read_ladder(path) for path in args.ladders]
+    known = dict.fromkeys(row for results in ladders for row in results["rows"])
+    if unknown := set(args.rows or ()) - set(known):
+        raise ValueError(
+            f"rows must name rows of these ladders; received {min(unknown)}. There are: {', '.join(known)}."
+        )
     if args.compare:
         print(markdown_table(*comparison(ladders, args.compare, args.rows)))
     else:
         for found in ladders:
-            try:
-                tables = [ladder_table(found), difference_table(found, args.pairs)]
-            except ValueError as error:
-                sys.exit(str(error))
+            tables = [ladder_table(found), difference_table(found, args.pairs)]
             texts = [markdown_table(*table) for table in tables if table.rows]
             print("\n\n".join([f"### {label(found)}", obtained(found), *texts]) + "\n")
     if args.picture:
         plot_ladders(args.picture, ladders, args.rows)
 
 
+def read_ladder(path: Path) -> Mapping[str, Any]:
+    """Read the results of a ladder.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: The file is not one that a ladder wrote.
+    """
+    try:
+        results = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{_MUST}; received {path}: {first_line(error)}. Check the path.") from error
+    if not isinstance(results, dict) or not {"title", "about", "measure", "rows"} <= results.keys():
+        raise ValueError(f"{_MUST}; received {path}, which holds something else. Check the path.")
+    return results
+
+
 if __name__ == "__main__":
-    main()
+    command(main)()

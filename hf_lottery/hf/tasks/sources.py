@@ -72,9 +72,9 @@ def ask_hub(name: str, must: str, *, files: Sequence[str] = (), revision: str | 
     try:
         fetch(name, files, optional=() if files else (_CONFIG,), revision=revision)
     except HubError as error:
-        raise HubError(f"{here} {error}", status=error.status) from error
+        raise HubError(f"{here} {_sentence(error)}", status=error.status) from error
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{here} {error}") from error
+        raise FileNotFoundError(f"{here} {_sentence(error)}") from error
 
 
 def _near(name: str) -> str:
@@ -109,4 +109,10 @@ def check_data_set(name: str, known: list[str], cache: Any) -> None:
     except HubError as error:
         if absence(error):
             raise ValueError(f"{must} The Hub has no such data set, or hides it from you.") from error
-        raise HubError(f"{must} {error}", status=error.status) from error
+        raise HubError(f"{must} {_sentence(error)}", status=error.status) from error
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error, to be put behind a full stop."""
+    text = str(error)
+    return f"{text[:1].upper()}{text[1:]}"

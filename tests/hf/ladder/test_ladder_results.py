@@ -135,8 +135,21 @@ def test_results_are_shown_again(tmp_path, capsys):
     lines = picture.with_suffix(".csv").read_text().splitlines()
     assert lines[0] == "ladder,row,minus_naive,half_width" and len(lines) == 1 + 2 * 2
     assert picture.stat().st_size > 5000
-    with pytest.raises(SystemExit, match="pairs must name rows of the ladder"):
+    with pytest.raises(ValueError, match="pairs must name rows of the ladder"):
         show.main([str(files[0]), "--pairs", "lth-luck"])
+    with pytest.raises(ValueError, match="rows must name rows of these ladders; received luck. There are: dense, lth"):
+        show.main([str(files[0]), "--compare", "barrier", "--rows", "lth", "luck"])
+
+
+@pytest.mark.parametrize(
+    ("text", "received"),
+    [(None, "No such file"), ("{", "Expecting property name"), ("[1]", "something else"), ('{"rows": {}}', "else")],
+)
+def test_files_that_are_no_ladders_are_refused(tmp_path, text, received):
+    if text is not None:
+        (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ValueError, match=f"that transfer_ladder.py wrote.*{received}.*Check the path"):
+        show.main([str(tmp_path / "a.json")])
 
 
 @pytest.fixture

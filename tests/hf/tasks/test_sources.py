@@ -94,7 +94,7 @@ def test_a_folder_or_file_that_is_no_configuration_is_refused(tmp_path):
 
 @pytest.mark.usefixtures("nobody")
 def test_a_data_set_out_of_reach_is_said_at_once_unless_it_was_downloaded(tmp_path):
-    with pytest.raises(HubError, match="received 'digitz'. Did you mean digits. the Hub must"):
+    with pytest.raises(HubError, match="received 'digitz'. Did you mean digits. The Hub must"):
         check_data_set("digitz", ["digits", "mnist1d"], tmp_path)
     (tmp_path / "alice___words").mkdir()
     check_data_set("alice/words", ["digits"], tmp_path)
