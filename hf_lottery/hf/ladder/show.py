@@ -20,7 +20,6 @@ from ..commands.errors import command
 from ..hub.errors import first_line
 from .table import COMPARED, comparison, difference_table, label, ladder_table, obtained, plot_ladders
 
-
 _MUST = "a ladder must be a file that transfer_ladder.py wrote, such as ladder.json"
 
 
