@@ -84,7 +84,7 @@ def prune(
                 f"received {min_density:.6g}, which asks for {floors[name]} weights. Lower it."
             )
     keep = scope(request)
-    mask = Mask({name: keep[name] for name in scores})
+    mask = Mask({name: keep[name] for name in scores}, copy=False)
     if empty := [name for name, sparsity in mask.layer_sparsities().items() if sparsity == 1]:
         warnings.warn(
             f"no weight is left in {', '.join(map(repr, empty))}. Pass min_density to prevent this.", stacklevel=2

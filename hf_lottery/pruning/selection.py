@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..masks.mask import count_kept
 from ..networks.shards import is_sharded, whole
 from .chunks import CHUNK, Block, blocks, stream
 from .sharded_selection import remove_lowest_sharded
@@ -61,7 +62,7 @@ def remove_lowest(
     """
     if any(map(is_sharded, scores.values())):
         return remove_lowest_sharded(scores, remove, alive=alive)
-    count = sum(score.numel() if alive is None else count_true(alive[name]) for name, score in scores.items())
+    count = sum(score.numel() if alive is None else count_kept(alive[name]) for name, score in scores.items())
     if not 0 <= remove <= count:
         raise ValueError(f"remove must be from 0 to {count}, the number of competing weights; received {remove}.")
     keep = {name: torch.zeros(score.shape, dtype=torch.bool) for name, score in scores.items()}
@@ -176,11 +177,6 @@ class _Cut:
         if np.isnan(values if live is None else values[live]).any():
             for name, _, chunk, living in stream(self.scores, self.alive, CHUNK):
                 _refuse_nan(name, chunk, living)
-
-
-def count_true(mask: Tensor) -> int:
-    """Count the True entries of a bool tensor; torch's own sum takes five passes."""
-    return int(np.count_nonzero(mask.detach().cpu().numpy()))
 
 
 def keep_highest_of_groups(

@@ -31,12 +31,14 @@ Scores = Mapping[str, Tensor]
 def make_scores(weights: int, tensors: int, dtype: torch.dtype) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     rows = weights // tensors // 4 + 1
-    return {f"w{i:03}": torch.randn(rows, 4, generator=generator).to(dtype).abs_() for i in range(tensors)}
+    empty = {f"w{i:03}": torch.empty(rows, 4, dtype=dtype) for i in range(tensors)}
+    return {name: score.normal_(generator=generator).abs_() for name, score in empty.items()}
 
 
 def half_dead(scores: Scores) -> Mask:
     generator = torch.Generator().manual_seed(1)
-    return Mask({name: torch.rand(score.shape, generator=generator) < 0.5 for name, score in scores.items()})
+    empty = {name: torch.empty(score.shape, dtype=torch.bool) for name, score in scores.items()}
+    return Mask({name: entry.bernoulli_(0.5, generator=generator) for name, entry in empty.items()}, copy=False)
 
 
 def by_prune(scores: Scores, within: Mask | None) -> Mapping[str, Tensor]:

@@ -76,6 +76,11 @@ def test_overlap_with_itself_and_its_complement():
     assert mask.overlap(mask_of("1000")) == (0.5, 0.2)
 
 
+def test_an_overlap_prints_in_a_few_digits():
+    found = mask_of("1100").overlap(mask_of("0110"))
+    assert repr(found) == "Overlap(iou 0.3333, by chance 0.3333)" and found.iou == 1 / 3
+
+
 def test_overlap_of_masks_that_keep_nothing():
     empty = Mask({"w": torch.zeros(4, dtype=torch.bool), "none": torch.zeros(0, 3, dtype=torch.bool)})
     assert empty.overlap(empty) == (1.0, 1.0)
@@ -156,3 +161,11 @@ def test_repr_says_the_sparsity():
 def test_a_parameter_without_elements_has_sparsity_zero():
     empty = torch.zeros(0, 3, dtype=torch.bool)
     assert Mask({"a": torch.ones(2, dtype=torch.bool), "e": empty}).layer_sparsities() == {"a": 0.0, "e": 0.0}
+
+
+def test_tensors_are_copied_unless_they_are_handed_over():
+    entry, other = torch.tensor([True, False]), torch.tensor([[True, False], [True, True]]).T
+    assert Mask({"a": entry})["a"].data_ptr() != entry.data_ptr()
+    mask = Mask({"a": entry, "b": other}, copy=False)
+    assert mask["a"].data_ptr() == entry.data_ptr()
+    assert mask["b"].is_contiguous() and torch.equal(mask["b"], other)
