@@ -64,7 +64,7 @@ def check_output(output: str, *read: Any) -> None:
     folder = Path(output)
     first = next((part for part in (folder, *folder.parents) if part.exists()), Path())
     if not first.is_dir():
-        raise ValueError(f"output_dir must be a folder; received {output}, but {first} is a file. Choose another.")
+        raise ValueError(f"the output must be a folder; received {output}, but {first} is a file. Choose another.")
     for option, value in (pair for options in read for pair in vars(options).items()):
         source = Path(str(value).removeprefix("checkpoint:")).expanduser()
         if value and folder.is_dir() and source.is_dir() and source.samefile(folder):

@@ -246,5 +246,5 @@ def test_an_output_that_is_a_file_is_refused_before_any_work(run, tmp_path):
     (tmp_path / "file").write_text("kept")
     for output in ("file", "file/below"):
         status, _, err = run("pack", tmp_path / "nothing", "--output", tmp_path / output)
-        assert status == 1 and "output_dir must be a folder" in err and "file is a file" in err
+        assert status == 1 and "the output must be a folder" in err and "file is a file" in err
     assert (tmp_path / "file").read_text() == "kept"
