@@ -101,7 +101,7 @@ class Mask(Mapping[str, Tensor], HubMixin):
         if not any(entry.numel() for entry in entries.values()):
             raise ValueError(f"a mask must cover at least one weight; received {len(entries)} entries without any.")
         self._entries = {
-            name: whole(entry).to("cpu", copy=copy, memory_format=torch.contiguous_format)
+            name: whole(entry).to("cpu", copy=copy, memory_format=torch.contiguous_format).contiguous()
             for name, entry in entries.items()
         }
 
