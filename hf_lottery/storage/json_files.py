@@ -8,9 +8,9 @@ the checksum must be there: a file that lost it is refused too.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,13 +120,9 @@ def _parse(data: bytes, most_values: int, what: object, error: type[ValueError])
 def _with_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        twice = next(key for (key, _), (after, _) in itertools.pairwise(sorted(pairs, key=_key)) if key == after)
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
         raise ValueError(f"the key {twice!r:.80} twice")
     return found
-
-
-def _key(pair: tuple[str, Any]) -> str:
-    return pair[0]
 
 
 def _beyond_bounds(content: Any) -> str:

@@ -134,7 +134,10 @@ def _check_axis(name: str, axis: Axis, groups: Mapping[str, Group]) -> None:
         )
     flat = positions.reshape(-1)
     if flat.min() < 0 or np.unique(flat).size < flat.size:
-        raise SymmetryError(f"the positions of {axis.leaves} in {name!r} must be 0 or more, each once.")
+        raise SymmetryError(
+            f"the positions of {axis.leaves} in {name!r} must be 0 or more, each once; received "
+            f"{np.unique(flat).size} of {flat.size} from {flat.min()} on."
+        )
 
 
 def _overlap(a: Block, b: Block) -> bool:

@@ -64,7 +64,10 @@ def read_start(folder: Path, config: Mapping[str, Any]) -> Snapshot | Reference:
     """
     path, stated = folder / REWIND_NAME, config.get("rewind") or {}
     if stated.get("by") == "reference":
-        return Reference.from_dict({key: value for key, value in stated.items() if key != "by"})
+        try:
+            return Reference.from_dict({key: value for key, value in stated.items() if key != "by"})
+        except MaskFileError as error:
+            raise MaskFileError(f"{folder / CONFIG_NAME}: {error}") from error
     if not stated and not path.exists():
         raise FileNotFoundError(
             f"a ticket must have weights to start from; received {folder}, which holds only a mask. Load it with "
