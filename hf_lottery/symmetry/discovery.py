@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -157,6 +158,11 @@ def _check_tensors(named: Mapping[str, Tensor], parameters: set[str]) -> None:
             raise SymmetryError(
                 f"parameters must be real; received {name!r} of {tensor.dtype}. Write the layer with two real "
                 "parameters and torch.complex, or with torch.view_as_complex of one."
+            )
+        if name in parameters and tensor.layout is not torch.strided:
+            raise SymmetryError(
+                f"parameters must be plain floating tensors; received {name!r} in the layout {tensor.layout}. "
+                "Put a plain parameter in its place, made of weight.to_dense()."
             )
         if name in parameters and (not tensor.is_floating_point() or type(tensor.data) is not Tensor):
             raise SymmetryError(

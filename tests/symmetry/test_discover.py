@@ -160,6 +160,13 @@ def test_quantised_weights():
     refuses("parameters must be plain floating tensors", "'head.weight' of torch.int8", model)
 
 
+def test_sparse_weights():
+    model = TwoLayers()
+    for layout in (torch.sparse_csr, torch.sparse_coo):
+        model.head.weight = nn.Parameter(torch.eye(5, 8).to_sparse(layout=layout))
+        refuses("parameters must be plain floating tensors", f"'head.weight' in the layout {layout}", model)
+
+
 def test_weights_that_are_not_there():
     with torch.device("meta"):
         model = TwoLayers()

@@ -193,3 +193,15 @@ def test_epochs_need_steps_per_epoch():
 def test_another_dtype_is_refused():
     with pytest.raises(MaskMismatchError, match=r"float32; received \[2, 3\] and torch.bfloat16"):
         Snapshot.capture(nn.Linear(3, 2)).restore_(nn.Linear(3, 2).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo])
+def test_sparse_layouts_are_refused_whatever_they_are_stored_as(layout, tmp_path):
+    for model, name in ((nn.Linear(3, 2), "weight"), (Net(), "table")):
+        if name == "weight":
+            model.weight = nn.Parameter(torch.eye(2, 3).to_sparse(layout=layout))
+        else:
+            model.table = torch.eye(3).to_sparse(layout=layout)
+        for capture in (Snapshot.capture, lambda model: save_snapshot(model, tmp_path / "rewind.safetensors")):
+            with pytest.raises(ValueError, match=f"received '{name}' in the layout {layout}. Put {name}.to_dense"):
+                capture(model)
