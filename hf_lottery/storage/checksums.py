@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from .json_files import read_json
+
 _CHUNK = 1 << 20
 _SEAL = "sha256"
 
@@ -67,7 +69,7 @@ def unseal(path: Path) -> dict[str, Any]:
         DamagedFileError: The file is missing, cannot be read, or has other values.
     """
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json(path, error=DamagedFileError)
         stated = values.pop(_SEAL)
     except FileNotFoundError:
         raise DamagedFileError(_message(path, "no such file")) from None

@@ -40,7 +40,7 @@ def test_every_byte_counts(path):
     data = path.read_bytes()
     end = data.rindex(b'"')
     for at in range(len(data)):
-        for bit in (1, 32, 128):
+        for bit in (1, 32):
             path.write_bytes(data[:at] + bytes([data[at] ^ bit]) + data[at + 1 :])
             try:
                 found = read(path)
@@ -85,7 +85,7 @@ BEYOND = {
     "text": ('{"a": "' + "x" * 70_000 + '"}', "texts of at most 65,536 characters; received one of 70,000"),
     "name": ('{"' + "x" * 2000 + '": 1}', "names of at most 1,024 characters; received one of 2,000"),
     "twice": ('{"b": 1, "a": {"c": 1, "d": 2, "c": 1}}', "must be JSON; received: the key 'c' twice"),
-    "often": ("{" + '"a": 1,' * 200_000 + '"b": 1}', "must be JSON; received: the key 'a' twice"),
+    "often": ("{" + '"a": 1,' * 20_000 + '"b": 1}', "must be JSON; received: the key 'a' twice"),
     "digits": ('{"a": ' + "1" * 5000 + "}", "must be JSON"),
     "latin-1": (b'{"a": "\xe9"}', "must be JSON"),
     "utf-16": ('{"a": 1}'.encode("utf-16"), "must be JSON"),
