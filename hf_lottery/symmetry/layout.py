@@ -316,7 +316,14 @@ def cut(axis: Iterable[Node], start: int, stop: int) -> tuple[Layout, Node | Non
 
 
 def concatenate(axes: Sequence[Layout]) -> Layout:
-    """Join axes, one after the other, into one."""
+    """Join axes, one after the other, into one.
+
+    Frozen axes make one frozen axis: it has no parts. Comparing neighbours (a cut and a concatenation) would otherwise
+    cut an axis of positions into single ones, and every tensor with it.
+    """
+    nodes = [node for axis in axes for node in factors(axis)]
+    if all(map(is_frozen, nodes)) and (why := next((node.frozen for node in nodes if node.frozen), None)):
+        return frozen(sum(map(size_of, axes)), why)
     parts: list[Node] = []
     for axis in axes:
         # A constant part is constant in any order. A new atom expresses the same, and can be tied to others.

@@ -32,6 +32,17 @@ ROWS = [
 ]
 
 
+@pytest.mark.parametrize("name", ["mixtral", "llama"])
+def test_positions_that_are_compared_cut_nothing(name):
+    """Without a cache, transformers compares neighbouring positions: groups and nesting stay as with one."""
+    model, found = randomised(ARCHITECTURES[name]), []
+    ids = torch.randint(3, 60, (2, 24))
+    for cache in (True, False):
+        spec = discover(model, {"input_ids": ids, "use_cache": cache})
+        found.append({group: (one.size, one.parents, one.frozen is None) for group, one in spec.groups.items()})
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_architecture(name):
     architecture = ARCHITECTURES[name]
@@ -160,6 +171,7 @@ def test_quantised_weights():
     refuses("parameters must be plain floating tensors", "'head.weight' of torch.int8", model)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta:UserWarning")
 def test_sparse_weights():
     model = TwoLayers()
     for layout in (torch.sparse_csr, torch.sparse_coo):

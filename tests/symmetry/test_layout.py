@@ -112,6 +112,15 @@ def test_concatenate_keeps_its_pieces():
     assert factors(block) == list(a)
 
 
+def test_frozen_pieces_make_one_frozen_axis():
+    (joined,) = concatenate([frozen(3, "an order"), frozen(1, "one"), wild(2)])
+    assert (joined.kind, joined.size, joined.frozen, joined.parts) == ("atom", 6, "an order", [])
+    (free,) = concatenate([frozen(3, "an order"), atom(2)])
+    assert free.kind == "sum" and [part.frozen for part in free.parts] == ["an order", None]
+    (constant,) = concatenate([wild(3), wild(2)])
+    assert constant.frozen is None
+
+
 def test_a_constant_piece_takes_part_in_ties():
     """Pitfall: the constant part of one sum must not hide what the other has there."""
     a, b = atom(3), atom(3)
