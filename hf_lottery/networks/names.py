@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from .numbers import check_numbers
+from .numbers import check_layouts, check_numbers
 from .shards import reshard
 
 # Prefixes that training frameworks put before the name of a parameter.
@@ -100,9 +100,15 @@ def named_state(model: nn.Module, *, adapters: bool = False, numbers: bool = Tru
     """Return parameters and buffers by plain name, tied ones once; buffers that are not saved are included.
 
     The arguments are those of :func:`named_weights`.
+
+    Raises:
+        ValueError: A tensor has no numbers, or is in a sparse layout, which is not copied by its numbers.
     """
     parameters, buffers = (_once(_owned(model, kind, adapters)) for kind in ("_parameters", "_buffers"))
-    return _checked((*parameters, *buffers), numbers)
+    state = _checked((*parameters, *buffers), numbers)
+    if numbers:
+        check_layouts(state)
+    return state
 
 
 def named_tensors(model: nn.Module | Mapping[str, Tensor], *, numbers: bool = True) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 
@@ -26,6 +26,23 @@ def check_numbers(tensors: nn.Module | Mapping[str, Any]) -> None:
     for name, tensor in tensors.items():
         if missing := _missing(tensor):
             raise ValueError(f"every weight must have its numbers in memory; received {name!r} {missing}")
+
+
+def check_layouts(tensors: Mapping[str, Tensor]) -> None:
+    """Check that every tensor stores its numbers one after the other.
+
+    Args:
+        tensors: Name -> parameter or buffer.
+
+    Raises:
+        ValueError: A tensor is in a sparse layout. The message names it and says what to do.
+    """
+    for name, tensor in tensors.items():
+        if tensor.layout is not torch.strided:
+            raise ValueError(
+                f"every weight and buffer must be a plain tensor of numbers; received {name!r} in the layout "
+                f"{tensor.layout}. Put {name}.to_dense() in its place, or keep it outside of parameters and buffers."
+            )
 
 
 def check_plain(weights: Mapping[str, Any]) -> None:

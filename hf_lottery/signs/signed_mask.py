@@ -20,6 +20,7 @@ from ..masks.file import CONFIG_NAME, MASK_NAME
 from ..masks.mask import Mask, MaskMismatchError
 from ..networks.display import SHOWN_ROWS, escaped, first_names, html_table
 from ..networks.names import named_parameters, named_weights
+from ..networks.numbers import check_plain
 from ..networks.shards import is_sharded, whole
 from ..storage.hub_mixin import HubMixin
 from .file import read_signs, write_signs
@@ -146,15 +147,15 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
 
         Raises:
             MaskMismatchError: The mask is for another model.
-            ValueError: A weight is not finite.
+            ValueError: A weight is not finite, complex, quantised, or in a sparse layout.
         """
         mask.check_fits(model)
         norms = norm_parameters(model) if norms is None else norms
+        signed = {name: parameter for name, parameter in named_parameters(model).items() if name not in norms}
+        _check_signs(signed)
         signs, medians = {}, {}
-        for name, parameter in named_parameters(model).items():
+        for name, parameter in signed.items():
             weight = whole(parameter).cpu()
-            if name in norms or not weight.is_floating_point():
-                continue
             if not weight.isfinite().all():
                 raise ValueError(f"{name!r} must have finite weights; received NaN or infinite ones.")
             signs[name] = weight.sign().to(torch.int8)
@@ -241,7 +242,8 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
             What was done. A warning lists parameters that were skipped.
 
         Raises:
-            ValueError: An option is unknown, or there are no medians for ``"source_median"``.
+            ValueError: An option is unknown, there are no medians for ``"source_median"``, or a weight is complex,
+                quantised, or in a sparse layout; nothing was changed.
             NotImplementedError: The model is sharded already.
             MaskMismatchError: The mask is for another model, or the model ties parameters that have signs of their own;
                 nothing was changed.
@@ -256,6 +258,7 @@ class SignedMask(Mapping[str, Tensor], HubMixin):
             raise ValueError("zeros='source_median' needs the medians; received none. Make the mask with from_model.")
         self.mask.check_fits(model)
         named = named_weights(model)
+        _check_signs({name: named[name] for name in self if name in named})
         if any(map(is_sharded, named.values())):
             raise NotImplementedError("signs must be given before a model is sharded; received DTensors.")
         fitting = [name for name, sign in self.items() if name in named and named[name].shape == sign.shape]
@@ -346,3 +349,14 @@ def sign_agreement(mask: Mask, before: Mapping[str, Tensor], after: Mapping[str,
         layers[name] = same / signs if signs else 1.0
         equal, count = equal + same, count + signs
     return SignAgreement(equal / count if count else 1.0, layers)
+
+
+def _check_signs(weights: Mapping[str, Tensor]) -> None:
+    """Check that weights have signs that can be read and written."""
+    check_plain(weights)
+    for name, weight in weights.items():
+        if weight.is_complex():
+            raise ValueError(
+                f"{name!r} must have real weights; received {weight.dtype}, which has no signs. Write the layer with "
+                "two real parameters."
+            )

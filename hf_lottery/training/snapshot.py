@@ -56,7 +56,7 @@ class Snapshot:
             ValueError: A parameter or buffer has no numbers, as on the meta device, or is in a sparse layout.
         """
         copy = {"device": "cpu", "copy": True, "memory_format": torch.contiguous_format}
-        return cls(step, {name: whole(tensor).to(**copy) for name, tensor in _strided_state(model).items()})
+        return cls(step, {name: whole(tensor).to(**copy) for name, tensor in named_state(model).items()})
 
     @classmethod
     def load(cls, path: str | Path) -> Snapshot:
@@ -124,7 +124,7 @@ def save_snapshot(model: nn.Module, path: str | Path, *, step: int = 0, write: b
         step: Optimizer steps taken.
         write: Whether this process writes. The other processes only provide their shards.
     """
-    state = _strided_state(model)
+    state = named_state(model)
     names, header = _stored_order(state), _header(step, state)  # every process raises its errors
     if write:
         _write(path, header, (whole(state[name]) for name in names))
@@ -132,17 +132,6 @@ def save_snapshot(model: nn.Module, path: str | Path, *, step: int = 0, write: b
         for name in names:
             if is_sharded(state[name]):
                 whole(state[name])
-
-
-def _strided_state(model: nn.Module) -> dict[str, Tensor]:
-    state = named_state(model)
-    for name, tensor in state.items():
-        if tensor.layout is not torch.strided:
-            raise ValueError(
-                f"every weight and buffer of a snapshot must be a plain tensor; received {name!r} in the layout "
-                f"{tensor.layout}. Put {name}.to_dense() in its place, or keep it outside of parameters and buffers."
-            )
-    return state
 
 
 def _stored_order(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hf_lottery import Mask, prunable
+from hf_lottery import Mask, Snapshot, error_barrier, prunable
 
 WEIGHT = torch.eye(4)
 
@@ -65,3 +65,12 @@ def test_complex_weights_are_plain_but_not_prunable():
     mask.apply_(model)
     with pytest.raises(ValueError, match="Nor do complex ones"):
         prunable(nn.Sequential(model[0]))
+
+
+@pytest.mark.parametrize("stored", ["sparse_coo", "sparse_csr"])
+def test_networks_that_are_copied_hold_plain_tensors(stored):
+    model = layer(STORED[stored]())
+    calls = [lambda: Snapshot.capture(model), lambda: error_barrier(model, layer(WEIGHT), lambda model: 0.0)]
+    for call in calls:
+        with pytest.raises(ValueError, match=r"received '0.weight' in the layout .* Put 0.weight.to_dense\(\)"):
+            call()

@@ -195,6 +195,7 @@ def test_another_dtype_is_refused():
         Snapshot.capture(nn.Linear(3, 2)).restore_(nn.Linear(3, 2).to(torch.bfloat16))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta:UserWarning")
 @pytest.mark.parametrize("layout", [torch.sparse_csr, torch.sparse_coo])
 def test_sparse_layouts_are_refused_whatever_they_are_stored_as(layout, tmp_path):
     for model, name in ((nn.Linear(3, 2), "weight"), (Net(), "table")):
