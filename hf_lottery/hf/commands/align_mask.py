@@ -89,6 +89,8 @@ def match_networks(
     target: PreTrainedModel,
     trainer: Trainer,
     match_batches: int,
+    *,
+    residual: bool | None = None,
 ) -> Match:
     """Find the permutation that carries one network to another; every process gets what the first one found.
 
@@ -99,8 +101,9 @@ def match_networks(
         target: The network to match it to.
         trainer: Has the data and the seed.
         match_batches: How many training batches activations are matched on.
+        residual: Whether to match residual streams too, as for the matchings.
     """
-    pair: dict[str, Any] = {"source": source, "target": target, "seed": trainer.args.seed}
+    pair: dict[str, Any] = {"source": source, "target": target, "seed": trainer.args.seed, "residual": residual}
     if method == "weight":
         found = weight_matching(spec, **pair)
     else:

@@ -124,7 +124,8 @@ def _match(ladder: Ladder, seed: int, how: str, source: PreTrainedModel, target:
         options: dict[str, Any] = {"batches": training_batches(trainer, samples), "seed": seed, "residual": True}
         return activation_matching(spec, source=source, target=target, **options)
     method = "weight" if how == "weight" else "activation"
-    return match_networks(method, spec, source, target, trainer, ladder.which.match_batches)
+    # Where streams stay, it is this row's choice; the row "permuted_residual" moves them.
+    return match_networks(method, spec, source, target, trainer, ladder.which.match_batches, residual=False)
 
 
 def _barrier(ladder: Ladder, solution: PreTrainedModel, end: Cell, reused: Reused) -> float:
