@@ -19,6 +19,7 @@ from ...symmetry.permutation_file import CONFIG_NAME as PERMUTATION_CONFIG
 from ...symmetry.permutation_file import read_permutation
 from ..hub.checkpoint import load_model, mask_from_checkpoint
 from ..hub.ticket import Ticket
+from ..hub.ticket_files import check_info
 from ..trainers.run_folder import REWIND_NAME
 from .errors import one_line
 from .launch import check_output
@@ -86,7 +87,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _inspect_mask(args: argparse.Namespace) -> int:
     folder = find_folder(args.source, Ticket.FILES, optional=Ticket.OPTIONAL_FILES, **_where(args))
     mask, config = Mask.from_pretrained(folder), read_config(folder / CONFIG_NAME)
-    info = config.get("info", {})
+    check_info(info := config.get("info", {}))
     facts = {
         "kind": f"ticket, {config['mask_type']} mask" if "rewind" in config else f"{config['mask_type']} mask",
         "masked parameters": len(mask),

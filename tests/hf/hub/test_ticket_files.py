@@ -9,6 +9,7 @@ from small_tickets import ticket
 from transformers import ViTConfig
 
 from hf_lottery import MaskFileError, Ticket
+from hf_lottery.hf.commands.main import main
 from hf_lottery.hf.hub.model_config import check_no_kernels
 
 CODE = {"auto_map": {"AutoConfig": "someone/else--code.Config", "AutoModel": "code.Model"}}
@@ -166,3 +167,10 @@ def test_a_reference_of_other_types(folder, values):
     change(folder / "mask_config.json", lambda config: {**config, "rewind": stated})
     with pytest.raises(MaskFileError, match="rewind must be a reference to weights"):
         Ticket.from_pretrained(folder)
+
+
+def test_inspect_says_in_one_line_what_is_wrong_with_info(folder, capsys):
+    for wrong in ({"history": [3]}, {"history": {"a": 1}}, {"level": [0]}):
+        change(folder / "mask_config.json", lambda config, wrong=wrong: {**config, "info": wrong})
+        assert main(["inspect", str(folder)]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
