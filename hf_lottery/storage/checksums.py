@@ -1,18 +1,17 @@
-"""Checksums: check that files are those that were written, and that a JSON file is whole."""
+"""Checksums: check that files are those that were written."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .json_files import read_json
+from .json_files import read_sealed, seal_json
 
 _CHUNK = 1 << 20
-_SEAL = "sha256"
+_VERSION = 2  # from which on a file without its checksum is refused
 
 
 class DamagedFileError(ValueError):
@@ -57,31 +56,20 @@ def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
             raise DamagedFileError(_message(path, f"other bytes, with sha256 {found[:16]}... instead of {stated[:16]}"))
 
 
-def seal(values: Mapping[str, Any]) -> bytes:
-    """Return JSON text of the values that carries its own checksum."""
-    return (json.dumps({**values, _SEAL: _digest(values)}, indent=2) + "\n").encode()
+def sealed_record(values: Mapping[str, Any]) -> bytes:
+    """Return the text of a JSON file for :func:`read_record`, with its own checksum."""
+    return seal_json({"format_version": _VERSION, **values}, what="a record")
 
 
-def unseal(path: Path) -> dict[str, Any]:
-    """Read the values of a file of :func:`seal`.
+def read_record(path: Path) -> dict[str, Any]:
+    """Read the values of a file of :func:`sealed_record`.
 
     Raises:
-        DamagedFileError: The file is missing, cannot be read, or has other values.
+        DamagedFileError: The file is missing or damaged.
     """
-    try:
-        values = read_json(path, error=DamagedFileError)
-        stated = values.pop(_SEAL)
-    except FileNotFoundError:
-        raise DamagedFileError(_message(path, "no such file")) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DamagedFileError(_message(path, "a file that is cut off or changed")) from None
-    if _digest(values) != stated:
-        raise DamagedFileError(_message(path, "a file that was changed"))
-    return values
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    if not path.is_file():
+        raise DamagedFileError(_message(path, "no such file"))
+    return read_sealed(path, version=_VERSION, error=DamagedFileError)
 
 
 def _message(path: Path, received: str) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from ...masks.file import CONFIG_NAME
-from ...storage.checksums import check_files, check_sha256, sha256_of, unseal
+from ...storage.checksums import check_files, check_sha256, read_record, sha256_of
 from ...storage.encoding import MaskFileError
 from ...storage.json_files import text_sha256
 from ...training.snapshot import Snapshot
@@ -76,7 +76,7 @@ def read_start(folder: Path, config: Mapping[str, Any]) -> Snapshot | Reference:
     if stated and path.is_file() and _must_state(config, "file_sha256", stated):
         check_sha256(path, stated["file_sha256"], CONFIG_NAME, MaskFileError)
     if not stated and (folder / FILES_NAME).is_file():  # a level of a run
-        check_files(folder, unseal(folder / FILES_NAME)["files"])
+        check_files(folder, read_record(folder / FILES_NAME)["files"])
     start = Snapshot.load(path)
     whole = "file_sha256" in stated or stated.get("sha256") in (None, start.sha256())
     if not whole or stated.get("step") not in (None, start.step):

@@ -37,7 +37,8 @@ def state_file(trainer: LotteryTrainer) -> int:
 
 def record_file(files: int) -> int:
     """Return the bytes of a file with the checksums of some files."""
-    return json_file({"files": {f"{'x' * 18}{number}": "0" * 64 for number in range(files)}, "sha256": "0" * 64})
+    hashes = {f"{'x' * 18}{number}": "0" * 64 for number in range(files)}
+    return json_file({"format_version": 2, "files": hashes, "text_sha256": "0" * 64})
 
 
 def mask_files(trainer: LotteryTrainer) -> int:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ...storage.atomic import write_atomically
-from ...storage.checksums import DamagedFileError, check_files, hash_files, seal, unseal
+from ...storage.checksums import DamagedFileError, check_files, hash_files, read_record, sealed_record
 
 RECORD_NAME = "lottery_checkpoint.json"
 # Without one of these the Trainer goes on all the same, with a fresh state.
@@ -62,14 +62,14 @@ def record_checkpoint(checkpoint: Path, place: Place, *, beside: Iterable[Path] 
     """
     inside = [path for path in checkpoint.rglob("*") if path.is_file() and path.name not in (RECORD_NAME, _PASSING)]
     record = {"place": asdict(place), "files": hash_files(checkpoint, [*inside, *beside])}
-    write_atomically(checkpoint / RECORD_NAME, seal(record))
+    write_atomically(checkpoint / RECORD_NAME, sealed_record(record))
 
 
 def read_place(checkpoint: Path) -> Place | None:
     """Return where training stood at a checkpoint; None if it has no record."""
     if not (checkpoint / RECORD_NAME).exists():
         return None
-    return Place(**unseal(checkpoint / RECORD_NAME)["place"])
+    return Place(**read_record(checkpoint / RECORD_NAME)["place"])
 
 
 def check_checkpoint(checkpoint: Path, *, layout: str, with_best: bool) -> None:
@@ -85,7 +85,7 @@ def check_checkpoint(checkpoint: Path, *, layout: str, with_best: bool) -> None:
             record is.
         ValueError: This launch cannot read its optimizer's state.
     """
-    record = unseal(checkpoint / RECORD_NAME)
+    record = read_record(checkpoint / RECORD_NAME)
     if (stored := record["place"]["layout"]) != layout:
         raise ValueError(
             f"a checkpoint must store the optimizer's state in the layout of this launch, {layout}; received {stored} "
@@ -94,7 +94,7 @@ def check_checkpoint(checkpoint: Path, *, layout: str, with_best: bool) -> None:
     check_files(checkpoint, record["files"])
     best = json.loads((checkpoint / _NEEDED[0]).read_text()).get("best_model_checkpoint")
     if with_best and best and (kept := checkpoint.parent / Path(best).name) != checkpoint:
-        check_files(kept, unseal(kept / RECORD_NAME)["files"])
+        check_files(kept, read_record(kept / RECORD_NAME)["files"])
 
 
 def last_whole(folder: Path, *, layout: str, with_best: bool) -> Path | None:

@@ -28,7 +28,7 @@ from typing import Any
 from ...masks.file import stage_mask
 from ...masks.mask import Mask
 from ...storage.atomic import staged_folder, sweep, write_atomically
-from ...storage.checksums import check_files, hash_files, seal, unseal
+from ...storage.checksums import check_files, hash_files, read_record, sealed_record
 from ...training.snapshot import Snapshot
 
 REWIND_NAME = "rewind.safetensors"
@@ -76,7 +76,7 @@ class RunFolder:
                 "Pass resume_from_checkpoint=True to continue it, or choose another output_dir."
             )
         self._has_checksums = not _is_old(state)
-        stored = unseal(state) if self._has_checksums else json.loads(state.read_text())
+        stored = read_record(state) if self._has_checksums else json.loads(state.read_text())
         for name in sorted(self._settings.keys() | stored["settings"].keys()):
             old, new = stored["settings"].get(name), self._settings.get(name)
             if old != new:
@@ -117,7 +117,7 @@ class RunFolder:
     def save(self) -> None:
         """Write settings and finished levels, which makes the folder hold this run."""
         state = {"settings": self._settings, "began_from": self.began_from, "finished": self.finished}
-        write_atomically(self.root / _STATE_NAME, seal(json.loads(json.dumps(state))))
+        write_atomically(self.root / _STATE_NAME, sealed_record(state))
 
     def check(self, levels: int) -> None:
         """Check the files that a resume reads, except those of checkpoints.
@@ -139,7 +139,7 @@ class RunFolder:
                 self._record(folder)
             self._has_checksums = True
         for folder in folders:
-            check_files(folder, unseal(folder / FILES_NAME)["files"])
+            check_files(folder, read_record(folder / FILES_NAME)["files"])
 
     def record_trained(self, number: int) -> None:
         """Record that the trained model of a level is whole."""
@@ -147,7 +147,7 @@ class RunFolder:
 
     def _record(self, folder: Path) -> None:
         files = [path for path in folder.glob("*") if path.is_file() and path.name != FILES_NAME]
-        write_atomically(folder / FILES_NAME, seal({"files": hash_files(folder, files)}))
+        write_atomically(folder / FILES_NAME, sealed_record({"files": hash_files(folder, files)}))
 
     def sweep(self) -> None:
         """Delete files that a killed process wrote in part."""
