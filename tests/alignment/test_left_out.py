@@ -3,6 +3,7 @@
 import copy
 import json
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_the_report_says_which_and_why(spec, others, tmp_path):
 
 def test_who_asks_is_not_warned(spec, others):
     source, target = bert(0), moved(bert(0), spec)
-    pair = {"source": source, "target": target}
+    pair: dict[str, Any] = {"source": source, "target": target}
     for options, left_out in [
         ({"residual": False}, {STREAM: "a residual stream, and residual=False"}),
         ({"residual": True}, {}),
@@ -95,7 +96,7 @@ def test_chance_is_what_unrelated_units_score(spec):
     """A maximum over noise is above its mean, and not above chance."""
     groups = weight_matching(spec, source=bert(1), target=bert(2), residual=True).report.groups
     large = [group for group in groups.values() if group.size > 20]
-    assert large and all(group.random < group.matched <= group.chance for group in large)
+    assert large and all(group.random < group.matched <= (group.chance or 0.0) for group in large)
 
 
 def test_reports_of_older_versions_say_nothing_of_chance(spec, tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -135,7 +136,8 @@ def test_without_a_network_names_and_shapes_decide(tmp_path):
 def test_what_is_no_model_is_refused():
     _, spec, _ = network("mlp")
     permutation, model = spec.random(0), network("mlp")[0]
-    match = Match(permutation, MatchReport({}, (0.0,), converged=True))
+    state: Any = dict(model.state_dict())
+    match: Any = Match(permutation, MatchReport({}, (0.0,), converged=True))
     for call, message in [
         (
             lambda: permutation(model),
@@ -144,7 +146,7 @@ def test_what_is_no_model_is_refused():
         (lambda: permutation(7), "must be compared with a model, a state dict or a mask; received int"),
         (lambda: spec.check_fits("model"), "received str"),
         (lambda: permute_(model, match), r"received Sequential and Match. Of a match, pass\s+match.permutation"),
-        (lambda: permute_(dict(model.state_dict()), permutation), "received dict and Permutation"),
+        (lambda: permute_(state, permutation), "received dict and Permutation"),
     ]:
         with pytest.raises(TypeError, match=message):
             call()
