@@ -63,6 +63,7 @@ def keep_sparse(
         the sparsity and frees the weights. Without ``with``, call ``handle.verify()`` and ``handle.remove()``.
 
     Raises:
+        TypeError: ``mask`` is not a Mask.
         MaskMismatchError: The mask is for another model. Nothing was changed.
         RuntimeError: A parameter is held already; :func:`hf_lottery.training.release` frees it. Nothing was changed.
         NotImplementedError: The state of an optimizer is quantised, and cannot be masked.
@@ -89,6 +90,11 @@ class SparseHandle:
     """
 
     def __init__(self, model: nn.Module, mask: Mask, optimizer: optim.Optimizer | None, *, packed: bool):
+        if not isinstance(mask, Mask):
+            raise TypeError(
+                f"mask must be a Mask; received {type(mask).__name__}. Pass Mask(...) of tensors, Mask.from_pretrained() "
+                "of a folder or repository, or the .mask of a ticket or signed mask."
+            )
         mask.check_fits(model)
         check_free(model, mask)
         mask.apply_(model)

@@ -137,3 +137,9 @@ def test_a_copy_is_free_and_can_be_held():
             warnings.simplefilter("error")
             copy.deepcopy(model.state_dict())
             torch.save(model.state_dict(), io.BytesIO())
+
+
+@pytest.mark.parametrize("given", ["me/repository", {"0.weight": torch.ones(6, 4, dtype=torch.bool)}, None])
+def test_a_mask_is_a_mask(given):
+    with pytest.raises(TypeError, match=rf"must be a Mask; received {type(given).__name__}\. .*from_pretrained"):
+        keep_sparse(network(), given)
