@@ -92,8 +92,8 @@ class SparseHandle:
     def __init__(self, model: nn.Module, mask: Mask, optimizer: optim.Optimizer | None, *, packed: bool):
         if not isinstance(mask, Mask):
             raise TypeError(
-                f"mask must be a Mask; received {type(mask).__name__}. Pass Mask(...) of tensors, Mask.from_pretrained() "
-                "of a folder or repository, or the .mask of a ticket or signed mask."
+                f"mask must be a Mask; received {type(mask).__name__}. Pass Mask(...) of tensors, "
+                "Mask.from_pretrained() of a folder or repository, or the .mask of a ticket or signed mask."
             )
         mask.check_fits(model)
         check_free(model, mask)
