@@ -108,7 +108,8 @@ def _traced(
             raise SymmetryError(
                 "the model must run on the inputs; received an error from its forward pass: "
                 f"{type(error).__name__}: {str(error).rstrip('. ')}. Give one call's arguments, in the "
-                "model's precision and on its device; if a kernel is missing there, move the model with .float() or .cpu()."
+                "model's precision and on its device; if a kernel is missing there, "
+                "move the model with .float() or .cpu()."
             ) from error
         for name, value in chosen_outputs(result, outputs).items():
             trace.freeze(value, f"the output {name}")
