@@ -67,15 +67,21 @@ def add_hold(model: nn.Module, hold: Hold) -> None:
     mark, ours = _Mark(hold), {id(parameter) for parameter in hold.held}
     for module in model.modules():
         if any(id(parameter) in ours for parameter in module.parameters(recurse=False)):
-            module.__dict__[_MARK] = mark
+            module.__dict__[_MARK] = (*_marks(module), mark)  # weight and bias may be held apart
 
 
 def drop_hold(model: nn.Module, hold: Hold) -> None:
     """Undo :func:`add_hold`."""
     _ACTIVE.discard(hold)
     for module in model.modules():
-        if getattr(module.__dict__.get(_MARK), "hold", None) is hold:
-            del module.__dict__[_MARK]
+        left = tuple(mark for mark in _marks(module) if mark.hold is not hold)
+        module.__dict__.pop(_MARK, None)
+        if left:
+            module.__dict__[_MARK] = left
+
+
+def _marks(module: nn.Module) -> list[_Mark]:
+    return [mark for mark in module.__dict__.get(_MARK, ()) if mark is not None]  # None: the module is a copy
 
 
 def _holds_of(parameters: Iterable[Tensor]) -> list[Hold]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .snapshot import Snapshot
 
@@ -16,7 +16,8 @@ def capture_at(model: nn.Module, step: int) -> Iterator[Callable[[], Snapshot]]:
     """Capture the model after ``step`` optimizer steps inside the block.
 
     Several optimizers of the model count together: a step is over when each of them has made it. They must step in
-    turn, in the order of the first step, until the moment has passed.
+    turn, in the order of the first step, until the moment has passed. A step that an optimizer makes inside the step of
+    another one (SAM, Lookahead) belongs to that step.
 
     Yields:
         A function to call after the block. It returns the snapshot; ValueError if training ended before the step.
@@ -24,14 +25,25 @@ def capture_at(model: nn.Module, step: int) -> Iterator[Callable[[], Snapshot]]:
     Raises:
         ValueError: The optimizers do not step in turn, so that the number of a step has no clear meaning.
     """
-    counter = _StepCounter()
+    counter, running = _StepCounter(), list[Optimizer]()
     snapshot = Snapshot.capture(model) if step == 0 else None
     ours = {id(parameter) for parameter in model.parameters()}
 
-    def after_step(optimizer, args, kwargs) -> None:
+    def counts(optimizer: Optimizer) -> bool:
+        return counter.steps <= step and any(id(p) in ours for g in optimizer.param_groups for p in g["params"])
+
+    def before_step(optimizer: Optimizer, args, kwargs) -> None:
+        if counts(optimizer):
+            running.append(optimizer)
+
+    def after_step(optimizer: Optimizer, args, kwargs) -> None:
         nonlocal snapshot
-        if counter.steps > step or not any(id(p) in ours for group in optimizer.param_groups for p in group["params"]):
+        if not counts(optimizer):
             return
+        while running and running.pop() is not optimizer:
+            pass  # a step that ended in an error
+        if running:
+            return  # a part of another step: of a subclass, or of an optimizer around this one
         counter.add(optimizer)
         if counter.steps == step:  # the last optimizer of the step captures last
             snapshot = Snapshot.capture(model, step=step)
@@ -43,11 +55,12 @@ def capture_at(model: nn.Module, step: int) -> Iterator[Callable[[], Snapshot]]:
             )
         return snapshot
 
-    handle = register_optimizer_step_post_hook(after_step)
+    handles = [register_optimizer_step_pre_hook(before_step), register_optimizer_step_post_hook(after_step)]
     try:
         yield result
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 class _StepCounter:

@@ -78,6 +78,7 @@ def find_ticket(
         )
 
     def next_mask(level: Level, target: float) -> Mask:
+        _check_within(model, weights)  # training may have replaced them
         known = evidence(model) if evidence and gathered else {}
         whole = {
             name: known.get(name, Evidence())._replace(start=level.start.tensors[name].to(weight.device))
@@ -159,6 +160,7 @@ def _check_within(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if own.get(name) is not weight:
             raise ValueError(
                 f"within must hold parameters of this model; received another {name!r}, or the second name of a tied "
-                "parameter. Pass prunable(model)."
+                "parameter. Pass prunable(model), and let training change parameters in place: "
+                "load_state_dict(assign=True) replaces them."
             )
     check_trainable(model, weights)

@@ -40,6 +40,11 @@ _ELEMENTWISE = (
 )
 
 
+_REPLACED = (
+    "Call keep_sparse after what replaces it, such as fully_shard, load_state_dict(assign=True) or a parametrization."
+)
+
+
 class SparsityLeakError(RuntimeError):
     """A weight that should be pruned is not zero, or the mask prunes nothing."""
 
@@ -66,7 +71,8 @@ def keep_sparse(
         TypeError: ``mask`` is not a Mask.
         MaskMismatchError: The mask is for another model. Nothing was changed.
         RuntimeError: A parameter is held already; :func:`hf_lottery.training.release` frees it. Nothing was changed.
-        NotImplementedError: The state of an optimizer is quantised, and cannot be masked.
+        NotImplementedError: The state of an optimizer is quantised or mixes weights, and cannot be masked.
+        TypeError: ``optimizer`` is not one torch optimizer.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -104,10 +110,8 @@ class SparseHandle:
             name: (weights[name], kind(part_of(entry, weights[name]), local(weights[name])))
             for name, entry in mask.items()
         }
-        self._by_id = {id(weight): (weight, mask) for weight, mask in self.bound.values()}
         self._prunes = mask.kept < mask.weights
         self._seen: WeakSet[optim.Optimizer] = WeakSet()
-        self._guarded: set[str] = set()
         self._handles: list[Any] = [
             register_optimizer_step_pre_hook(_weakly(self._before_step)),
             register_optimizer_step_post_hook(_weakly(self._after_step)),
@@ -115,9 +119,9 @@ class SparseHandle:
         finalize(self, _remove_all, self._handles).atexit = False  # torch keeps the two above for ever
         add_hold(model, self)
         try:
-            self._guard_gradients()
+            self._handles += [_guard_gradient(weight, mask) for weight, mask in self.bound.values()]
             if optimizer is not None:
-                self._meet(getattr(optimizer, "optimizer", optimizer))  # accelerate's wrapper has no hooks of its own
+                self._meet(_with_hooks(optimizer))
         except BaseException:
             self.remove()
             raise
@@ -131,24 +135,26 @@ class SparseHandle:
         """Check that the mask prunes a weight, and that every pruned weight is exactly zero now.
 
         Raises:
-            SparsityLeakError: A pruned weight is not zero, a parameter was replaced, or the mask prunes nothing. The
-                message names the parameter.
+            SparsityLeakError: A pruned weight is not zero, a parameter is gone, or the mask prunes nothing. The message
+                names the parameter.
         """
         if not self._prunes:
             raise SparsityLeakError("the mask must remove at least one weight; received a dense one. Train without it.")
         present = named_weights(self._model)
         for name, (weight, mask) in self.bound.items():
-            if present.get(name) is not weight:
+            now = present.get(name)
+            if now is None or local(now).shape != local(weight).shape:
                 raise SparsityLeakError(
                     f"the model must still have the parameters that the mask was bound to; received one whose {name!r} "
-                    "was replaced, for example by fully_shard. Call keep_sparse after that."
+                    f"is gone or has another shape. {_REPLACED}"
                 )
-            leaked = local(weight).clone()
+            leaked = local(now).clone()
             mask.clear_kept_(leaked)
             if bool((leaked != 0).any()):  # NaN is not zero either
+                written = "Find the code that wrote to the weights after the last step of an optimizer that holds them."
                 raise SparsityLeakError(
-                    f"pruned weights of {name!r} must be exactly 0; received {_described(leaked)}. Find the code that "
-                    "wrote to the weights after the last step of an optimizer that holds them."
+                    f"pruned weights of {name!r} must be exactly 0; received {_described(leaked)}. "
+                    f"{written if now is weight else f'The parameter was replaced. {_REPLACED}'}"
                 )
 
     def remove(self) -> None:
@@ -164,28 +170,20 @@ class SparseHandle:
         if kind is None:
             self.verify()
 
-    def _guard_gradients(self) -> None:
-        """Guard every weight that is trained. One that is frozen now is guarded before a later step."""
-        for name, (weight, mask) in self.bound.items():
-            if weight.requires_grad and name not in self._guarded:
-                self._guarded.add(name)
-                self._handles.append(self._guard_gradient(weight, mask))
-
-    def _guard_gradient(self, weight: Tensor, mask: WeightMask):
-        def zero_pruned(parameter: Tensor) -> None:  # torch requires that a hook returns None
-            if parameter.grad is not None:
-                clear_pruned_gradient_(parameter, mask, local(parameter.grad))
-
-        zero_pruned(weight)  # an earlier backward may have left a gradient
-        return weight.register_post_accumulate_grad_hook(zero_pruned)
-
     def _meet(self, optimizer: optim.Optimizer) -> None:
         self._seen.add(optimizer)
         self._mask_state(optimizer)
         # A state that is loaded later may hold values of pruned weights.
         self._handles.append(optimizer.register_load_state_dict_post_hook(self._mask_state))
+        if type(optimizer) not in _ELEMENTWISE:
+            self._handles.append(optimizer.register_step_pre_hook(self._clear_gradients))
 
     def _mask_state(self, optimizer: optim.Optimizer) -> None:
+        if isinstance(optimizer, optim.LBFGS) and optimizer.state:
+            raise NotImplementedError(
+                "LBFGS must begin under the mask; received one with a state, which mixes the gradients of all weights. "
+                "Make a new optimizer."
+            )
         for weight, mask in self.bound.values():
             for value in optimizer.state.get(weight, {}).values():
                 if isinstance(value, Tensor) and value.shape == weight.shape:
@@ -197,23 +195,63 @@ class SparseHandle:
                     mask.clear_pruned_(local(value))
 
     def _before_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
-        held = self._held_by(optimizer)
-        if held and optimizer not in self._seen:
+        if optimizer not in self._seen and self._held_by(optimizer):
             self._meet(optimizer)
-        if held and len(self._guarded) < len(self.bound):
-            self._guard_gradients()
-        if type(optimizer) not in _ELEMENTWISE:
+
+    def _clear_gradients(self, optimizer: optim.Optimizer, args, kwargs) -> tuple[Any, Any]:
+        """Clear the gradients of pruned weights before a step, and those that its closure computes."""
+        held = self._held_by(optimizer)
+
+        def clear() -> None:
             for weight, mask in held:
-                if weight.grad is not None:
-                    clear_pruned_gradient_(weight, mask, local(weight.grad))
+                clear_pruned_gradient_(weight, mask)
+
+        clear()
+        return tuple(_followed_by(clear, a) for a in args), {n: _followed_by(clear, a) for n, a in kwargs.items()}
 
     def _after_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
         for weight, mask in self._held_by(optimizer):
             mask.clear_pruned_(local(weight))
 
     def _held_by(self, optimizer: optim.Optimizer) -> list[tuple[Tensor, WeightMask]]:
-        ours = self._by_id
-        return [ours[id(p)] for group in optimizer.param_groups for p in group["params"] if id(p) in ours]
+        theirs = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        return [pair for pair in self.bound.values() if id(pair[0]) in theirs]
+
+
+def _with_hooks(optimizer: Any) -> optim.Optimizer:
+    """Return the optimizer whose steps torch announces to hooks: accelerate's wrapper has none of its own."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)
+    if not getattr(getattr(type(optimizer), "step", None), "hooked", False):
+        raise TypeError(
+            f"optimizer must be one torch.optim.Optimizer; received {type(optimizer).__name__}. Leave it out: every "
+            "torch optimizer is found at its first step. A step of any other is not seen."
+        )
+    return optimizer
+
+
+def _guard_gradient(weight: Tensor, mask: WeightMask) -> Any:
+    def zero_pruned(parameter: Tensor) -> None:  # torch requires that a hook returns None
+        clear_pruned_gradient_(parameter, mask)
+
+    zero_pruned(weight)  # an earlier backward may have left a gradient
+    trained = weight.requires_grad
+    weight.requires_grad_(True)  # a frozen weight takes no hook, and may be trained later
+    handle = weight.register_post_accumulate_grad_hook(zero_pruned)
+    weight.requires_grad_(trained)
+    return handle
+
+
+def _followed_by(then: Callable[[], None], argument: Any) -> Any:
+    """Return the argument of a step; a closure is followed by another call."""
+    if not callable(argument):
+        return argument
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = argument(*args, **kwargs)
+        then()
+        return result
+
+    return call
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:

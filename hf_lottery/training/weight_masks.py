@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ..masks.file import pack_bits
+from ..networks.shards import local
 
 _CHUNK = 2**16  # weights that are unpacked at once on the CPU, in its cache
 _PIECE = 2**22  # elsewhere
@@ -119,14 +120,20 @@ def _unpacked(bits: Tensor, flat: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield part, keep.view(-1)[: len(part)].to(part.dtype)
 
 
-def clear_pruned_gradient_(weight: Tensor, mask: WeightMask, part: Tensor) -> None:
-    """Set the pruned entries of a weight's gradient to 0; ``part`` is what this process holds of the gradient."""
-    if part.layout is not torch.sparse_coo:
-        mask.clear_pruned_(part)
+def clear_pruned_gradient_(weight: Tensor, mask: WeightMask) -> None:
+    """Set the pruned entries of a weight's gradient to 0, if it has one."""
+    gradient = weight.grad
+    if gradient is None:
         return
-    gradient = part.coalesce()  # an embedding with sparse=True; only the rows that were read have a gradient
-    gradient.values().masked_fill_(~mask.at(gradient.indices()), 0)
-    weight.grad = gradient
+    if gradient.layout is torch.sparse_coo:  # an embedding with sparse=True; only the rows that were read have one
+        weight.grad = gradient = gradient.coalesce()
+        gradient.values().masked_fill_(~mask.at(gradient.indices()), 0)
+        return
+    if gradient.requires_grad:  # backward(create_graph=True): what is derived from it must not see pruned ones either
+        keep = torch.ones_like(gradient)
+        mask.clear_pruned_(local(keep))
+        weight.grad = gradient = gradient * keep
+    mask.clear_pruned_(local(gradient))
 
 
 def _as_integers(tensor: Tensor) -> Tensor:

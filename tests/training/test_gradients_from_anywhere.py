@@ -107,6 +107,129 @@ def test_an_optimizer_that_mixes_gradients_gets_none_of_pruned_weights(name):
     assert torch.equal(*results)
 
 
+MIX = {**{name: MAKE[name] for name in ("adafactor", "muon")}, "lbfgs": lambda p: optim.LBFGS(p, lr=0.5, max_iter=4)}
+
+
+@pytest.mark.parametrize("way", ["closure", "hook"])
+@pytest.mark.parametrize("name", MIX)
+def test_no_gradient_of_a_pruned_weight_reaches_it_from_inside_a_step(name, way):
+    """A closure that the step calls and a hook that runs before it write gradients later than our hook looks."""
+    results, alive_inside = [], 0
+    for noise in (False, True):
+        model = network()
+        mask, optimizer = mask_for(model), MIX[name](list(model.parameters()))
+
+        def write_gradients(*_, model=model, mask=mask, noise=noise):
+            nonlocal alive_inside
+            alive_inside += alive(model, mask)
+            torch.manual_seed(2)
+            for parameter_name, parameter in model.named_parameters():
+                parameter.grad = torch.randn_like(parameter)
+                if noise and parameter_name in mask:
+                    parameter.grad[~mask[parameter_name]] += 3
+            return torch.tensor(1.0)
+
+        closure = write_gradients
+        if way == "hook":
+            optimizer.register_step_pre_hook(lambda *_, write=write_gradients: write() and None)
+            closure = lambda: torch.tensor(1.0)  # noqa: E731
+        with keep_sparse(model, mask):
+            for _ in range(2):
+                optimizer.step(closure)
+        results.append(model[0].weight)
+    assert torch.equal(*results)
+    assert not alive_inside
+
+
+def test_lbfgs_must_begin_under_the_mask():
+    model = network()
+    mask, optimizer = mask_for(model), optim.LBFGS(model.parameters(), max_iter=2)
+
+    def closure():
+        optimizer.zero_grad()
+        value = loss(model(torch.ones(4, 10)))
+        value.backward()
+        return value
+
+    optimizer.step(closure)
+    with pytest.raises(NotImplementedError, match="LBFGS must begin under the mask.*new optimizer"):
+        keep_sparse(model, mask, optimizer)
+    with keep_sparse(model, mask), pytest.raises(NotImplementedError, match="LBFGS"):
+        optimizer.step(closure)
+    with keep_sparse(model, mask):
+        optim.LBFGS(model.parameters(), max_iter=2).step(closure)
+
+
+def masked_network(mask: Mask, model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The function of a network whose forward uses ``weight * mask``."""
+
+    def function(x: Tensor) -> Tensor:
+        weights = {n: p * mask[n] if n in mask else p for n, p in model.named_parameters()}
+        return functional_call(model, weights, (x,))
+
+    return function
+
+
+def with_a_penalty(function, model: nn.Module) -> None:
+    """A penalty on gradients: a pruned one would give gradients to kept weights."""
+    loss(function(torch.ones(4, 10))).backward(create_graph=True)
+    gradients = [parameter.grad for parameter in model.parameters()]
+    torch.stack([gradient.sum() for gradient in gradients]).sum().backward()
+
+
+def with_a_probe(function, model: nn.Module) -> None:
+    """The product of the Hessian with a vector, as second-order optimizers estimate it."""
+    loss(function(torch.ones(4, 10))).backward(create_graph=True)
+    parameters = list(model.parameters())
+    gradients = [parameter.grad for parameter in parameters]
+    products = torch.autograd.grad(gradients, parameters, [torch.ones_like(p) for p in parameters])
+    for parameter, product in zip(parameters, products, strict=True):
+        parameter.grad = product
+
+
+def with_weights_thawed(function, model: nn.Module) -> None:
+    """Weights that were frozen when the hold began, and a norm that is clipped before their first step."""
+    model.requires_grad_(True)
+    loss(function(torch.ones(4, 10))).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("way", [with_a_penalty, with_a_probe, with_weights_thawed])
+def test_training_is_that_of_a_network_that_uses_weight_times_mask(way, packed):
+    ours, theirs = network(), network()
+    mask = mask_for(ours)
+    mask.apply_(theirs)
+    ours[0].weight.requires_grad_(way is not with_weights_thawed)
+    with keep_sparse(ours, mask, packed=packed):
+        for model, function in ((ours, ours), (theirs, masked_network(mask, theirs))):
+            way(function, model)
+            optim.SGD(model.parameters(), lr=0.1).step()
+            for parameter in model.parameters():
+                parameter.grad = None  # torch warns of a cycle otherwise
+    for name, parameter in ours.named_parameters():
+        expected = theirs.get_parameter(name)
+        torch.testing.assert_close(parameter, expected * mask[name] if name in mask else expected, rtol=0, atol=0)
+
+
+def test_a_frozen_weight_stays_frozen():
+    model = network()
+    model[0].weight.requires_grad_(False)
+    with keep_sparse(model, mask_for(model)):
+        assert [parameter.requires_grad for parameter in model.parameters()] == [False, True, True, True]
+
+
+def test_two_names_of_a_tied_weight_hold_together():
+    model = nn.ModuleDict({"a": nn.Linear(6, 6, bias=False), "b": nn.Linear(6, 6, bias=False)})
+    model["b"].weight = model["a"].weight
+    mask = Mask({"a.weight": torch.rand(6, 6) > 0.5, "b.weight": torch.rand(6, 6) > 0.5})
+    with keep_sparse(model, mask):
+        model["a"].weight.grad = torch.ones(6, 6)
+        optim.SGD(model.parameters(), lr=0.1).step()
+        assert torch.equal(model["a"].weight != 0, mask["a.weight"] & mask["b.weight"])
+
+
 @pytest.mark.parametrize("before", [False, True])
 def test_optimizers_that_step_inside_backward(before):
     model = network()

@@ -6,13 +6,14 @@ import io
 import pickle
 import warnings
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn, optim
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
-from hf_lottery import Mask, keep_sparse
+from hf_lottery import Mask, SparsityLeakError, keep_sparse
 from hf_lottery.networks.names import named_weights
 from hf_lottery.training import release
 
@@ -77,6 +78,55 @@ def test_two_parts_of_a_model_may_be_held_apart():
     model = network()
     with keep_sparse(model[0], mask_for(model[0])), keep_sparse(model[2], mask_for(model[2])):
         assert not revived(model, mask_for(model))
+
+
+def test_weights_and_biases_may_be_held_apart_without_handles():
+    model = network()
+    weights = mask_for(model)
+    biases = Mask({name: torch.arange(p.numel()) % 2 == 0 for name, p in model.named_parameters() if p.ndim == 1})
+    keep_sparse(model, weights)
+    handle = keep_sparse(model, biases)
+    gc.collect()
+    assert not revived(model, weights) and not revived(model, biases)
+    handle.remove()
+    assert not revived(model, weights) and revived(model, biases)
+    with pytest.warns(UserWarning, match="is not held"):
+        copy.deepcopy(model)
+    release(model)
+    assert revived(model, weights)
+
+
+@pytest.mark.parametrize("wrong", ["list", "not of torch"])
+def test_an_optimizer_whose_steps_cannot_be_seen_is_refused(wrong):
+    model = network()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match="must be one torch.optim.Optimizer; received (list|SimpleNamespace)"):
+        keep_sparse(model, mask_for(model), [optimizer] if wrong == "list" else SimpleNamespace(step=optimizer.step))
+    assert revived(model, mask_for(model))
+
+
+def assigned(model: nn.Module) -> None:
+    model.load_state_dict(network().state_dict(), assign=True)
+
+
+def parametrized(model: nn.Sequential) -> None:
+    nn.utils.parametrizations.weight_norm(model[0])
+
+
+@pytest.mark.parametrize(("replace", "how"), [(assigned, "was replaced"), (parametrized, "is gone")])
+def test_replaced_parameters_are_found(replace, how):
+    model = network()
+    handle = keep_sparse(model, mask_for(model))
+    replace(model)
+    with pytest.raises(SparsityLeakError, match=rf"'0\.weight'.* {how}.*Call keep_sparse after what replaces it"):
+        handle.verify()
+
+
+def test_replaced_parameters_that_are_sparse_are_no_leak():
+    """As when the best weights are loaded at the end."""
+    model = network()
+    with keep_sparse(model, mask_for(model)):
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
 
 
 def test_a_hold_that_fails_holds_nothing():

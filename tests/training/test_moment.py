@@ -53,6 +53,47 @@ def test_optimizers_that_step_inside_backward_count_together():
     assert captured().sha256() == states[1].sha256()
 
 
+class Clipped(optim.SGD):
+    """Steps with the step of its parent."""
+
+    def step(self, closure=None):
+        return super().step(closure)
+
+
+class Averaging(optim.Optimizer):
+    """Makes two steps of another optimizer, and averages its weights afterwards."""
+
+    def __init__(self, inner: optim.Optimizer):
+        self.inner = inner
+        super().__init__(inner.param_groups, {})
+        self.slow = [parameter.detach().clone() for parameter in self.parameters()]
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for group in self.param_groups for parameter in group["params"]]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.inner.step()
+        self.inner.step()
+        for slow, parameter in zip(self.slow, self.parameters(), strict=True):
+            parameter.copy_(slow.lerp_(parameter, 0.5))
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("make", [lambda p: Clipped(p, 0.1), lambda p: Averaging(optim.SGD(p, 0.1))])
+def test_a_step_inside_a_step_is_a_part_of_it(make, compiled):
+    model = network()
+    optim.SGD(model.parameters(), 0.1)  # from now on torch announces the steps of SGD, also those of a subclass
+    states, optimizer = [], make(model.parameters())
+    if compiled:
+        optimizer.step = torch.compile(optimizer.step, backend="eager")
+    with capture_at(model, 2) as captured:
+        for _ in range(4):
+            step(model, optimizer)
+            states.append(Snapshot.capture(model))
+    assert captured().sha256() == states[1].sha256()
+
+
 def head_then_all(model, optimizers):
     for _ in range(3):
         step(model, optimizers[0])

@@ -201,6 +201,16 @@ def test_parameters_of_another_model_are_refused():
         find_ticket(model, Trainer(), within={"1.weight": model[1].weight}, sparsity=0.5)
 
 
+def test_parameters_that_training_replaced_are_not_scored():
+    model = network()
+
+    def train(model, start):
+        model.load_state_dict(network().state_dict(), assign=True)
+
+    with pytest.raises(ValueError, match=r"received another '0.weight'.* load_state_dict\(assign=True\) replaces"):
+        list(find_ticket(model, train, within=prunable(model), sparsity=0.5))
+
+
 def test_a_level_that_removes_nothing_is_refused():
     model = network()
     with pytest.raises(ValueError, match="level 1 must remove weights; received sparsity 0 and then 0.001 of 108"):

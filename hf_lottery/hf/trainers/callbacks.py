@@ -17,7 +17,8 @@ class SparsityCallback(TrainerCallback):
     """A callback that keeps pruned weights at exactly zero during training, and verifies it at the end.
 
     It works in any Trainer: ``Trainer(..., callbacks=[SparsityCallback(mask)])``. The mask is bound when training
-    begins, after the model was prepared and a checkpoint was loaded.
+    begins, after the model was prepared and a checkpoint was loaded. An interrupted training leaves the model held:
+    train again with this callback, or call :meth:`release`.
 
     Args:
         mask: A Mask, or the folder or repository on the Hub that holds one.
