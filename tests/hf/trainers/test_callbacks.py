@@ -3,7 +3,6 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 from small_searches import mask_for, trainer
 from small_task import KillAt, Killed, Points, arguments, net
 from transformers import Trainer

@@ -181,7 +181,7 @@ def test_every_level_interpolates_towards_the_fresh_norms(tmp_path, drawn):
     fresh = net().norm.weight.detach().clone()
     with pytest.raises(Killed):
         aws(tmp_path, kill=(1, 2), levels=1, sparsity=None).train()
-    resumed = aws(tmp_path, model=net(77), levels=1, sparsity=None)
+    resumed = aws(tmp_path, model=net(77), levels=1, sparsity=None, resume_with_other=["weights"])
     with torch.no_grad():
         resumed.model.norm.weight.fill_(5.0)
     resumed.train(resume_from_checkpoint=True)
