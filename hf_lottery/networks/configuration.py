@@ -87,7 +87,7 @@ def configuration_differences(
     defaults = _defaults(like) if theirs.keys() != ours.keys() else {}
     found = []
     for name in dict.fromkeys((*theirs, *ours)):
-        values = [side.get(name, defaults.get(name)) for side in (theirs, ours)]
+        values = [_value(name, side, defaults) for side in (theirs, ours)]
         known = name in defaults or (name in theirs and name in ours)
         if not _same(name, *values, known=known):
             found.append(f"{name} is {_short(values[0])} {where[0]}, {_short(values[1])} {where[1]}")
@@ -100,6 +100,15 @@ def _defaults(config: Any) -> dict[str, Any]:
         return {} if config is None else deciding(type(config)())
     except Exception:  # some classes need arguments, and any of them may be checked
         return {}
+
+
+def _value(name: str, side: Mapping[str, Any], defaults: Mapping[str, Any]) -> Any:
+    """Return a value; None for the number of a token beyond the vocabulary, as small models inherit from a default."""
+    value = side.get(name, defaults.get(name))
+    before, dot, last = name.rpartition(".")
+    words = side.get(f"{before}{dot}vocab_size")
+    beyond = last.endswith("_token_id") and isinstance(value, int) and isinstance(words, int) and value >= words
+    return None if beyond else value
 
 
 def _same(name: str, a: Any, b: Any, *, known: bool) -> bool:

@@ -20,8 +20,13 @@ from .shards import class_name
 VARIES = "varies"  # a number that a forward pass changes is a counter
 _NOTHING_IN_EVALUATION = re.compile(r"(\w*Dropout\w*|\w*DropPath|StochasticDepth|DropBlock\w*|Identity)")
 _PART = re.compile(r"(?:[^,(]|\([^)]*\))+")  # of what a module prints, between commas
-_NOT_THE_FUNCTION = re.compile(r"inplace(=.*)?|(p|drop_prob|dropout|dtype|device)=.*")
-_COUNTERS = re.compile(r"(\w+_)?(steps?|epochs?|iters?|iterations?|calls|counter|seen)|\w*cached?\w*")
+_NOT_THE_FUNCTION = re.compile(r"inplace(=.*)?|(p|drop_prob|dropout|dtype|device|momentum)=.*")
+_COUNTERS = re.compile(
+    r"(\w+_)?(steps?|epochs?|iters?|iterations?|updates?|batch(es)?|calls|counter|seen|hist(ory)?)(_count|_index)?"
+    r"|\w*cached?\w*"
+)
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, which is another in every process
+_BATCH_NORM = re.compile(r"(Sync)?BatchNorm(\dd)?")  # which are one function of what they are given
 
 
 def identity_of(model: nn.Module) -> dict[str, Any]:
@@ -68,7 +73,7 @@ def without_counters(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
 
 
 def _facts(name: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
-    kind = class_name(module)
+    kind = _BATCH_NORM.sub("BatchNorm", class_name(module))
     if _NOTHING_IN_EVALUATION.fullmatch(kind) and not module._parameters and not module._modules:
         return
     said = _said(module)
@@ -90,7 +95,7 @@ def _said(module: nn.Module) -> str:
     except (TypeError, ValueError):  # some compiled modules have none
         parameters = ()
     defaults = {f"{parameter.name}={parameter.default!s}" for parameter in parameters}
-    parts = (" ".join(part.split()) for part in _PART.findall(module.extra_repr()))
+    parts = (" ".join(part.split()) for part in _PART.findall(_ADDRESS.sub("", module.extra_repr())))
     return ", ".join(
         part for part in parts if part.replace("'", "") not in defaults and not _NOT_THE_FUNCTION.fullmatch(part)
     )

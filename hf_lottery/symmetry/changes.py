@@ -10,6 +10,7 @@ from torch import Tensor
 from .errors import SymmetryError
 
 _SAMPLE = 1_000_000
+_ROUNDING = 1e-4  # rounding of 1e-16 is then a change of 1e-12; what an output of this size really does is still seen
 
 
 class Baseline:
@@ -17,7 +18,7 @@ class Baseline:
 
     An element's change is relative to its own size, or to the scale of its output where it is smaller. The scale is the
     lower quarter of the sizes of the elements that depend on the weights, so that neither a mask's fill nor one huge
-    number hides a change of the others.
+    number hides a change of the others. It is not so small that the rounding of numbers near zero is a change.
 
     Args:
         outputs: The outputs by name. They are copied.
@@ -41,7 +42,7 @@ class Baseline:
         Raises:
             SymmetryError: No output, or none but integers, depends on those weights.
         """
-        counts = []
+        counts, largest = [], 0.0
         for name, value in self.values.items():
             live = _differs(value, _numbers(other[name]) if name in other else None) & value.isfinite()
             if not live.any():
@@ -49,8 +50,11 @@ class Baseline:
             counts.append(name)
             if value.is_floating_point():
                 sizes = value[live].abs()
+                largest = max(largest, float(sizes.max()))
                 sizes = sizes[:: 1 + len(sizes) // _SAMPLE]
                 self.scales[name] = float(sizes.kthvalue(1 + len(sizes) // 4).values)
+        least = _ROUNDING * min(largest, 1.0)
+        self.scales = {name: max(scale, least) for name, scale in self.scales.items()}
         if not any(self.values[name].is_floating_point() for name in counts):
             received = f"integers alone ({counts[:3]})" if counts else f"{[*self.values][:3]}, which stay the same"
             raise SymmetryError(

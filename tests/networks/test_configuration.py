@@ -103,6 +103,9 @@ def test_what_only_one_of_them_has_is_compared_with_the_default():
 def test_a_special_token_may_be_open_but_not_another_one():
     assert not differences({"pad_token_id": 3}, {"pad_token_id": None})
     assert differences({"pad_token_id": 3}, {"pad_token_id": 0}) == ["pad_token_id is 3 there, 0 here"]
+    # The default of the class, which a small model inherits, is no token of it.
+    assert not differences({"vocab_size": 8, "eos_token_id": 1}, {"vocab_size": 8, "eos_token_id": 50256})
+    assert differences({"vocab_size": 60000, "eos_token_id": 1}, {"vocab_size": 60000, "eos_token_id": 50256})
 
 
 def test_a_model_has_a_configuration_if_it_has_to_dict():

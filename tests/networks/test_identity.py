@@ -19,6 +19,15 @@ class Attention(nn.Module):
         self.tables = nn.ParameterList([torch.zeros(2)])
 
 
+class Function(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def extra_repr(self):
+        return f"function={self.function}"
+
+
 def sequence(**modules):
     return nn.Sequential(OrderedDict(modules))
 
@@ -37,6 +46,8 @@ def differences(a, b):
         (nn.MultiheadAttention(16, 4), nn.MultiheadAttention(16, 2), "num_heads is 4 there, 2 here"),
         (nn.GroupNorm(4, 8), nn.GroupNorm(2, 8), "class is 'GroupNorm(4, 8)' there, 'GroupNorm(2, 8)' here"),
         (nn.LayerNorm(8), nn.LayerNorm(8, eps=1.0), "eps=1.0"),
+        (nn.BatchNorm2d(8), nn.BatchNorm2d(8, eps=1.0), "eps=1.0"),
+        (Function(torch.relu), Function(torch.tanh), "tanh"),
         (nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, dilation=2), "dilation=(2, 2)"),
         (sequence(act=nn.ReLU()), sequence(act=nn.GELU()), "act is 'ReLU()' there, 'GELU()' here"),
         (sequence(a=nn.ReLU()), sequence(a=nn.ReLU(), b=nn.ChannelShuffle(2)), "b is not set there, 'ChannelShuffle("),
@@ -54,6 +65,9 @@ def test_networks_that_differ(a, b, message):
         (sequence(a=nn.Dropout(0.1)), sequence(a=nn.Identity())),
         (sequence(a=nn.ReLU(inplace=True)), sequence(a=nn.ReLU())),
         (nn.LeakyReLU(0.2, inplace=True), nn.LeakyReLU(0.2)),
+        (nn.BatchNorm2d(8), nn.BatchNorm2d(8, momentum=0.01)),
+        (sequence(a=nn.BatchNorm2d(8)), nn.SyncBatchNorm.convert_sync_batchnorm(sequence(a=nn.BatchNorm2d(8)))),
+        (Function(lambda x: x.relu()), Function(lambda x: x.relu())),  # at other addresses
         (nn.LSTM(3, 4, num_layers=2, dropout=0.5), nn.LSTM(3, 4, num_layers=2)),
         (nn.MultiheadAttention(16, 4, dropout=0.5), nn.MultiheadAttention(16, 4)),
         (Attention(), Attention().double().train(False)),
@@ -78,6 +92,8 @@ def test_what_training_counts_does_not_count():
     a: Any = Attention()
     b: Any = Attention()
     b.seen, b.dropout, b.cached_length = 7, 7, 7
+    assert differences(a, b) == []
+    b.n_updates, b.num_batches, b.step_count, b.history = 3, 3, 3, [1, 2]  # counted in training alone
     assert differences(a, b) == []
     b.n = 1  # a counter of one's own
     before = identity_of(b)

@@ -249,3 +249,24 @@ def test_numpy_and_numbers_are_compared():
     for wrap in (lambda t: {"x": t.tolist()}, lambda t: {"x": t.numpy()}):
         with pytest.raises(SymmetryVerificationError, match="by .'head.weight.0.'"):
             wrong.verify(Wrapped(wrap), (torch.randn(3, 6),))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda t: {"x": t, "mean": (t - t.mean(-1, keepdim=True)).mean(-1)},
+        lambda t: torch.cat([t[:, :1], t.softmax(-1).log() - t.log_softmax(-1)], -1),
+    ],
+    ids=["a mean of zero", "most of an output"],
+)
+def test_numbers_that_are_nothing_but_rounding_freeze_nothing(wrap):
+    spec = discover(Wrapped(wrap), (torch.randn(3, 6),))
+    assert spec.free
+    assert spec.verify(Wrapped(wrap), (torch.randn(3, 6),)).error < 1e-8
+
+
+def test_small_outputs_beside_large_ones_are_compared():
+    spec = discover(TwoLayers(), (torch.randn(3, 6),))
+    model = Wrapped(lambda t: {"constant": t[:, :1] * 0 + 1, "large": t.detach() * 0 + 1e3, "small": 1e-10 * t})
+    with pytest.raises(SymmetryVerificationError, match="by .'head.weight.0.'"):
+        unfrozen(spec, "head.weight[0]").verify(model, (torch.randn(3, 6),))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 _SAMPLES = 16
 
@@ -21,7 +21,23 @@ class _UnknownContent(Exception):
     """A sample holds something whose content cannot be read."""
 
 
-def identify_data(data: Any) -> dict[str, Any] | None:
+class _Hashes(Dataset):
+    """The hash of some samples, read with one seed or another."""
+
+    def __init__(self, data: Any):
+        self._data = data
+
+    def __getitem__(self, seed: int) -> dict[str, str]:
+        try:
+            return {"samples": _hash_samples(self._data, seed)}
+        except _UnknownContent as error:
+            return {"unknown": str(error)}
+
+    def __len__(self) -> int:
+        return 2
+
+
+def identify_data(data: Any, *, workers: int = 0) -> dict[str, Any] | None:
     """Return what identifies a data set, as JSON values.
 
     A data set of ``datasets`` has a fingerprint, which follows from its files and everything that was done to it. Of
@@ -30,6 +46,8 @@ def identify_data(data: Any) -> dict[str, Any] | None:
 
     Args:
         data: The data set; None if there is none.
+        workers: How many processes load it in training. If there are any, one such process reads the samples: a file
+            that is opened at the first read must not be opened here, since all workers would share its place.
 
     Returns:
         ``class``, ``length`` and either ``fingerprint``, ``samples`` (a hash), or ``unknown``: why there is neither.
@@ -42,12 +60,10 @@ def identify_data(data: Any) -> dict[str, Any] | None:
     known["length"] = len(data)
     if (fingerprint := _own_fingerprint(data)) is not None:
         return {**known, "fingerprint": fingerprint}
-    try:
-        # Two reads with different seeds tell an augmentation, and the first is the same in every process.
-        first, second = (_hash_samples(data, seed) for seed in (0, 1))
-    except _UnknownContent as error:
-        return {**known, "unknown": str(error)}
-    return {**known, "samples": first} if first == second else {**known, "unknown": "its samples differ at every read"}
+    # Two reads with different seeds tell an augmentation, and the first is the same in every process.
+    own = torch.Generator()  # or the loader would draw from torch's
+    first, second = DataLoader(_Hashes(data), batch_size=None, num_workers=min(workers, 1), generator=own)
+    return {**known, **first} if first == second else {**known, "unknown": "its samples differ at every read"}
 
 
 def _own_fingerprint(data: Any) -> str | None:

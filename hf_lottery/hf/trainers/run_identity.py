@@ -6,6 +6,7 @@ seed or of other data would come back as if it were the one that was asked for.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -29,6 +30,7 @@ from .sparse_trainer import SparseTrainer
 # What does not change what a model computes in training.
 _FREE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 _FILLED_IN = "problem_type"  # set by the first forward pass if it is not set before
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # set by train() to those of the tokenizer
 _PLATEAU = ("reduce_lr_on_plateau", "greedy")  # schedules that look at the evaluation
 _WORDS = {"model": "model", "weights": "initial weights", "data": "data"}
 _KEYS = ("class", "length", "unknown", "fingerprint", "samples")
@@ -70,12 +72,14 @@ class RunIdentity:
             logger.warning("A resume of this run will not notice another %s, because %s.", name, reason)
 
     def _identify(self) -> dict[str, Any]:
-        data = {"train_dataset": identify_data(self._trainer.train_dataset)}
+        workers = self._args.dataloader_num_workers
+        data = {"train_dataset": identify_data(self._trainer.train_dataset, workers=workers)}
         held_out = self._trainer.eval_dataset
         for name, part in (held_out if isinstance(held_out, dict) else {"": held_out}).items():
-            data[f"eval_dataset {name}".strip()] = identify_data(part)
+            data[f"eval_dataset {name}".strip()] = identify_data(part, workers=workers)
         digest = hashlib.sha256(json.dumps(self._hashed, sort_keys=True).encode()).hexdigest()
-        return plain({"model": identify_model(self._trainer.network), "weights": digest, "data": data})
+        model = identify_model(self._trainer.network, self._trainer.processing_class)
+        return plain({"model": model, "weights": digest, "data": data})
 
     def _compare(self, run: RunFolder, given: Mapping[str, Any]) -> None:
         began = run.began_from or {part: {} for part in STARTS}  # of an older version, which did not record it
@@ -122,11 +126,20 @@ def hash_weights(model: nn.Module, *, main: bool) -> dict[str, str]:
     return hashes
 
 
-def identify_model(model: nn.Module) -> dict[str, Any]:
-    """Return the class of a model and its configuration; without a configuration, a hash of how it prints."""
-    describe = getattr(getattr(model, "config", None), "to_diff_dict", None)
-    if callable(describe):
-        settings = {name: value for name, value in dict(cast(Any, describe)()).items() if name not in _FREE}
+def identify_model(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
+    """Return the class of a model and its configuration; without a configuration, a hash of how it prints.
+
+    Args:
+        model: The model.
+        tokenizer: The Trainer's ``processing_class``, whose special tokens replace those of the configuration.
+    """
+    config = cast(Any, getattr(model, "config", None))
+    if callable(getattr(config, "to_diff_dict", None)):
+        config = copy.deepcopy(config)
+        inner = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+        tokens = {name: getattr(inner, name, None) for name in _TOKENS}
+        vars(config.get_text_config()).update((name, token) for name, token in tokens.items() if token is not None)
+        settings = {name: value for name, value in dict(config.to_diff_dict()).items() if name not in _FREE}
     else:
         layers = re.sub(r"0x[0-9a-f]+", "", repr(model))  # without addresses of functions
         settings = {"layers": hashlib.sha256(layers.encode()).hexdigest()}
@@ -154,5 +167,7 @@ def _data_difference(began: Mapping[str, Any], given: Mapping[str, Any], *, deci
             return f"{name} of {key} {new.get(key)} instead of {old.get(key)}"
         if key == "unknown":
             return f"{name} that cannot be compared with the earlier one"
-        return f"{name} with {'another fingerprint' if key == 'fingerprint' else 'other samples'}"
+        if key == "fingerprint":  # also of the same samples in files that were moved or written anew
+            return f"{name} with another fingerprint (of its files, and of the functions that were applied to them)"
+        return f"{name} with other samples"
     return None

@@ -1,5 +1,6 @@
 """Data sets are told apart by their fingerprint, or by their length and some of their samples."""
 
+import os
 import random
 from collections import UserDict
 from dataclasses import dataclass
@@ -107,6 +108,25 @@ def test_a_data_set_of_datasets_is_not_read():
     assert identify_data(data) != identify_data(data.map(lambda row: {"a": row["a"] + 1}, keep_in_memory=True))
     # A wrapped one has samples alone.
     assert "samples" in identify_data(torch.utils.data.Subset(data, range(5)))
+
+
+class OpenedOnce(torch.utils.data.Dataset):
+    """Opens its file at the first read, as for HDF5 and LMDB: each worker must open its own."""
+
+    opened_by = None
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        self.opened_by = self.opened_by or os.getpid()
+        return i
+
+
+def test_what_workers_read_is_not_opened_before_them():
+    data = OpenedOnce()
+    assert identify_data(data, workers=2) == identify_data(OpenedOnce()) and data.opened_by is None
+    assert "unknown" in identify_data([object()], workers=1)
 
 
 def test_random_generators_are_not_disturbed():

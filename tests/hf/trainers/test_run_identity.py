@@ -8,8 +8,17 @@ import torch
 from datasets import Dataset
 from small_searches import Images, quick, state
 from small_task import Killed, Net, Points, arguments, net, vit
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import nn
-from transformers import DataCollatorWithPadding, TrainerCallback
+from transformers import (
+    DataCollatorWithPadding,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    TrainerCallback,
+    set_seed,
+)
 
 from hf_lottery import LotteryTrainer, WinningSignTrainer, magnitude
 from hf_lottery.hf.trainers.run_identity import hash_weights
@@ -113,6 +122,27 @@ def test_a_configuration_is_compared_key_by_key(tmp_path):
     used = run()
     used.network.config.problem_type = "single_label_classification"  # as its first forward pass sets it
     used.train(resume_from_checkpoint=True)
+
+
+def test_special_tokens_that_train_takes_from_the_tokenizer_are_no_difference(tmp_path):
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1, "a": 2})), pad_token="<pad>", eos_token="<eos>"
+    )
+
+    def run(**changes):
+        set_seed(1)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=8, n_layer=1, n_head=2, n_positions=8, **changes))
+        data = Dataset.from_dict({"input_ids": [[2, 2, 2]] * 48, "labels": [[2, 2, 2]] * 48})
+        return search(tmp_path, model=model, data=data, extra={"processing_class": tokenizer})
+
+    ours = run()
+    ours.train()
+    assert ours.network.config.eos_token_id == 1
+    ours.train(resume_from_checkpoint=True)
+    run(eos_token_id=1).train(resume_from_checkpoint=True)
+    ours.ticket.apply_(run().network)
+    with pytest.raises(ValueError, match="received bos_token_id=3 instead of"):
+        run(bos_token_id=3).train(resume_from_checkpoint=True)
 
 
 @pytest.mark.parametrize(
