@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.optim.optimizer import Optimizer
 
 from .snapshot import Snapshot
+from .steps import unwatch, watch
 
 
 @contextmanager
@@ -25,42 +26,51 @@ def capture_at(model: nn.Module, step: int) -> Iterator[Callable[[], Snapshot]]:
     Raises:
         ValueError: The optimizers do not step in turn, so that the number of a step has no clear meaning.
     """
-    counter, running = _StepCounter(), list[Optimizer]()
-    snapshot = Snapshot.capture(model) if step == 0 else None
-    ours = {id(parameter) for parameter in model.parameters()}
-
-    def counts(optimizer: Optimizer) -> bool:
-        return counter.steps <= step and any(id(p) in ours for g in optimizer.param_groups for p in g["params"])
-
-    def before_step(optimizer: Optimizer, args, kwargs) -> None:
-        if counts(optimizer):
-            running.append(optimizer)
-
-    def after_step(optimizer: Optimizer, args, kwargs) -> None:
-        nonlocal snapshot
-        if not counts(optimizer):
-            return
-        while running and running.pop() is not optimizer:
-            pass  # a step that ended in an error
-        if running:
-            return  # a part of another step: of a subclass, or of an optimizer around this one
-        counter.add(optimizer)
-        if counter.steps == step:  # the last optimizer of the step captures last
-            snapshot = Snapshot.capture(model, step=step)
-
-    def result() -> Snapshot:
-        if snapshot is None or (counter.steps == step and not counter.whole):
-            raise ValueError(
-                f"the rewind step must lie within training; received {step} of {counter.steps}. Rewind earlier."
-            )
-        return snapshot
-
-    handles = [register_optimizer_step_pre_hook(before_step), register_optimizer_step_post_hook(after_step)]
+    moment = _Moment(model, step)
+    watch(moment)
     try:
-        yield result
+        yield moment.result
     finally:
-        for handle in handles:
-            handle.remove()
+        unwatch(moment)
+
+
+class _Moment:
+    """Captures the model when a step is over."""
+
+    def __init__(self, model: nn.Module, step: int):
+        self._model, self._step = model, step
+        self._ours = {id(parameter) for parameter in model.parameters()}
+        self._counter, self._running = _StepCounter(), list[Optimizer]()
+        self._snapshot = Snapshot.capture(model) if step == 0 else None
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        if self._counts(optimizer):
+            self._running.append(optimizer)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        if not self._counts(optimizer):
+            return
+        while self._running and self._running.pop() is not optimizer:
+            pass  # a step that ended in an error
+        if self._running:
+            return  # a part of another step: of a subclass, or of an optimizer around this one
+        self._counter.add(optimizer)
+        if self._counter.steps == self._step:  # the last optimizer of the step captures last
+            self._snapshot = Snapshot.capture(self._model, step=self._step)
+
+    def result(self) -> Snapshot:
+        """Return the snapshot, or raise ValueError if training ended before the step."""
+        counter = self._counter
+        if self._snapshot is None or (counter.steps == self._step and not counter.whole):
+            raise ValueError(
+                f"the rewind step must lie within training; received {self._step} of {counter.steps}. Rewind earlier."
+            )
+        return self._snapshot
+
+    def _counts(self, optimizer: Optimizer) -> bool:
+        if self._counter.steps > self._step:
+            return False  # the moment has passed
+        return any(id(parameter) in self._ours for group in optimizer.param_groups for parameter in group["params"])
 
 
 class _StepCounter:

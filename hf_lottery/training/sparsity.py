@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any
-from weakref import WeakMethod, WeakSet, finalize
+from weakref import WeakSet, finalize
 
 from torch import Tensor, nn, optim
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ..masks.mask import Mask
 from ..networks.names import named_weights
 from ..networks.shards import local, part_of
 from .holds import add_hold, check_free, drop_hold
+from .steps import unwatch, watch
 from .weight_masks import BitMask, NumberMask, WeightMask, clear_pruned_gradient_
 
 # The step of these optimizers changes a weight by its own gradient alone. Any other optimizer may use the gradients of
@@ -68,11 +68,10 @@ def keep_sparse(
         the sparsity and frees the weights. Without ``with``, call ``handle.verify()`` and ``handle.remove()``.
 
     Raises:
-        TypeError: ``mask`` is not a Mask.
+        TypeError: ``mask`` is not a Mask, or ``optimizer`` is not one torch optimizer.
         MaskMismatchError: The mask is for another model. Nothing was changed.
         RuntimeError: A parameter is held already; :func:`hf_lottery.training.release` frees it. Nothing was changed.
         NotImplementedError: The state of an optimizer is quantised or mixes weights, and cannot be masked.
-        TypeError: ``optimizer`` is not one torch optimizer.
 
     Example:
         >>> model = nn.Linear(2, 1)
@@ -112,12 +111,10 @@ class SparseHandle:
         }
         self._prunes = mask.kept < mask.weights
         self._seen: WeakSet[optim.Optimizer] = WeakSet()
-        self._handles: list[Any] = [
-            register_optimizer_step_pre_hook(_weakly(self._before_step)),
-            register_optimizer_step_post_hook(_weakly(self._after_step)),
-        ]
-        finalize(self, _remove_all, self._handles).atexit = False  # torch keeps the two above for ever
+        self._handles: list[Any] = []
+        finalize(self, _remove_all, self._handles).atexit = False  # parameters may live longer than their modules
         add_hold(model, self)
+        watch(self)
         try:
             self._handles += [_guard_gradient(weight, mask) for weight, mask in self.bound.values()]
             if optimizer is not None:
@@ -160,6 +157,7 @@ class SparseHandle:
     def remove(self) -> None:
         """Free the weights. They keep their values, and nothing holds them at zero from now on."""
         _remove_all(self._handles)
+        unwatch(self)
         drop_hold(self._model, self)
 
     def __enter__(self) -> SparseHandle:
@@ -194,7 +192,8 @@ class SparseHandle:
                         )
                     mask.clear_pruned_(local(value))
 
-    def _before_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
+    def before_step(self, optimizer: optim.Optimizer) -> None:
+        """Mask the state of an optimizer that holds one of the parameters, before its first step."""
         if optimizer not in self._seen and self._held_by(optimizer):
             self._meet(optimizer)
 
@@ -207,9 +206,11 @@ class SparseHandle:
                 clear_pruned_gradient_(weight, mask)
 
         clear()
-        return tuple(_followed_by(clear, a) for a in args), {n: _followed_by(clear, a) for n, a in kwargs.items()}
+        given = tuple(_followed_by(clear, argument) for argument in args[1:])  # args[0] is the optimizer
+        return (optimizer, *given), {name: _followed_by(clear, argument) for name, argument in kwargs.items()}
 
-    def _after_step(self, optimizer: optim.Optimizer, args, kwargs) -> None:
+    def after_step(self, optimizer: optim.Optimizer) -> None:
+        """Set the pruned weights that an optimizer holds to zero."""
         for weight, mask in self._held_by(optimizer):
             mask.clear_pruned_(local(weight))
 
@@ -250,17 +251,6 @@ def _followed_by(then: Callable[[], None], argument: Any) -> Any:
         result = argument(*args, **kwargs)
         then()
         return result
-
-    return call
-
-
-def _weakly(method: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a method so that a global hook does not keep its object, and with it the model, alive for ever."""
-    reference = WeakMethod(method)
-
-    def call(*args: Any) -> None:
-        if (method := reference()) is not None:
-            method(*args)
 
     return call
 

@@ -126,6 +126,16 @@ def test_optimizers_out_of_turn_are_refused_unless_the_moment_has_passed(train, 
         train(model, one_of_each(model)[:2])
 
 
+def test_steps_after_the_block_do_not_count():
+    model = network()
+    optimizer = optim.SGD(model.parameters(), 0.1)
+    with capture_at(model, 2) as captured:
+        step(model, optimizer)
+    step(model, optimizer)
+    with pytest.raises(ValueError, match="received 2 of 1"):
+        captured()
+
+
 def test_a_step_that_training_ends_within_is_not_reached():
     model = network()
     first, second, _ = one_of_each(model)
