@@ -2,7 +2,8 @@
 
 ``torch.compile``, data parallelism and checkpoint wrappers add a prefix to each name. PEFT does so too, puts layers of
 its own around those of the base model, and adds adapters. Everything here goes by the base model's own names, and
-leaves adapters out, unless the caller asks for them. PEFT is not imported: its modules are known by their attributes.
+leaves adapters out, unless the caller asks for them. PEFT is not imported: its modules are known by their classes, and
+what they are put around by their attributes.
 """
 
 from __future__ import annotations
@@ -135,6 +136,8 @@ def _walk(module: nn.Module, name: str = "", copied: bool = False) -> Iterator[t
 def _inside(module: nn.Module) -> nn.Module | None:
     """The part of the base model that a module of PEFT is put around; None if the module is not of PEFT."""
     kind, parts = type(module), module._modules
+    if not any(cls.__module__.partition(".")[0] == "peft" for cls in kind.__mro__):
+        return None  # other modules have a get_base_model or a base_layer too
     if hasattr(kind, "get_base_model") and "base_model" in parts:  # PeftModel
         return cast(Any, module).get_base_model()
     if hasattr(type(parts.get("base_model")), "inject_adapter"):  # PeftMixedModel

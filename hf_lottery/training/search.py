@@ -78,7 +78,7 @@ def find_ticket(
         )
 
     def next_mask(level: Level, target: float) -> Mask:
-        _check_within(model, weights)  # training may have replaced them
+        _check_own(model, weights)  # training may have replaced them
         known = evidence(model) if evidence and gathered else {}
         whole = {
             name: known.get(name, Evidence())._replace(start=level.start.tensors[name].to(weight.device))
@@ -155,6 +155,11 @@ def check_trainable(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 def _check_within(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     Mask.dense(weights).check_fits(model)
+    _check_own(model, weights)
+    check_trainable(model, weights)
+
+
+def _check_own(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     own = named_parameters(model)
     for name, weight in weights.items():
         if own.get(name) is not weight:
@@ -163,4 +168,3 @@ def _check_within(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 "parameter. Pass prunable(model), and let training change parameters in place: "
                 "load_state_dict(assign=True) replaces them."
             )
-    check_trainable(model, weights)

@@ -144,6 +144,10 @@ def test_an_adapter_of_multihead_attention():
     model(torch.randn(2, 3, 4))  # PEFT takes parameters out and puts others in
     assert list(prunable(model)) == list(prunable(base)) and half(model).apply_(model) is None
     assert Mask.from_model(prunable(model)).sparsity == pytest.approx(0.5, abs=0.05)
+    with keep_sparse(model, half(model)):  # also when it ends
+        optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.01)
+        model(torch.randn(2, 3, 4)).square().sum().backward()
+        optimizer.step()
 
 
 def test_a_module_that_is_trained_as_a_copy_is_left_out():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
-from hf_lottery.networks.names import named_state, named_tensors, named_weights, plain_name, unwrap
+from hf_lottery.networks.names import named_state, named_tensors, named_weights, plain_name, replaced_weights, unwrap
 
 
 class Tied(nn.Module):
@@ -56,6 +56,28 @@ def test_parts_that_are_wrapped_have_plain_names():
     assert list(named_state(model)) == [*names, "1.running_mean", "1.running_var", "1.num_batches_tracked"]
     assert plain_name("_orig_mod.a._fsdp_wrapped_module.b._checkpoint_wrapped_module.c") == "a.b.c"
     assert plain_name("module.weight") == "module.weight"
+
+
+class Detector(nn.Module):
+    """Has the methods and parts of PEFT's models and layers, but is not of PEFT."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_model = self.base_layer = nn.Linear(3, 3)
+        self.original_module, self.modules_to_save = nn.Linear(3, 3), nn.ModuleDict({"default": nn.Linear(3, 3)})
+        self.head = nn.Linear(3, 2)
+
+    def get_base_model(self):
+        return self.base_model
+
+    get_base_layer = get_base_model
+
+
+@pytest.mark.parametrize("around", [lambda model: model, nn.Sequential])
+def test_a_model_that_only_looks_like_one_of_peft_keeps_its_parts(around):
+    model = around(Detector())
+    assert named_weights(model).keys() == dict(model.named_parameters(remove_duplicate=False)).keys()
+    assert not replaced_weights(model)
 
 
 def test_tied_names_share_their_tensor():

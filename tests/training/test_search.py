@@ -210,6 +210,17 @@ def test_parameters_that_training_replaced_are_not_scored():
         list(find_ticket(model, train, within=prunable(model), sparsity=0.5))
 
 
+def test_training_may_freeze_weights_when_it_is_done():
+    model, train = network(), Trainer()
+
+    def train_and_freeze(model, start):
+        model.requires_grad_(True)
+        train(model, start)
+        model.requires_grad_(False)
+
+    assert len(list(find_ticket(model, train_and_freeze, within=prunable(model), levels=2))) == 3
+
+
 def test_a_level_that_removes_nothing_is_refused():
     model = network()
     with pytest.raises(ValueError, match="level 1 must remove weights; received sparsity 0 and then 0.001 of 108"):
