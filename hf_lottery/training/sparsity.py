@@ -40,11 +40,6 @@ _ELEMENTWISE = (
 )
 
 
-_REPLACED = (
-    "Call keep_sparse after what replaces it, such as fully_shard, load_state_dict(assign=True) or a parametrization."
-)
-
-
 class SparsityLeakError(RuntimeError):
     """A weight that should be pruned is not zero, or the mask prunes nothing."""
 
@@ -74,6 +69,7 @@ def keep_sparse(
         NotImplementedError: The state of an optimizer is quantised or mixes weights, and cannot be masked.
 
     Example:
+        >>> import torch
         >>> model = nn.Linear(2, 1)
         >>> mask = Mask({"weight": torch.tensor([[True, False]])})
         >>> optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -139,19 +135,18 @@ class SparseHandle:
             raise SparsityLeakError("the mask must remove at least one weight; received a dense one. Train without it.")
         present = named_weights(self._model)
         for name, (weight, mask) in self.bound.items():
-            now = present.get(name)
-            if now is None or local(now).shape != local(weight).shape:
+            if present.get(name) is not weight:
                 raise SparsityLeakError(
                     f"the model must still have the parameters that the mask was bound to; received one whose {name!r} "
-                    f"is gone or has another shape. {_REPLACED}"
+                    "was replaced, for example by fully_shard, a parametrization or load_state_dict(assign=True). Call "
+                    "keep_sparse after that."
                 )
-            leaked = local(now).clone()
+            leaked = local(weight).clone()
             mask.clear_kept_(leaked)
             if bool((leaked != 0).any()):  # NaN is not zero either
-                written = "Find the code that wrote to the weights after the last step of an optimizer that holds them."
                 raise SparsityLeakError(
-                    f"pruned weights of {name!r} must be exactly 0; received {_described(leaked)}. "
-                    f"{written if now is weight else f'The parameter was replaced. {_REPLACED}'}"
+                    f"pruned weights of {name!r} must be exactly 0; received {_described(leaked)}. Find the code that "
+                    "wrote to the weights after the last step of an optimizer that holds them."
                 )
 
     def remove(self) -> None:

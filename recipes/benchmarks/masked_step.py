@@ -62,9 +62,9 @@ VARIANTS = (
     Variant("torch.nn.utils.prune, default optimizer", None, "torch"),
 )
 # Whether the network is ResNet-18 -> goals against the default and the fused optimizer.
-STEP_GOALS = {True: ("<= 1.00", "<= 1.03"), False: ("-", "<= 1.005")}
-# Variant -> goals in nanoseconds and bytes for each weight.
-MASK_GOALS = {NUMBER: ("<= 0.40", "<= 4"), BIT: ("<= 0.65", "<= 0.13")}
+STEP_GOALS = {True: ("<= 1.00", "<= 1.06"), False: ("-", "<= 1.01")}
+# Variant -> goals in nanoseconds and bytes for each weight. A mask runs on the gradient and on the weight.
+MASK_GOALS = {NUMBER: ("<= 0.80", "<= 4"), BIT: ("<= 1.30", "<= 0.13")}
 
 
 def resnet18(batch: int) -> tuple[PreTrainedModel, dict[str, Tensor]]:
@@ -183,7 +183,7 @@ def mask_rows(case: list[str], runs: dict[Variant, Run], weights: int) -> list[l
         seconds = runs[variant].mask_seconds
         nanoseconds = spread([second / weights * 1e9 for second in seconds])
         shares = spread([100 * second / dense for second in seconds], 2)
-        share_goal = "<= 3" if case[0] == "ResNet-18" else "<= 0.5"
+        share_goal = "<= 6" if case[0] == "ResNet-18" else "<= 1"
         size = f"{runs[variant].resident_bytes() / weights:.4f}"
         rows.append([*case, variant.name, f"{weights:,}", nanoseconds, time_goal, shares, share_goal, size, byte_goal])
     return rows

@@ -113,9 +113,7 @@ def test_mask_overlap_and_sign_agreement_are_those_of_the_masks():
 @pytest.mark.parametrize("name", ["f1", "someone/metric", "errors.py", "../x.py", "."])
 def test_no_code_of_a_repository_is_loaded(monkeypatch, name):
     monkeypatch.setattr(evaluate, "load", lambda name: pytest.fail(f"loaded {name}"))
-    with pytest.raises(
-        ValueError, match="a metric must be accuracy, .* or a Python file; received .*call it yourself"
-    ):
+    with pytest.raises(ValueError, match="a metric must be accuracy, .* or a Python file; received .*call it yourself"):
         load_metric(name)
 
 

@@ -10,10 +10,11 @@ import time
 
 from hf_lottery.hf.trainers.run_lock import locked_folder
 
-with locked_folder(sys.argv[1]):
-    child = os.fork()
-    if child:
-        print(child, flush=True)
-    time.sleep(60)
-    if not child:
-        os._exit(0)
+if __name__ == "__main__":
+    with locked_folder(sys.argv[1]):
+        child = os.fork()
+        if child:
+            print(child, flush=True)
+        time.sleep(60)
+        if not child:
+            os._exit(0)

@@ -12,6 +12,11 @@ from hf_lottery.symmetry.permutation import permute_
 
 MOST = 24
 
+
+def copied(pieces):
+    return [piece.clone() for piece in pieces]
+
+
 READS = {
     "slice": lambda table, n: table[:n],
     "slice from the end": lambda table, n: table[-n:],
@@ -21,7 +26,7 @@ READS = {
     "rows one by one": lambda table, n: torch.stack([table[i] for i in range(n)]),
     "unbind": lambda table, n: torch.stack(table.unbind(0)[:n]),
     "split, and the rest is not used": lambda table, n: table.split([n, MOST - n])[0],
-    "split and copied, and the rest is not used": lambda table, n: [part * 1 for part in table.split([n, MOST - n])][0],
+    "split and copied, and the rest is not used": lambda table, n: copied(table.split([n, MOST - n]))[0],
     "index_select": lambda table, n: table.index_select(0, torch.arange(n)),
     "index": lambda table, n: table[torch.arange(n)],
     "index by a list of one": lambda table, n: torch.cat([table[[i]] for i in range(n)]),
