@@ -17,7 +17,7 @@ from torch import Tensor, nn, optim
 
 from ..masks.mask import Mask
 from ..networks.names import named_weights
-from ..networks.shards import local, part_of
+from ..networks.shards import is_sharded, local, part_of
 from .holds import add_hold, check_free, drop_hold
 from .steps import unwatch, watch
 from .weight_masks import BitMask, NumberMask, WeightMask, clear_pruned_gradient_
@@ -128,22 +128,21 @@ class SparseHandle:
         """Check that the mask prunes a weight, and that every pruned weight is exactly zero now.
 
         Raises:
-            SparsityLeakError: A pruned weight is not zero, a parameter is gone, or the mask prunes nothing. The message
-                names the parameter.
+            SparsityLeakError: A pruned weight is not zero, a parameter is gone or was sharded, or the mask prunes
+                nothing. The message names the parameter.
         """
         if not self._prunes:
             raise SparsityLeakError("the mask must remove at least one weight; received a dense one. Train without it.")
         present = named_weights(self._model)
         for name, (weight, mask) in self.bound.items():
-            if present.get(name) is not weight:
-                raise SparsityLeakError(
-                    f"the model must still have the parameters that the mask was bound to; received one whose {name!r} "
-                    "was replaced, for example by fully_shard, a parametrization or load_state_dict(assign=True). Call "
-                    "keep_sparse after that."
-                )
-            leaked = local(weight).clone()
+            now = present.get(name)
+            if now is None or now.shape != weight.shape or is_sharded(now) != is_sharded(weight):
+                raise _replaced(name)
+            leaked = local(now).clone()
             mask.clear_kept_(leaked)
             if bool((leaked != 0).any()):  # NaN is not zero either
+                if now is not weight:
+                    raise _replaced(name)
                 raise SparsityLeakError(
                     f"pruned weights of {name!r} must be exactly 0; received {_described(leaked)}. Find the code that "
                     "wrote to the weights after the last step of an optimizer that holds them."
@@ -253,6 +252,15 @@ def _followed_by(then: Callable[[], None], argument: Any) -> Any:
 def _remove_all(handles: list[Any]) -> None:
     while handles:
         handles.pop().remove()
+
+
+def _replaced(name: str) -> SparsityLeakError:
+    """Make the error of a parameter that was replaced; one that PEFT only wraps anew keeps its zeros, and is none."""
+    return SparsityLeakError(
+        f"the model must still have the parameters that the mask was bound to; received one whose {name!r} was "
+        "replaced, for example by fully_shard, a parametrization or load_state_dict(assign=True). Call keep_sparse "
+        "after that."
+    )
 
 
 def _described(leaked: Tensor) -> str:

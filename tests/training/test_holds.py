@@ -121,6 +121,13 @@ def test_replaced_parameters_are_found(replace):
         handle.verify()
 
 
+def test_replaced_parameters_that_are_sparse_are_no_leak():
+    """As when the best weights are loaded at the end."""
+    model = network()
+    with keep_sparse(model, mask_for(model)):
+        model.load_state_dict({name: value.clone() for name, value in model.state_dict().items()}, assign=True)
+
+
 def test_a_hold_that_fails_holds_nothing():
     model = network()
     optimizer = optim.SGD(model.parameters(), lr=0.1)
