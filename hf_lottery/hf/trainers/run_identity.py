@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from ...networks.names import named_state
+from ...networks.names import named_state, unwrap
 from ...networks.shards import class_name, is_sharded, whole
 from ...training.snapshot import Snapshot
 from .arguments import STARTS, LotteryArguments
@@ -133,6 +133,7 @@ def identify_model(model: nn.Module, tokenizer: Any = None) -> dict[str, Any]:
         model: The model.
         tokenizer: The Trainer's ``processing_class``, whose special tokens replace those of the configuration.
     """
+    model = unwrap(model)
     config = cast(Any, getattr(model, "config", None))
     if callable(getattr(config, "to_diff_dict", None)):
         config = copy.deepcopy(config)

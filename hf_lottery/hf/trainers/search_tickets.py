@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from ...masks.mask import Mask
 from ...masks.mask_series import MaskSeries
+from ...networks.names import unwrap
 from ...networks.shards import class_name
 from ...storage.hub_mixin import HubError
 from ...training.snapshot import Snapshot
@@ -42,7 +43,8 @@ def last_ticket(
     levels = len(history)
     config = getattr(model, "config", None)
     config = config if isinstance(config, PreTrainedConfig) else None
-    info = {"level": levels - 1, "architecture": class_name(model), "settings": dict(settings), "history": history}
+    architecture = class_name(unwrap(model))  # also of a model that is compiled
+    info = {"level": levels - 1, "architecture": architecture, "settings": dict(settings), "history": history}
     if config is not None and (base := base_model(config, token=token)):
         info["base_model"] = base
     series = MaskSeries(Mask.from_pretrained(run.level(number)) for number in range(levels))

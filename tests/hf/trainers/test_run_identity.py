@@ -20,8 +20,10 @@ from transformers import (
     set_seed,
 )
 
-from hf_lottery import LotteryTrainer, WinningSignTrainer, magnitude
-from hf_lottery.hf.trainers.run_identity import hash_weights
+from hf_lottery import LotteryTrainer, Snapshot, WinningSignTrainer, magnitude
+from hf_lottery.hf.trainers.run_folder import RunFolder
+from hf_lottery.hf.trainers.run_identity import hash_weights, identify_model
+from hf_lottery.hf.trainers.search_tickets import last_ticket
 
 
 class Flipped(Points):
@@ -294,3 +296,19 @@ def test_the_way_batches_are_made_is_a_setting(tmp_path):
 def test_weights_are_hashed_by_the_main_process_alone():
     assert hash_weights(net(), main=False) == {}
     assert hash_weights(net(), main=True) == hash_weights(net(), main=True) != hash_weights(net(2), main=True)
+
+
+@pytest.mark.parametrize("make", [net, vit])
+def test_a_compiled_model_is_known_by_its_own_class(make):
+    model = make(0)
+    assert identify_model(torch.compile(model, backend="eager")) == identify_model(model)
+
+
+def test_the_ticket_of_a_compiled_model_names_its_own_class(tmp_path):
+    ours = search(tmp_path)
+    ours.train()
+    compiled = torch.compile(ours.network, backend="eager")
+    start, levels = Snapshot.capture(ours.network), list(ours.history)
+    run = RunFolder(tmp_path, ours.get_settings(), resume=True)
+    ticket = last_ticket(run, compiled, start, settings={}, history=levels, token=None)
+    assert ticket.info["architecture"] == "Net"
