@@ -13,6 +13,7 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,6 +61,15 @@ def label(name: str) -> str:
     return f" {name}" if name.startswith("_") else name
 
 
+def check_drawing() -> None:
+    """Raise ImportError if matplotlib, which draws the pictures, is not installed. It is not imported for that."""
+    if find_spec("matplotlib") is None:
+        raise ImportError(
+            "matplotlib must be installed to draw pictures; received an environment without it. "
+            'Run pip install matplotlib, or pip install "hf-lottery[recipes]".'
+        )
+
+
 @contextmanager
 def picture(path: str | Path, width: float, height: float) -> Iterator[Any]:
     """Give the axes of a picture, which is written to ``path`` at the end of the block.
@@ -74,14 +84,9 @@ def picture(path: str | Path, width: float, height: float) -> Iterator[Any]:
     Raises:
         ImportError: matplotlib is not installed.
     """
-    try:
-        from matplotlib import style
-        from matplotlib.figure import Figure  # without pyplot, which would choose a backend for the whole process
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "matplotlib must be installed to draw; received an environment without it. "
-            'Call pip install matplotlib, or pip install "hf-lottery[recipes]".'
-        ) from error
+    check_drawing()
+    from matplotlib import style
+    from matplotlib.figure import Figure  # without pyplot, which would choose a backend for the whole process
 
     with style.context(["default", _SETTINGS]):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")

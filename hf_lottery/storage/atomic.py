@@ -77,3 +77,18 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def check_folder(folder: Path, *, what: str) -> None:
+    """Check that a folder exists or can be made.
+
+    Args:
+        folder: The folder.
+        what: What it is called in the message.
+
+    Raises:
+        ValueError: It is a file, or lies below one.
+    """
+    found = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    if not found.is_dir():
+        raise ValueError(f"{what} must be a folder; received {folder}, but {found} is a file. Choose another.")

@@ -6,13 +6,15 @@ import atexit
 import logging
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import transformers
 from transformers import TrainingArguments, set_seed
+
+from ...report.style import check_drawing
+from ...storage.atomic import check_folder
 
 _CPU = "On a machine without accelerators, launch by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu ...`."
 
@@ -32,11 +34,8 @@ def set_up(args: TrainingArguments, *read: Any, draws: bool = True) -> None:
     """
     check_launch(args.world_size)
     check_output(str(args.output_dir), *read)
-    if draws and find_spec("matplotlib") is None:
-        raise ImportError(
-            "matplotlib must be installed to draw the pictures of the report; received an environment without it. "
-            "Run `pip install hf-lottery[recipes]`."
-        )
+    if draws:
+        check_drawing()
     atexit.register(_leave)
     logging.basicConfig(format="%(message)s", level=logging.INFO if args.process_index == 0 else logging.WARNING)
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
@@ -62,9 +61,7 @@ def check_output(output: str, *read: Any) -> None:
         ValueError: The output is a file, lies in a file, or is a folder that is read.
     """
     folder = Path(output)
-    first = next((part for part in (folder, *folder.parents) if part.exists()), Path())
-    if not first.is_dir():
-        raise ValueError(f"the output must be a folder; received {output}, but {first} is a file. Choose another.")
+    check_folder(folder, what="the output")
     for option, value in (pair for options in read for pair in vars(options).items()):
         source = Path(str(value).removeprefix("checkpoint:")).expanduser()
         if value and folder.is_dir() and source.is_dir() and source.samefile(folder):

@@ -14,6 +14,7 @@ from transformers.trainer_utils import SchedulerType
 from ...pruning.schedules import Schedule, cubic, geometric, one_shot
 from ...pruning.scopes import Scope, erk, global_ranking, n_of_m, uniform
 from ...pruning.scores import Score, magnitude, movement, random_score, saliency, wanda
+from ...storage.atomic import check_folder
 from ...training.rewind import parse_rewind
 
 SCORES: dict[str, Score] = {
@@ -186,10 +187,7 @@ class LotteryArguments(TrainingArguments):
     def _check_run(self) -> None:
         if unknown := set(self.resume_with_other or ()) - set(STARTS):
             raise ValueError(f"resume_with_other must be among {', '.join(STARTS)}; received {min(unknown)!r}.")
-        folder = Path(self.output_dir or ".")
-        found = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not found.is_dir():
-            raise ValueError(f"output_dir must be a folder; received {folder}, but {found} is a file. Choose another.")
+        check_folder(Path(self.output_dir or "."), what="output_dir")
 
     def _apply_preset(self) -> None:
         if self.preset is not None and self.preset not in PRESETS:

@@ -92,9 +92,14 @@ def check_checkpoint(checkpoint: Path, *, layout: str, with_best: bool) -> None:
             f"in {checkpoint}. Launch as before."
         )
     check_files(checkpoint, record["files"])
-    best = json.loads((checkpoint / _NEEDED[0]).read_text()).get("best_model_checkpoint")
-    if with_best and best and (kept := checkpoint.parent / Path(best).name) != checkpoint:
+    if with_best and (kept := best_beside(checkpoint)) not in (None, checkpoint):
         check_files(kept, read_record(kept / RECORD_NAME)["files"])
+
+
+def best_beside(checkpoint: Path) -> Path | None:
+    """Return the checkpoint with the best model so far, which is beside this one also where the folder was moved."""
+    best = json.loads((checkpoint / "trainer_state.json").read_text()).get("best_model_checkpoint")
+    return checkpoint.parent / Path(best).name if best else None
 
 
 def last_whole(folder: Path, *, layout: str, with_best: bool) -> Path | None:

@@ -7,7 +7,6 @@ and loses its place in a stream. Here every checkpoint says where training stood
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers.trainer_pt_utils import safe_globals
 from .checkpoints import (
     RECORD_NAME,
     Place,
+    best_beside,
     check_checkpoint,
     check_unrecorded,
     checkpoints_in,
@@ -146,8 +146,7 @@ class ExactResume(Trainer):
 
     def _find_best_again(self, checkpoint: Path) -> None:
         """Look for the best checkpoint beside this one, because the folder may have been moved or copied."""
-        if best := json.loads((checkpoint / "trainer_state.json").read_text()).get("best_model_checkpoint"):
-            beside = checkpoint.parent / Path(best).name
+        if beside := best_beside(checkpoint):
             self.state.best_model_checkpoint = str(beside) if beside.is_dir() else None
 
     def _restore_callbacks(self) -> None:

@@ -1,12 +1,13 @@
 """The launch check, in this process; tests/recipes/test_several_processes.py launches for real."""
 
 import re
+import sys
 from types import SimpleNamespace
 
 import pytest
 from transformers import TrainingArguments
 
-from hf_lottery.hf.commands import find_ticket, launch
+from hf_lottery.hf.commands import find_ticket
 from hf_lottery.hf.commands.launch import check_launch, check_output, set_up
 from hf_lottery.hf.tasks.data import DataArguments
 
@@ -52,7 +53,7 @@ def test_an_output_folder_is_no_file_and_is_not_read(tmp_path):
 
 
 def test_a_command_without_matplotlib_stops_before_any_work(run, monkeypatch, tmp_path):
-    monkeypatch.setattr(launch, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit, match="recipe.py: error: matplotlib must be installed .*pip install"):
         run(find_ticket, "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
