@@ -18,12 +18,12 @@ from .inputs import Inputs, checked_inputs
 from .layout import freeze as freeze_axis
 from .layout import frozen
 from .outputs import chosen_outputs
-from .permutation import permute_, random_permutation
+from .proof import proven
 from .rules import pointwise  # noqa: F401  # importing them registers the rules
 from .solve import solve
 from .spec import PermutationSpec
 from .trace import Axes, Trace, call, plain_kernels
-from .verification import RTOL, Prover, culprits, moved_by, moves_with_weights
+from .verification import moves_with_weights
 
 
 def discover(
@@ -81,10 +81,7 @@ def discover(
         warnings.warn(f"operations without a rule froze what they touch: {trace.unknown}", stacklevel=2)
     network = without_counters(before, identity_of(model))
     spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network)
-    prover = Prover(model, inputs, outputs=outputs, moved=moved_by(spec))
-    spec = _proven(spec, prover, lost)
-    both = prover.take_others() if spec.free else []
-    return _proven(spec, prover, lost, both) if len(both) > 1 else spec
+    return proven(spec, model, inputs, outputs=outputs, lost=lost)
 
 
 def _traced(
@@ -116,27 +113,6 @@ def _traced(
             trace.reads.use(value)
     trace.reads.settle()
     return trace, axes
-
-
-def _proven(spec: PermutationSpec, prover: Prover, lost: Sequence[str], inputs: Sequence[str] = ()) -> PermutationSpec:
-    """Return the spec with those groups frozen that change an output after all."""
-    while spec.free:
-        permutation = random_permutation(spec, 0, spec.free)
-        error = prover.try_out(lambda m: permute_(m, permutation))  # noqa: B023  # called at once
-        if error <= RTOL:
-            break
-        wrong = culprits(spec, prover, RTOL)
-        reason = "The tracing rules are wrong for this architecture; please report it."
-        if lost:
-            reason = f"Parameters that the traced pass did not reach, such as {lost[0]!r}, take part: give more inputs."
-        elif inputs:
-            reason = f"This was traced on {inputs[0]} and does not hold on {inputs[1]}: give longer or more inputs."
-        warnings.warn(
-            f"permuting {wrong[:3]} ({len(wrong)} groups) changes the outputs by {error:.2g}: frozen. {reason}",
-            stacklevel=3,
-        )
-        spec = spec.freeze(wrong, "verification failed")
-    return spec
 
 
 def _checked_arguments(model: Any, inputs: Any, outputs: Any) -> Inputs:
