@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +31,8 @@ class MaskSeries(Sequence[Mask], HubMixin):
     it is asked for one.
 
     Args:
-        masks: The masks in order, the densest first. The first may keep everything.
+        masks: The masks in order, the densest first. The first may keep everything. An iterator is read one mask at a
+            time, and only two are in memory at once.
 
     Raises:
         TypeError: An entry is not a mask.
@@ -54,16 +54,19 @@ class MaskSeries(Sequence[Mask], HubMixin):
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # equality is by value, as that of masks
 
     def __init__(self, masks: Iterable[Mask]):
-        masks = list(masks)
-        if not masks:
-            raise ValueError("a series must have at least one mask; received none.")
-        for level, mask in enumerate(masks):
+        self._bits: dict[str, NestedBits] = {}
+        self._levels, before = 0, None
+        for mask in masks:
             if not isinstance(mask, Mask):
-                raise TypeError(f"level {level} of a series must be a Mask; received {type(mask).__name__}.")
-        for level, (before, mask) in enumerate(itertools.pairwise(masks), start=1):
-            _check_pair(level, before, mask)
-        self._bits = {name: nest([mask[name] for mask in masks]) for name in masks[0]}
-        self._levels = len(masks)
+                raise TypeError(f"level {self._levels} of a series must be a Mask; received {type(mask).__name__}.")
+            if before is None:
+                self._bits = {name: nest(entry) for name, entry in mask.items()}
+            else:
+                _check_pair(self._levels, before, mask)
+                self._bits = {name: nest(mask[name], before[name], bits) for name, bits in self._bits.items()}
+            before, self._levels = mask, self._levels + 1
+        if before is None:
+            raise ValueError("a series must have at least one mask; received none.")
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> MaskSeries:
@@ -94,6 +97,11 @@ class MaskSeries(Sequence[Mask], HubMixin):
         """Write the files into ``stage``, an existing folder, with the keys of ``extra`` added to the config."""
         stage_series(stage, self._bits, extra=extra)
 
+    def until(self, level: int) -> MaskSeries:
+        """Return the series of the levels from 0 to ``level``, which shares memory with this one."""
+        last = self._checked(level)
+        return self._of({name: bits.until(last) for name, bits in self._bits.items()})
+
     def __len__(self) -> int:
         return self._levels
 
@@ -105,10 +113,14 @@ class MaskSeries(Sequence[Mask], HubMixin):
         """Return the mask of a level, where -1 is the last; a slice gives a tuple of masks."""
         if isinstance(index, slice):
             return tuple(self[level] for level in range(self._levels)[index])
-        level = operator.index(index)
-        if not -self._levels <= level < self._levels:
-            raise IndexError(f"a level must be from 0 to {self._levels - 1}; received {index}.")
-        return Mask({name: bits.level(level % self._levels) for name, bits in self._bits.items()})
+        level = self._checked(index)
+        return Mask({name: bits.level(level) for name, bits in self._bits.items()})
+
+    def _checked(self, level: int) -> int:
+        """Return the number of a level from 0, where -1 is the last."""
+        if not -self._levels <= operator.index(level) < self._levels:
+            raise IndexError(f"a level must be from 0 to {self._levels - 1}; received {level}.")
+        return operator.index(level) % self._levels
 
     @property
     def sparsities(self) -> tuple[float, ...]:

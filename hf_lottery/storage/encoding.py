@@ -121,7 +121,8 @@ class NestedBits(NamedTuple):
         packed: The bits of each level. None where a level keeps all of them or none, as ``kept`` says it already.
 
     Example:
-        >>> bits = nest([torch.tensor([True, False, True, True]), torch.tensor([False, False, True, False])])
+        >>> levels = [torch.tensor([True, False, True, True]), torch.tensor([False, False, True, False])]
+        >>> bits = nest(levels[1], levels[0], nest(levels[0]))
         >>> bits.kept, [packed.tolist() for packed in bits.packed]
         ((3, 1), [[13], [2]])
         >>> bits.level(1)
@@ -135,6 +136,10 @@ class NestedBits(NamedTuple):
     def candidates(self, number: int) -> int:
         """Return how many weights a level has bits for: those that the level before keeps."""
         return self.kept[number - 1] if number else math.prod(self.shape)
+
+    def until(self, number: int) -> NestedBits:
+        """Return the bits of the levels up to ``number``, which share memory with these."""
+        return NestedBits(self.shape, self.kept[: number + 1], self.packed[: number + 1])
 
     def level(self, number: int) -> Tensor:
         """Return the mask of a level, bool of ``shape``."""
@@ -153,13 +158,18 @@ class NestedBits(NamedTuple):
         return torch.from_numpy(above).reshape(list(self.shape))
 
 
-def nest(levels: Sequence[Tensor]) -> NestedBits:
-    """Nest masks of one shape, bool tensors on the CPU; weights that one prunes must be pruned by all later ones."""
-    kept, packed, before = [], [], None
-    for level in levels:
-        flat = level.reshape(-1).numpy()
-        bits = flat if before is None else flat[before]
-        kept.append(int(np.count_nonzero(bits)))
-        packed.append(None if kept[-1] in (0, len(bits)) else pack_bits(torch.from_numpy(bits)))
-        before = flat
-    return NestedBits(tuple(levels[0].shape), tuple(kept), tuple(packed))
+def nest(level: Tensor, before: Tensor | None = None, above: NestedBits | None = None) -> NestedBits:
+    """Nest one more mask, so that a series of any length is made with two masks in memory.
+
+    Args:
+        level: The mask, a bool tensor on the CPU. It keeps only weights that ``before`` keeps.
+        before: The mask of the level before, of the same shape; None for the first level.
+        above: The bits of the levels before; None for the first level.
+    """
+    bits = level.reshape(-1).numpy()
+    if before is not None:
+        bits = bits[before.reshape(-1).numpy()]
+    kept = int(np.count_nonzero(bits))
+    packed = None if kept in (0, len(bits)) else pack_bits(torch.from_numpy(bits))
+    counts, levels = (above.kept, above.packed) if above else ((), ())
+    return NestedBits(tuple(level.shape), (*counts, kept), (*levels, packed))

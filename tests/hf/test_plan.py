@@ -16,6 +16,7 @@ from transformers import trainer as transformers_trainer
 from hf_lottery import LotteryTrainer, Snapshot, WinningSignTrainer
 from hf_lottery.hf.plan.search import plan_search
 from hf_lottery.hf.plan.sizes import series_files
+from hf_lottery.hf.trainers.run_folder import RunFolder
 
 
 class Wide(Net):
@@ -58,7 +59,7 @@ def part_of(path):
 
 def sizes(folder):
     """Bytes of each part of a run, a file with several names once."""
-    files = {path.stat().st_ino: path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {path.stat().st_ino: path for path in sorted(folder.rglob("*"), reverse=True) if path.is_file()}
     found = {}
     for path in files.values():
         part = part_of(path.relative_to(folder))
@@ -72,7 +73,8 @@ EPOCHS = {"dense_epochs": 3, "level_epochs": 1, "final_run": True}
 RUNS = {
     "adam": {},
     "last model": {"save_level_models": False},
-    "two checkpoints": {"save_total_limit": 2, "save_steps": 1},
+    "two checkpoints": {"save_total_limit": 2, "save_steps": 1, "save_level_checkpoints": True},
+    "all checkpoints, last model": {"save_steps": 1, "save_level_checkpoints": True, "save_level_models": False},
     "a checkpoint an epoch": {"save_strategy": "epoch", "rewind": "step:2"},
     "a checkpoint a fraction": {"save_steps": 0.4, "rewind": "step:1", "optim": "sgd"},
     "no checkpoints": {"save_strategy": "no"},
@@ -98,21 +100,23 @@ QUICK = ("last model", "two checkpoints", "a checkpoint a fraction", "signs with
 def test_disk_and_steps_are_as_planned(tmp_path, name, monkeypatch):
     ours = trainer(tmp_path, **RUNS[name])
     plan, peaks = plan_search(ours), [0]
-    rotate = transformers_trainer.rotate_checkpoints
 
-    def watched(*args, **kwargs):  # the one moment at which there is more than afterwards
-        peaks.append(sum(sizes(tmp_path).values()))
-        rotate(*args, **kwargs)
+    def watched(delete):  # more lies there before something is deleted than afterwards
+        def measured(*args, **kwargs):
+            peaks.append(sum(sizes(tmp_path).values()))
+            delete(*args, **kwargs)
 
-    monkeypatch.setattr(transformers_trainer, "rotate_checkpoints", watched)
+        return measured
+
+    monkeypatch.setattr(transformers_trainer, "rotate_checkpoints", watched(transformers_trainer.rotate_checkpoints))
+    monkeypatch.setattr(RunFolder, "clean", watched(RunFolder.clean))
     ours.train()
     found = sizes(tmp_path)
     assert {part for part, size in plan.disk.parts.items() if size} == found.keys()
     for part, size in found.items():
         assert plan.disk.parts[part] == pytest.approx(size, rel=0.15 if part in ESTIMATED else 0.015), part
     assert plan.disk.total == pytest.approx(sum(found.values()), rel=0.05)
-    if "save_level_models" not in RUNS[name]:  # else the peak is between two levels
-        assert plan.disk.peak == pytest.approx(max(*peaks, sum(found.values())), rel=0.015)
+    assert plan.disk.peak == pytest.approx(max(*peaks, sum(found.values())), rel=0.015)
     finished = json.loads((tmp_path / "lottery_state.json").read_text())["finished"]
     assert [(level.sparsity, level.steps) for level in plan.levels] == [
         (pytest.approx(record["sparsity"], abs=1e-3), record["steps"]) for record in finished
@@ -144,7 +148,8 @@ def test_weights_by_reference_are_not_in_the_ticket(tmp_path, by_reference):
 def test_tokenizers_are_saved_with_every_model(tmp_path):
     words = Tokenizer(WordLevel({f"w{i}": i for i in range(5000)}, unk_token="w0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
-    ours = trainer(tmp_path, extra={"processing_class": tokenizer, "data_collator": default_data_collator})
+    extra = {"processing_class": tokenizer, "data_collator": default_data_collator}
+    ours = trainer(tmp_path, extra=extra, save_level_checkpoints=True)
     plan = plan_search(ours)
     ours.train()
     for part in ("checkpoints", "trained models"):

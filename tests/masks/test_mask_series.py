@@ -1,5 +1,6 @@
 import hashlib
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -45,6 +46,27 @@ def test_a_series_is_a_sequence_of_its_masks(masks):
             series[index]
     with pytest.raises(TypeError):
         series["big"]
+
+
+def test_two_masks_are_in_memory_while_a_series_is_made():
+    alive = []
+
+    def made():
+        for mask in nested(6):
+            mask = Mask(mask)  # which nothing else holds
+            alive.append(weakref.ref(mask))
+            assert sum(one() is not None for one in alive) <= 2
+            yield mask
+            del mask
+
+    assert len(MaskSeries(made())) == 6 == len(alive)
+
+
+def test_a_series_until_a_level(masks):
+    series = MaskSeries(masks)
+    assert list(series.until(4)) == masks[:5] and series.until(-1) == series and list(series.until(0)) == masks[:1]
+    with pytest.raises(IndexError, match="must be from 0 to 10; received 11"):
+        series.until(11)
 
 
 def test_a_series_is_immutable(masks):

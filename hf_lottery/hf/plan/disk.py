@@ -78,23 +78,29 @@ def _add_levels(plan: DiskPlan, trainer: LotteryTrainer, levels: Sequence[LevelP
     kept_weights = start_file(trainer) if trainer.rewind_point.keeps_weights else 0  # else hard links
     before = 0
     for level in levels:
-        trained = model + (mask if level.number else 0)  # a sparse level saves its mask with the model
-        _add_checkpoints(plan, trainer, level, trained + resumable)
-        trained += record_file(5)
+        # A sparse level saves its mask with the model; beside the trained one it is a hard link.
+        checkpoints = _add_checkpoints(plan, trainer, level, model + (mask if level.number else 0) + resumable)
+        trained = model + record_file(5)
         plan.add("trained models", trained)
         if level is not levels[-1]:
             plan.add("masks", mask)
             plan.add("starting weights", kept_weights + record_file(3))
         if not trainer.lottery.save_level_models:
             plan.add("trained models", -before)
+        if not trainer.lottery.save_level_checkpoints:
+            plan.add("checkpoints", -checkpoints)
         before = trained
 
 
-def _add_checkpoints(plan: DiskPlan, trainer: LotteryTrainer, level: LevelPlan, size: int) -> None:
-    """Count the checkpoints of a level. One more than the limit is written before the oldest one is deleted."""
+def _add_checkpoints(plan: DiskPlan, trainer: LotteryTrainer, level: LevelPlan, size: int) -> int:
+    """Count the checkpoints of a level, and return the bytes of those that are left when it ends.
+
+    One more than the limit is written before the oldest one is deleted.
+    """
     limit, kept = trainer.args.save_total_limit, []
     for step in level.checkpoint_steps(trainer.args):
         kept.append(size + trainer_state_file(trainer, level, step))
         plan.add("checkpoints", kept[-1])
         if limit and limit > 0 and len(kept) > limit:
             plan.add("checkpoints", -kept.pop(0))
+    return sum(kept)

@@ -94,6 +94,13 @@ class LotteryArguments(TrainingArguments):
     save_level_models: bool = field(
         default=True, metadata={"help": "Keep the trained model of every level, not only the last."}
     )
+    save_level_checkpoints: bool = field(
+        default=False,
+        metadata={
+            "help": "Keep the checkpoints of finished levels too, which take some 12 bytes a weight each with Adam. A "
+            "resume reads only those of the level that it goes on with."
+        },
+    )
     rewind_by_reference: bool = field(
         default=False,
         metadata={

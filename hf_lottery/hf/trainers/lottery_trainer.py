@@ -126,7 +126,11 @@ class LotteryTrainer(SparseTrainer):
         with locked_folder(base, main=self.is_world_process_zero()):
             run = RunFolder(base, self.get_settings(), resume=bool(resume_from_checkpoint))
             self._identity.check(run)  # no process writes before all have read
-            self._search = SearchOnDisk(self, run, rewind=self.rewind_point, moment=moment)
+            kept = {
+                "keep_models": self.lottery.save_level_models,
+                "keep_checkpoints": self.lottery.save_level_checkpoints,
+            }
+            self._search = SearchOnDisk(self, run, rewind=self.rewind_point, moment=moment, **kept)
             self._resumes = run.exists
             with self._says_how_to_go_on():
                 self._run_levels(ignore_keys_for_eval)
@@ -147,7 +151,7 @@ class LotteryTrainer(SparseTrainer):
             first=len(run.finished),
         )
         for level in levels:
-            search.record(level, final_run=self.is_final_run(level.number), keep_model=self.lottery.save_level_models)
+            search.record(level, final_run=self.is_final_run(level.number))
             del level  # free its weights before the next level loads its own
 
     @contextmanager

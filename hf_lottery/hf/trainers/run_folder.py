@@ -6,8 +6,8 @@
       lottery_state.json        settings, what the run began from, finished levels; rewritten after every level
       _in_use.lock              who uses the folder, while someone does
       rewind.safetensors        the weights that levels rewind to, if later than the start
-      level-00/  level-01/ ...  mask and starting weights of the level (a ticket), and its checkpoints
-        trained/                its trained model
+      level-00/  level-01/ ...  mask and starting weights of the level (a ticket); its checkpoints until it is finished
+        trained/                its trained model; the mask's files are second names of the level's
         lottery_files.json      checksums of mask and starting weights; in trained/, of the trained model
       ticket/                   the last level as a ticket with a card
       signed/                   the signed mask (WinningSignTrainer only)
@@ -25,11 +25,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ...masks.file import stage_mask
+from ...masks.file import CONFIG_NAME, MASK_NAME, stage_mask
 from ...masks.mask import Mask
 from ...storage.atomic import staged_folder, sweep, write_atomically
 from ...storage.checksums import check_files, hash_files, read_record, sealed_record
 from ...training.snapshot import Snapshot
+from .checkpoints import checkpoints_in
 
 REWIND_NAME = "rewind.safetensors"
 FILES_NAME = "lottery_files.json"
@@ -143,7 +144,12 @@ class RunFolder:
 
     def record_trained(self, number: int) -> None:
         """Record that the trained model of a level is whole."""
-        self._record(self.trained(number))
+        folder = self.trained(number)
+        if (folder / MASK_NAME).exists():  # it is that of the level, whose files say so too
+            for name in (MASK_NAME, CONFIG_NAME):
+                (folder / name).unlink()
+                link_or_copy(self.level(number) / name, folder / name)
+        self._record(folder)
 
     def _record(self, folder: Path) -> None:
         files = [path for path in folder.glob("*") if path.is_file() and path.name != FILES_NAME]
@@ -172,9 +178,19 @@ class RunFolder:
         folder = self.level(number)
         return Mask.from_pretrained(folder), Snapshot.load(folder / REWIND_NAME)
 
-    def drop_trained(self, number: int) -> None:
-        """Delete the trained model of a level."""
-        shutil.rmtree(self.trained(number), ignore_errors=True)
+    def clean(self, *, models: bool, checkpoints: bool) -> None:
+        """Delete what no resume reads any more, now that one more level is finished.
+
+        Args:
+            models: Whether to keep the trained model of the level before.
+            checkpoints: Whether to keep the checkpoints of the level.
+        """
+        last = len(self.finished) - 1
+        unread = [] if checkpoints or last < 0 else checkpoints_in(self.level(last))
+        if last > 0 and not models:
+            unread.append(self.trained(last - 1))
+        for folder in unread:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

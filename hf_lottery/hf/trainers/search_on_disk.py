@@ -28,14 +28,26 @@ class SearchOnDisk:
         run: The folder.
         rewind: The point that each level starts from.
         moment: The optimizer step of that point.
+        keep_models: Whether to keep the trained models of all levels, not only the last.
+        keep_checkpoints: Whether to keep the checkpoints of finished levels.
 
     Attributes:
         run: The folder.
     """
 
-    def __init__(self, trainer: SparseTrainer, run: RunFolder, *, rewind: RewindPoint, moment: int):
+    def __init__(
+        self,
+        trainer: SparseTrainer,
+        run: RunFolder,
+        *,
+        rewind: RewindPoint,
+        moment: int,
+        keep_models: bool,
+        keep_checkpoints: bool,
+    ):
         self.run = run
         self._trainer, self._rewind, self._moment = trainer, rewind, moment
+        self._kept = {"models": keep_models, "checkpoints": keep_checkpoints}
 
     def open(self, dense: Mask, *, levels: int) -> None:
         """Make the folder hold this run, and write the start of level 0 unless it is there.
@@ -50,7 +62,8 @@ class SearchOnDisk:
         if self.run.exists:
             on_main(lambda: self.run.check(levels), main=self._trainer.is_world_process_zero())
         has_start = self.run.has_start(0)
-        self.write(lambda: (self.run.save(), self.run.sweep()))
+        # A process that was killed may not have come to the cleaning.
+        self.write(lambda: (self.run.save(), self.run.sweep(), self.run.clean(**self._kept)))
         if not has_start:
             self._save_start(0, dense)
 
@@ -94,22 +107,19 @@ class SearchOnDisk:
             )
         self.write(lambda: self.run.write_start(number, mask, begin))
 
-    def record(self, level: Level, *, final_run: bool, keep_model: bool) -> None:
+    def record(self, level: Level, *, final_run: bool) -> None:
         """Record that a level is finished.
 
         Args:
             level: The level, whose metrics are a TrainOutput.
             final_run: Whether it is the final run.
-            keep_model: Whether to keep the trained model of the level before.
         """
         output = level.metrics
         record = {"level": level.number, "sparsity": level.sparsity, "metrics": plain(output.metrics)}
         if final_run:
             record["final_run"] = True
         self.run.finished.append({**record, "steps": output.global_step, "loss": output.training_loss})
-        self.write(self.run.save)
-        if level.number and not keep_model:
-            self.write(lambda: self.run.drop_trained(level.number - 1))
+        self.write(lambda: (self.run.save(), self.run.clean(**self._kept)))
 
     def history(self) -> list[dict[str, Any]]:
         """Return one record for each finished level, as :attr:`LotteryTrainer.history` holds it."""

@@ -80,5 +80,5 @@ def _level_ticket(ticket: Ticket, run: RunFolder, level: int) -> Ticket:
     if isinstance(start, Snapshot):  # a reference names the same weights for every level
         start = run.read_start(level)[1]
     info = {**ticket.info, "level": level, "history": ticket.info["history"][: level + 1]}
-    until = MaskSeries(series[: level + 1])
+    until = series.until(level)
     return replace(ticket, mask=until[-1], start=start, info=info, series=until)

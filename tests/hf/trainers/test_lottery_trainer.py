@@ -10,6 +10,8 @@ from small_task import Net, Points, arguments, net
 from transformers import TrainerCallback, TrainingArguments
 
 from hf_lottery import LotteryTrainer, Mask, Ticket, prunable
+from hf_lottery.hf.trainers.run_folder import RunFolder
+from hf_lottery.masks.file import MASK_NAME
 
 
 def test_levels_nest_hit_the_target_and_leave_a_ticket(finished):
@@ -29,7 +31,7 @@ def test_levels_nest_hit_the_target_and_leave_a_ticket(finished):
         "level": 3, "architecture": "Net", "settings": ours.get_settings(), "history": ours.history,
     }  # fmt: skip
     assert not list((tmp_path / "ticket").glob("*.bin"))
-    assert len(list(tmp_path.glob("level-*/checkpoint-6"))) == 4 and not list(tmp_path.glob("checkpoint-*"))
+    assert not list(tmp_path.glob("**/checkpoint-*"))
 
 
 def test_init_rewinds_to_the_initial_weights_bit_for_bit(finished):
@@ -154,9 +156,28 @@ def test_model_init_is_called_once(tmp_path):
     assert len(calls) == 1
 
 
-def test_old_level_models_can_be_dropped(tmp_path):
-    quick(tmp_path, save_level_models=False, levels=2, sparsity=None).train()
-    assert [(tmp_path / f"level-{level:02d}/trained").exists() for level in range(3)] == [False, False, True]
+@pytest.mark.parametrize(("models", "checkpoints"), [*itertools.product([False, True], repeat=2)])
+def test_models_and_checkpoints_of_finished_levels_can_be_kept_or_not(tmp_path, models, checkpoints):
+    kept = {"save_level_models": models, "save_level_checkpoints": checkpoints}
+    quick(tmp_path, **kept, levels=2, sparsity=None, save_strategy="epoch").train()
+    folders = [tmp_path / f"level-{level:02d}" for level in range(3)]
+    assert [(folder / "trained").exists() for folder in folders] == [models, models, True]
+    assert [any(folder.glob("checkpoint-*")) for folder in folders] == [checkpoints] * 3
+    for folder in folders[1 if models else 2 :]:  # level 0 has no mask beside its model
+        assert Mask.from_pretrained(folder / "trained") == Mask.from_pretrained(folder)
+        assert (folder / "trained" / MASK_NAME).samefile(folder / MASK_NAME)
+
+
+def test_what_a_killed_process_did_not_clean_is_cleaned_by_the_next(tmp_path, monkeypatch):
+    changes = {"save_level_models": False, "save_strategy": "epoch"}
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "clean", lambda self, **kept: None)  # as if it was killed before each time
+        quick(tmp_path, **changes).train()
+    before = quick(tmp_path, **changes)
+    assert len(list(tmp_path.glob("level-*/trained"))) == 2 and list(tmp_path.glob("level-01/checkpoint-*"))
+    before.train(resume_from_checkpoint=True)
+    assert [path.parent.name for path in tmp_path.glob("level-*/trained")] == ["level-01"]
+    assert not list(tmp_path.glob("level-01/checkpoint-*"))
 
 
 @pytest.mark.parametrize("rewind", ["step:6", "step:100", "epoch:2"])
