@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..networks.identity import identity_of, without_counters
 from ..networks.names import named_tensors, plain_name, unwrap
 from ..networks.selection import Patterns, select_names
 from .errors import SymmetryError
+from .ghosts import Ghosts, haunted
 from .inputs import Inputs, checked_inputs
 from .layout import freeze as freeze_axis
 from .layout import frozen
@@ -74,7 +76,7 @@ def discover(
     _check_tensors(named, parameters)
     before = identity_of(model)
     trace, axes = _traced(model, inputs, outputs, named, parameters)
-    lost = [n for n, tensor in named.items() if n in parameters and tensor.numel() and id(tensor) not in trace.reached]
+    lost = [n for n, tensor in named.items() if n in parameters and tensor.numel() and not trace.was_reached(tensor)]
     _freeze_unreached(lost, axes, strict)
     _freeze_excluded(axes, exclude)
     if trace.unknown:
@@ -88,19 +90,24 @@ def _traced(
     model: nn.Module, inputs: Any, outputs: Sequence[str] | None, named: Mapping[str, Tensor], parameters: set[str]
 ) -> tuple[Trace, dict[str, Axes]]:
     """Trace one forward pass; return the trace and the axes of the parameters and buffers."""
-    trace, axes = Trace(), {}
-    with plain_kernels(model):
+    ghosts = _ghosts_for(named, inputs)
+    trace, axes = Trace(ghosts), {}
+    with plain_kernels(model), haunted(model, ghosts) if ghosts else nullcontext():
+        if ghosts:
+            inputs = tree_map(ghosts.given, inputs)
         for name, tensor in named.items():
-            known = trace.axes.get(id(tensor))
-            axes[name] = trace.source(tensor) if known is None else known
+            axes[name] = trace.source(ghosts.of(tensor) if ghosts else tensor)
             if name not in parameters and not moves_with_weights(name, tensor, parameters):
-                trace.freeze(tensor, "a constant buffer")
+                for axis in axes[name]:
+                    freeze_axis(axis, "a constant buffer" if not tensor.is_meta else "a buffer on the meta device")
         for value in tree_leaves(inputs):
             if isinstance(value, Tensor):
                 trace.label(value, tuple(frozen(size, "an input") for size in value.shape))
         try:
             with trace:
                 result = call(model, inputs)
+        except SymmetryError:
+            raise
         except Exception as error:
             raise SymmetryError(
                 "the model must run on the inputs; received an error from its forward pass: "
@@ -113,6 +120,14 @@ def _traced(
             trace.reads.use(value)
     trace.reads.settle()
     return trace, axes
+
+
+def _ghosts_for(named: Mapping[str, Tensor], inputs: Any) -> Ghosts | None:
+    """Return what runs the operations if some tensors have no numbers, on the device of those that have some."""
+    tensors = [*named.values(), *(value for value in tree_leaves(inputs) if isinstance(value, Tensor))]
+    if not any(tensor.is_meta for tensor in tensors):
+        return None
+    return Ghosts(next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu")))
 
 
 def _checked_arguments(model: Any, inputs: Any, outputs: Any) -> Inputs:

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..networks.modes import restored_modes
+from .ghosts import Ghosts, missing_numbers, written
 from .layout import Layout, atom, cut, factors, freeze, frozen, is_frozen, unify
 from .reads import Reads, memory
 
@@ -50,17 +51,21 @@ def rule(*names: str, positions: bool = False, parts: bool = False) -> Callable[
 class Trace(TorchDispatchMode):
     """A torch mode that labels every tensor of a forward pass.
 
+    Args:
+        ghosts: What runs the operations if some of the tensors have no numbers.
+
     Attributes:
         seen: The axes of every tensor of the pass; they show which axes always occur together.
         unknown: Name of each operation without a rule -> how often it ran.
-        reached: ``id`` of each tensor that an operation read.
+        reached: ``id`` of each tensor that an operation read; of a parameter, that of its first name.
         reads: The parts of tensors that were cut out and used.
         operation: Name of the current operation.
         given: Arguments of the current operation by name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ghosts: Ghosts | None = None) -> None:
         super().__init__()
+        self.ghosts = ghosts
         self.axes: dict[int, Axes] = {}
         self.keep: list[Tensor] = []  # an id is valid only while its tensor lives
         self.aliases: dict[tuple[Any, ...], Axes] = {}
@@ -104,7 +109,10 @@ class Trace(TorchDispatchMode):
         self.seen.append(axes)
 
     def source(self, tensor: Tensor) -> Axes:
-        """Label a parameter, and aliases of it such as ``.data``, with new axes."""
+        """Label a parameter, and aliases of it such as ``.data``, with new axes; a tied one has those of the other."""
+        axes = self.axes.get(id(tensor)) or self.aliases.get(_place(tensor))
+        if axes is not None:
+            return axes
         axes = tuple(atom(size) for size in tensor.shape)
         self.label(tensor, axes)
         self.aliases[_place(tensor)] = axes
@@ -129,6 +137,13 @@ class Trace(TorchDispatchMode):
             self.label(tensor, found)
         return found
 
+    def was_reached(self, tensor: Tensor) -> bool:
+        """Tell whether an operation read a parameter, under any of its names."""
+        return self._source_of(tensor) in self.reached
+
+    def _source_of(self, tensor: Tensor) -> int:
+        return self.sources.get(_place(tensor), id(tensor))
+
     def _is_stale(self, tensor: Tensor) -> bool:
         writes = self.written.get(memory(tensor))
         return writes is not None and writes.last(tensor) > self.as_of.get(id(tensor), 0)
@@ -149,11 +164,13 @@ class Trace(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        out = func(*args, **kwargs)
+        if func is torch.ops.prim.device.default:
+            return func(*args)
+        out = self.ghosts.run(func, args, kwargs) if self.ghosts else func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, Tensor):
-                self.reached.add(self.sources.get(_place(value), id(value)))
+                self.reached.add(self._source_of(value))
         self.operation, self._call = name, (func, args, kwargs)
         self._apply(func, name, out, args, kwargs)
         return out
@@ -178,13 +195,13 @@ class Trace(TorchDispatchMode):
             return
         for tensor, its_axes in [(out, axes)] if isinstance(out, Tensor) else zip(out, axes, strict=True):
             if isinstance(tensor, Tensor) and its_axes is not None:
-                if any(tensor is target for target in _targets(func, args, kwargs)):
+                if any(tensor is target for target in written(func, args, kwargs)):
                     self.write(tensor, its_axes)
                 self.label(tensor, its_axes)
 
     def _use(self, func, out: Any, args, kwargs) -> None:
         operands, results = ([v for v in tree_leaves(x) if isinstance(v, Tensor)] for x in ((args, kwargs), out))
-        self.reads.use_by(operands, results, _targets(func, args, kwargs))
+        self.reads.use_by(operands, results, written(func, args, kwargs))
 
     def write(self, tensor: Tensor, axes: Axes) -> None:
         """Record a write to a tensor; constant views of the same memory are no longer constant."""
@@ -206,7 +223,7 @@ class Trace(TorchDispatchMode):
             if isinstance(value, Tensor):
                 self.freeze(value, why)
                 self.lose_positions(value, why)
-        targets = [value for value in _targets(self._call[0], args, kwargs) if isinstance(value, Tensor)]
+        targets = [value for value in written(self._call[0], args, kwargs) if isinstance(value, Tensor)]
         for value in (*results, *targets):
             axes = tuple(frozen(size, why) for size in value.shape)
             if any(value is target for target in targets):
@@ -250,6 +267,8 @@ class _Reads(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self._LEAVING:
+            if self.trace.ghosts and not self.trace.ghosts.has_numbers(args[0]):
+                raise missing_numbers(f"Tensor.{func.__name__}")
             self.trace.freeze(args[0], "read as numbers")
             self.trace.lose_positions(args[0], "read as numbers")
             self.trace.reads.use(args[0])
@@ -267,16 +286,6 @@ def _rule_name(func, name: str) -> str | None:
         return "pointwise"
     in_place = name[:-1] if name.endswith("_") and not name.startswith("_") else ""
     return in_place if in_place in RULES else None
-
-
-def _targets(func, args, kwargs) -> list[Any]:
-    """Return the arguments that an operation writes to."""
-    found = []
-    for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[i] if i < len(args) else kwargs.get(argument.name)
-            found += tree_leaves(value)
-    return found
 
 
 def _has_constant(axes: Axes) -> bool:
@@ -325,9 +334,12 @@ def _block_filled(axis: Layout, size: int, start: int, block: Layout, length: in
 
 def _place(tensor: Tensor) -> tuple[Any, ...]:
     try:
-        if tensor.numel():
-            return (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-        return (id(tensor),)
+        if not tensor.numel():
+            return (id(tensor),)
+        at = tensor.untyped_storage().data_ptr() and tensor.data_ptr()
+        if not at:  # there are no numbers in memory
+            at = memory(tensor), int(tensor.storage_offset())
+        return (at, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
     except RuntimeError:
         return (id(tensor),)
 

@@ -108,6 +108,8 @@ def moves_with_weights(name: str, buffer: Tensor, parameters: Iterable[str]) -> 
     if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in parameters:
         return True
     # A constant buffer: permuting it now changes nothing, but the values that training gives it belong to the units.
+    if buffer.is_meta:
+        return False  # whether it is constant is not known
     return buffer.is_floating_point() and buffer.numel() > 0 and bool((buffer == buffer.reshape(-1)[0]).all())
 
 
