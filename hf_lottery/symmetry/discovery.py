@@ -82,6 +82,7 @@ def discover(
     if trace.unknown:
         warnings.warn(f"operations without a rule froze what they touch: {trace.unknown}", stacklevel=2)
     network = without_counters(before, identity_of(model))
+    axes = {name: its_axes for name, its_axes in axes.items() if named[name].numel()}  # an empty tensor has no units
     spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network)
     return proven(spec, model, inputs, outputs=outputs, lost=lost)
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from .errors import SymmetryError
 
+KERNEL = "a convolution kernel's axis"  # why such an axis is frozen; no unit of a network lies on it
+
 
 @dataclass(frozen=True)
 class Group:

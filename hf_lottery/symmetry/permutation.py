@@ -92,7 +92,7 @@ class Permutation(HubMixin):
 
         Args:
             tensors: A mask, or a mapping from name to tensor. It may hold a part of the spec's tensors. Tensors without
-                dimensions need no entry in the spec.
+                dimensions or elements need no entry in the spec.
 
         Returns:
             A mask for a mask, else a new dict. A tensor that does not move is the very same object.
@@ -113,7 +113,7 @@ class Permutation(HubMixin):
         for name, tensor in tensors.items():
             key = (tensor.data_ptr() or id(tensor), tensor.shape, tensor.stride(), self.spec.tensors.get(name))
             if key not in moved:
-                moved[key] = self.move(name, tensor) if tensor.ndim else tensor
+                moved[key] = self.move(name, tensor)
             result[name] = moved[key]
         return type(tensors)(result) if isinstance(tensors, Mask) else result  # pyright: ignore[reportReturnType]
 
@@ -193,13 +193,13 @@ class Permutation(HubMixin):
         """Permute one tensor of the spec.
 
         Args:
-            name: The tensor's name in the spec.
-            tensor: A tensor of the spec's shape, with one dimension or more; not changed.
+            name: The tensor's name. A tensor without an entry in the spec stays.
+            tensor: A tensor of the spec's shape; not changed.
 
         Returns:
             A new tensor, or the very same object if none of its groups moves.
         """
-        blocks = self.spec.tensors[name]
+        blocks = self.spec.tensors.get(name, ())
         if not any(leaf in self.entries for block in blocks for axis in block.axes for leaf in axis.leaves):
             return tensor
         sources = [self._block_sources(block) for block in blocks]
@@ -278,7 +278,7 @@ def permute_(model: nn.Module, permutation: Permutation) -> None:
     tensors: dict[int, Tensor] = {}
     for name, tensor in named_tensors(inner).items():
         first = names.setdefault(id(tensor), name)
-        if tensor.ndim and spec.tensors[name] != spec.tensors[first]:
+        if spec.tensors.get(name) != spec.tensors.get(first):
             raise SpecMismatchError(
                 f"tied tensors must move together; received {first!r} and {name!r}, one tensor in this model but of "
                 "different groups in the spec. Discover the spec on a model that ties them."
@@ -286,7 +286,7 @@ def permute_(model: nn.Module, permutation: Permutation) -> None:
         tensors[id(tensor)] = tensor
     for key, tensor in tensors.items():
         held = tensor.detach()
-        if held.ndim and (moved := permutation.move(names[key], held)) is not held:
+        if (moved := permutation.move(names[key], held)) is not held:
             held.copy_(moved)
     _forget_caches(inner)
 

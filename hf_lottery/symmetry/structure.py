@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +25,7 @@ from ..networks.selection import Patterns, near_names, select_names
 from ..storage.atomic import write_atomically
 from ..storage.json_files import seal_json
 from .errors import SpecMismatchError, SymmetryError
-from .groups import Block, Group, axis_from_json, axis_to_json, check_blocks, check_group
+from .groups import KERNEL, Block, Group, axis_from_json, axis_to_json, check_blocks, check_group
 from .spec_file import FORMAT_VERSION, read_spec
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ class Structure:
     def check_fits(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Check names and shapes against a model (which must hold every tensor) or a state dict (which may hold fewer).
 
-        Tensors without dimensions need no entry. Of a model it is also checked that it is the network that the spec was
-        discovered on: the same class, heads, groups and configuration, whatever its weights are.
+        Tensors without dimensions or elements need no entry. Of a model it is also checked that it is the network that
+        the spec was discovered on: the same class, heads, groups and configuration, whatever its weights are.
 
         Raises:
             SpecMismatchError: A tensor is missing, unknown, or of another shape, or the model is another network. The
@@ -145,7 +146,7 @@ class Structure:
         tensors = named_tensors(model, numbers=False)
         for name, tensor in tensors.items():
             if name not in self.shapes:
-                if tensor.ndim == 0:
+                if tensor.ndim == 0 or tensor.numel() == 0:
                     continue
                 raise SpecMismatchError(f"tensor {name!r} must be in the spec; received no such entry. {_OTHER}")
             if tuple(tensor.shape) != self.shapes[name]:
@@ -185,19 +186,46 @@ class Structure:
             names: Count only these tensors, such as the prunable ones.
 
         Returns:
-            Share of the elements with a free group on at least one axis, and on both of the first two axes (axes of
-            one index, and the kernel axes of a convolution, do not count).
+            Share of the elements with a free group on at least one axis, and on every axis that units lie on: the axes
+            of a convolution's kernel and axes of one index do not count.
         """
-        chosen = self.tensors if names is None else {name: self.tensors[name] for name in names}
         elements = some = both = 0
-        for name, blocks in chosen.items():
-            for block in blocks if len(self.shapes[name]) >= 2 else ():
-                size = math.prod(axis.positions.size for axis in block.axes)
-                moved = [any(self._moves(leaf) for leaf in axis.leaves) for axis in block.axes]
-                first = [yes for yes, length in zip(moved[:2], self.shapes[name], strict=False) if length > 1]
-                elements, some = elements + size, some + size * any(moved)
-                both += size * (any(moved) and all(first))
+        for size, moved in self._moved(names):
+            elements, some = elements + size, some + size * any(why is None for why in moved)
+            both += size * (bool(moved) and all(why is None for why in moved))
         return (some / elements, both / elements) if elements else (0.0, 0.0)
+
+    def held_by(self, *, names: Iterable[str] | None = None) -> dict[str, float]:
+        """Say what keeps the second figure of :meth:`coverage` from being one.
+
+        Args:
+            names: Count only these tensors, such as the prunable ones.
+
+        Returns:
+            Why an axis is frozen, or both reasons -> share of the elements, the largest first. The shares and the
+            second figure of :meth:`coverage` make one.
+        """
+        elements, held = 0, Counter[str]()
+        for size, moved in self._moved(names):
+            elements += size
+            if not moved or any(moved):
+                held["; ".join(dict.fromkeys(why for why in moved if why)) or "one index"] += size
+        return {why: size / elements for why, size in held.most_common()}
+
+    def _moved(self, names: Iterable[str] | None) -> Iterator[tuple[int, list[str | None]]]:
+        """Yield each block's number of elements, and why each of its axes of units cannot move (None if it can)."""
+        for name in self.tensors if names is None else names:
+            shape = self.shapes[name]
+            for block in self.tensors[name] if len(shape) >= 2 else ():
+                axes = [axis.leaves for axis, length in zip(block.axes, shape, strict=True) if length > 1]
+                reasons = [self._reason(leaves) for leaves in axes]
+                yield math.prod(axis.positions.size for axis in block.axes), [r for r in reasons if r != KERNEL]
+
+    def _reason(self, leaves: Iterable[str]) -> str | None:
+        """Return why an axis cannot move, None if it can."""
+        if any(self._moves(leaf) for leaf in leaves):
+            return None
+        return next((why for leaf in leaves if (why := self.groups[leaf].frozen)), "one index")
 
     def explain(self, tensor: str) -> str:
         """Describe what every axis of a tensor is made of, and why an axis may not move."""

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hf_lottery.symmetry.groups import Axis, Block, Group
+from hf_lottery.symmetry.groups import KERNEL, Axis, Block, Group
 from hf_lottery.symmetry.permutation import permute_
 from hf_lottery.symmetry.spec import PermutationSpec
 
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
 
 def resnet():
     groups = {
-        "image": (3, (), FROZEN), "ky": (3, (), "kernel"), "kx": (3, (), "kernel"), "stream": 8, "mid": 10,
+        "image": (3, (), FROZEN), "ky": (3, (), KERNEL), "kx": (3, (), KERNEL), "stream": 8, "mid": 10,
         "pixel": (4, (), "spatial"), "out": (5, (), FROZEN),
     }  # fmt: skip
     tensors = {

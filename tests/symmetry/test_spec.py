@@ -145,7 +145,21 @@ def test_coverage():
     assert spec.coverage() == (1.0, (720 + 90 + 720) / sum(kernels.values()))
     assert spec.coverage(names=["conv1.weight"]) == (1.0, 1.0)
     assert spec.freeze("mid", "test").coverage(names=["depthwise.weight"]) == (0.0, 0.0)
-    assert spec.coverage(names=[]) == (0.0, 0.0)
+    assert spec.coverage(names=[]) == (0.0, 0.0) and spec.held_by(names=[]) == {}
+    assert spec.held_by(names=["conv1.weight"]) == {}
+    held = {"input or output": (216 + 160) / sum(kernels.values())}
+    assert spec.held_by() == pytest.approx(held)
+    assert spec.freeze("mid", "test").held_by(names=["conv1.weight", "depthwise.weight"]) == {"test": 1.0}
+    assert spec.freeze("stream", "test").held_by(names=["head.weight"]) == {"input or output; test": 1.0}
+
+
+def test_coverage_counts_every_axis_of_units():
+    """The third axis of stacked experts is one; an axis that is cut into single indices does not move."""
+    _, spec, _ = network("experts")
+    assert spec.coverage(names=["up"]) == (1.0, 1.0)
+    assert spec.freeze("stream", "test").coverage(names=["up"]) == (1.0, 0.0)
+    cut = spec_of({"h": 4}, {"w": [("", "h"), ("", "h")]})
+    assert cut.coverage() == (1.0, 0.0) and cut.held_by() == {"one index": 1.0}
 
 
 def test_freeze_keeps_the_first_reason():

@@ -13,7 +13,6 @@ from ..trace import Axes, Trace
 
 ORDER = "its order matters to the operation"
 SPATIAL = "a spatial axis"
-KERNEL = "a convolution kernel's axis"
 
 
 def broadcast(trace: Trace, tensors: Sequence[Tensor], shape: Sequence[int]) -> Axes:

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..groups import KERNEL
 from ..layout import atom, freeze, frozen, size_of, unify
 from ..trace import Trace, rule
-from .base import KERNEL, ORDER, SPATIAL, broadcast_axes
+from .base import ORDER, SPATIAL, broadcast_axes
 
 
 @rule("mm", "bmm")

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ..groups import KERNEL
 from ..layout import Node, atom, concatenate, factors, freeze, frozen, is_frozen, unify, wild
 from ..trace import Trace, rule
-from .base import KERNEL, ORDER, SPATIAL, broadcast, narrow
+from .base import ORDER, SPATIAL, broadcast, narrow
 
 
 @rule("cat", positions=True)
