@@ -12,14 +12,9 @@ from torch import Tensor, nn
 
 from .errors import SymmetryError
 
-# Fields that show the inside of a network; all other fields are its function.
-_INTERNAL = {
-    "past_key_values", "hidden_states", "attentions", "cross_attentions", "decoder_hidden_states",
-    "decoder_attentions", "encoder_hidden_states", "encoder_attentions", "encoder_last_hidden_state",
-    "router_logits", "mems", "reshaped_hidden_states", "cache_params", "encoder_outputs", "encoder_router_logits",
-    "decoder_router_logits", "state",
-}  # fmt: skip
-_HEADLESS = {"last_hidden_state", "pooler_output"}
+# Names, or last words of names, of the fields that show the inside of a network. All other fields are its function.
+_INSIDE = ("hidden_states", "hidden_state", "attentions", "past_key_values", "router_logits", "pooler_output")
+_INSIDE_ALONE = ("mems", "cache_params", "encoder_outputs", "state")
 _NO_OUTPUT = (type, FunctionType, MethodType, ModuleType, nn.Module)
 
 
@@ -30,37 +25,40 @@ def chosen_outputs(result: Any, outputs: Sequence[str] | None) -> dict[str, Tens
         result: What the model returned: a tensor or number, a container, a dataclass or any other object; its fields
             may again be any of these.
         outputs: Names of the fields: keys, attributes, or the positions in a tuple as text. None chooses all fields
-            except those that show the inside, such as hidden states, attentions and caches.
+            except those that show the inside: hidden states, pooled states, attentions and caches, by name. That holds
+            for the fields of inner outputs too, such as those of the two encoders of CLIP.
 
     Raises:
         SymmetryError: No field holds a tensor or number, the model has no head and ``outputs`` is not given, or
             ``outputs`` names a field that is not there.
     """
     fields = _fields(result)
-    found = {name: [*_leaves(value, set())] for name, value in fields.items()}
-    found = {name: leaves for name, leaves in found.items() if leaves}
-    chosen = [name for name in found if name not in _INTERNAL and not hasattr(fields[name], "get_seq_length")]
+    found = {name: leaves for name, value in fields.items() if (leaves := [*_leaves(value, set())])}
     if not found:
         raise SymmetryError(
             "the outputs must be tensors or numbers, also inside containers and objects; received "
             f"{type(result).__name__} that holds none. Let forward return its tensors, such as in a dict."
         )
-    if outputs is not None:
-        if missing := sorted(set(outputs) - found.keys()):
-            raise SymmetryError(f"outputs must name fields of {sorted(found)}; received {missing[0]!r}.")
-        chosen = outputs
-    elif not isinstance(result, Tensor | list) and type(result) is not tuple:
-        if not {*chosen} - _HEADLESS:
-            raise SymmetryError(
-                f"a model without a head must be told which outputs count; received the fields {sorted(found)}. "
-                "Pass outputs=[...], or use a model with a head."
-            )
-        chosen = [name for name in chosen if name not in _HEADLESS]
+    names = sorted(found)
+    if outputs is None:
+        found = {name: tensors for name in found if (tensors := [*_leaves({name: fields[name]}, set(), inside=False)])}
+        outputs = [*found]
+    if not outputs:
+        raise SymmetryError(
+            f"a model without a head must be told which outputs count; received the fields {names}. "
+            "Pass outputs=[...], or use a model with a head."
+        )
+    if missing := sorted(set(outputs) - found.keys()):
+        raise SymmetryError(f"outputs must name fields of {names}; received {missing[0]!r}.")
     leaves = {}
-    for name in chosen:
+    for name in outputs:
         tensors = found[name]
         leaves |= {name if len(tensors) == 1 else f"{name}.{i}": tensor for i, tensor in enumerate(tensors)}
     return leaves
+
+
+def _shows_inside(name: str) -> bool:
+    return name in _INSIDE_ALONE or any(f"_{name}".endswith(f"_{words}") for words in _INSIDE)
 
 
 def _fields(result: Any) -> dict[str, Any]:
@@ -74,18 +72,27 @@ def _fields(result: Any) -> dict[str, Any]:
     return _attributes(result)
 
 
-def _leaves(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    """Yield the tensors in a value, and its numbers as tensors; each object is opened once."""
+def _leaves(value: Any, seen: set[int], *, inside: bool = True) -> Iterator[Tensor]:
+    """Yield the tensors in a value, and its numbers as tensors; each object is opened once.
+
+    Args:
+        value: The value.
+        seen: ``id`` of the objects that were opened.
+        inside: Whether the fields that show the inside of a network count.
+    """
     tensor = _as_tensor(value)
     if tensor is not None:
         yield tensor
     elif id(value) not in seen and not isinstance(value, str | bytes):
         seen.add(id(value))
-        inside = value.values() if isinstance(value, Mapping) else value
-        if not isinstance(value, Mapping | Sequence | Set):
-            inside = _attributes(value).values()
-        for item in inside:
-            yield from _leaves(item, seen)
+        if isinstance(value, Sequence | Set) and not hasattr(value, "_fields"):
+            items = list(value)
+        else:
+            fields = _attributes(value) if not isinstance(value, Mapping | Sequence) else _fields(value)
+            items = [item for name, item in fields.items() if inside or not _shows_inside(name)]
+        for item in items:
+            if inside or not hasattr(item, "get_seq_length"):  # a cache
+                yield from _leaves(item, seen, inside=inside)
 
 
 def _as_tensor(value: Any) -> Tensor | None:

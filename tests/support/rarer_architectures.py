@@ -180,14 +180,14 @@ class BagOfWords(nn.Module):
 
 
 add("clip", make("CLIPModel", "CLIPConfig", text_config=TEXT, vision_config=PATCHES, projection_dim=48),
-    text_and_image, 0.0, 16)  # fmt: skip
-add("siglip", make("SiglipModel", "SiglipConfig", text_config=TEXT, vision_config=PATCHES), text_and_image, 0.02, 21)
-add("llava", llava, llava_inputs, 0.44, 18)
+    text_and_image, 0.93, 18)  # fmt: skip
+add("siglip", make("SiglipModel", "SiglipConfig", text_config=TEXT, vision_config=PATCHES), text_and_image, 0.83, 23)
+add("llava", llava, llava_inputs, 0.93, 19)
 add("gpt_oss", make("GptOssForCausalLM", "GptOssConfig", **{**TEXT, "max_position_embeddings": 128},
                     num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
     lambda k: {"input_ids": ids(4 + k, 40 + 5 * k)}, 0.1, 9)  # fmt: skip
 add("detr", detr, image(64), 0.79, 30)
-add("rt_detr", rt_detr, image(64), 0.83, 59)
+add("rt_detr", rt_detr, image(64), 0.95, 64)
 add("jetmoe", make("JetMoeForCausalLM", "JetMoeConfig", **{k: v for k, v in TEXT.items() if "heads" not in k},
                    num_key_value_heads=2, kv_channels=16, num_local_experts=4, num_experts_per_tok=2),
     lambda k: {"input_ids": ids(4 + k, 40 + 5 * k)}, 0.03, 7)  # fmt: skip

@@ -118,6 +118,32 @@ def test_a_cache_in_a_tuple_is_no_output():
     assert [*chosen_outputs((torch.ones(2), cache), None)] == ["0"]
 
 
+INNER = {
+    "hidden states of a part": {"image_hidden_states": 1, "intermediate_hidden_states": (1,)},
+    "outputs of parts": {"text_model_output": {"last_hidden_state": 1, "pooler_output": 1, "attentions": (1, 1)}},
+    "deeper": {"parts": [{"a": {"encoder_last_hidden_state": 1}}, Pair(None, (1,))]},
+    "caches": {"decoder_past_key_values": [1], "memory": {"b": SimpleNamespace(keys=1, get_seq_length=lambda: 2)}},
+}
+
+
+@pytest.mark.parametrize("inner", INNER.values(), ids=INNER)
+def test_the_inside_of_a_part_is_no_output(inner):
+    assert [*chosen_outputs({"logits": torch.ones(2), **inner}, None)] == ["logits"]
+    chosen = chosen_outputs({"logits": torch.ones(2), **inner}, [*inner])  # what is named counts with all that is in it
+    assert chosen and "logits" not in chosen
+    with pytest.raises(SymmetryError, match="without a head"):
+        chosen_outputs(inner, None)
+    with pytest.raises(SymmetryError, match=r"fields of \[.*'logits'.*\]; received 'other'"):
+        chosen_outputs({"logits": torch.ones(2), **inner}, ["other"])
+
+
+def test_what_a_part_computes_is_an_output():
+    result = {"logits": 1, "parts": [{"embeds": 2, "last_hidden_state": 3}], "state_of_mind": 4, "hidden": 5}
+    assert {name: int(value) for name, value in chosen_outputs(result, None).items()} == {
+        "logits": 1, "parts": 2, "state_of_mind": 4, "hidden": 5
+    }  # fmt: skip
+
+
 # What is no proof.
 
 NO_PROOF = {
