@@ -55,5 +55,11 @@ def _batch(trainer: Trainer, dataset: Any, rows: Sequence[int]) -> dict[str, Any
     collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.args.seed + rows[0])  # augmentation does not depend on the batches before
-        batch = collate([dataset[row] for row in rows])
+        batch = collate(_read(dataset, rows))
     return trainer._prepare_inputs(batch)
+
+
+def _read(dataset: Any, rows: Sequence[int]) -> Sequence[Any]:
+    """Read samples as torch's ``DataLoader`` does: all at once, where the data set can."""
+    at_once = getattr(dataset, "__getitems__", None)
+    return at_once(list(rows)) if callable(at_once) else [dataset[row] for row in rows]

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers import AutoImageProcessor
 
 from ..hub.transfer import fetch
+from ..trainers.ready_batch import ReadyBatch
 from .columns import draw_rows, find_column, read_labels
 from .data import Data, DataArguments
 from .paper_networks import height_and_width
@@ -44,6 +45,15 @@ class ImageDataset(Dataset):
         image = self.images[index]
         return {"pixel_values": shift_and_flip(image) if self.augment else image, "labels": self.labels[index]}
 
+    def __getitems__(self, indices: list[int]) -> Sequence[dict[str, Tensor]]:
+        """Read the samples of a batch, all at once if the images are one tensor."""
+        if not isinstance(self.images, Tensor):
+            return [self[index] for index in indices]
+        images = self.images[indices]
+        return ReadyBatch({
+            "pixel_values": shift_and_flip(images) if self.augment else images, "labels": self.labels[indices]
+        })  # fmt: skip
+
 
 class _DecodedColumn:
     """The image column of a data set: each image is read, decoded and prepared when it is asked for."""
@@ -55,19 +65,31 @@ class _DecodedColumn:
         return self.prepare(self.dataset[int(index)][self.column])
 
 
-def shift_and_flip(image: Tensor) -> Tensor:
-    """Shift an image [channels, height, width] by up to 1/8 of its size, and flip it left-right half of the time.
+def shift_and_flip(images: Tensor) -> Tensor:
+    """Shift images by up to 1/8 of their size, and flip them left-right half of the time, each at random.
 
     This is padding followed by a random crop. What comes in at an edge repeats the edge, since 0 is not black in a
     normalised image. Random numbers come from torch's global generator, which data loader workers seed differently.
+    They are drawn image by image, so that a batch gets what its images would get one after the other.
+
+    Args:
+        images: One image [channels, height, width], or several [n, channels, height, width].
     """
-    height, width = image.shape[-2:]
+    height, width = images.shape[-2:]
+    count = images.shape[:-3].numel()
+    moves = torch.tensor([_draw_move(height, width) for _ in range(count)])
+    rows = (torch.arange(height) - moves[:, :1]).clamp_(0, height - 1)
+    columns = (torch.arange(width) - moves[:, 1:2]).clamp_(0, width - 1)
+    columns = torch.where(moves[:, 2:] == 1, columns.flip(1), columns)
+    places = (rows[:, :, None] * width + columns[:, None, :]).view(count, 1, height * width)
+    flat = images.reshape(count, -1, height * width)
+    return flat.gather(2, places.expand(flat.shape)).view(images.shape)
+
+
+def _draw_move(height: int, width: int) -> tuple[int, int, int]:
+    """Draw how far an image moves down and right, and whether it is flipped."""
     down, right = (int(torch.randint(-(side // 8), side // 8 + 1, ())) for side in (height, width))
-    rows = (torch.arange(height) - down).clamp_(0, height - 1)
-    columns = (torch.arange(width) - right).clamp_(0, width - 1)
-    if torch.rand(()) < 0.5:
-        columns = columns.flip(0)
-    return image[:, rows[:, None], columns]
+    return down, right, int(torch.rand(()) < 0.5)
 
 
 def load_image_processor(model_name_or_path: str | None, from_pretrained: Mapping[str, Any]) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, default_data_collator
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ...masks.file import write_mask
@@ -21,6 +21,7 @@ from ..hub.errors import hub_errors
 from ..hub.local_paths import is_local_path
 from .callbacks import SparsityCallback, refuse_flat_weights
 from .exact_resume import ExactResume
+from .ready_batch import ReadyCollator
 from .run_lock import locked_folder
 
 
@@ -46,6 +47,7 @@ class SparseTrainer(ExactResume):
         self.first_step = first_step
         self._sparsity: SparsityCallback | None = None
         self._optimized: list[list[str]] | None = None  # names of the parameters of each group
+        self._operations: dict[int | None, int] = {}  # size of an input -> floating-point operations
         self.mask = Mask.from_pretrained(mask) if isinstance(mask, str | Path) else mask
 
     @property
@@ -97,6 +99,7 @@ class SparseTrainer(ExactResume):
     def _train_from(self, checkpoint: str | None, **kwargs) -> TrainOutput:
         """Train from a checkpoint that was checked, or from the present weights."""
         settings = {}
+        self._operations.clear()  # the model may have changed since
         if self.first_step:
             _, steps = self.count_steps()
             self.check_step(self.first_step, steps)
@@ -142,6 +145,25 @@ class SparseTrainer(ExactResume):
         finally:
             if not self.is_fsdp_enabled:  # FSDP wraps in place
                 self.model_wrapped = wrapped
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Count operations as the Trainer does, but count the parameters once in a training instead of at every step.
+
+        Args:
+            inputs: A batch.
+        """
+        main = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
+        size = None if main is None else main.numel()
+        if size not in self._operations:
+            self._operations[size] = super().floating_point_ops(inputs)
+        return self._operations[size]
+
+    def _get_collator_with_removed_columns(self, data_collator, description: str | None = None):
+        """Take a batch that the data set has made as it is, where the collator would only make the same."""
+        collate = super()._get_collator_with_removed_columns(data_collator, description)
+        if data_collator is not default_data_collator:
+            return collate
+        return ReadyCollator(collate, self._signature_columns if self.args.remove_unused_columns else None)
 
     def create_optimizer(self, model=None):
         """Create the Trainer's optimizer, and note the names of its parameters."""
