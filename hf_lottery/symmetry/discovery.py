@@ -27,6 +27,8 @@ from .spec import PermutationSpec
 from .trace import Axes, Trace, call, plain_kernels
 from .verification import moves_with_weights
 
+_PROOFS = ("full", "later")
+
 
 def discover(
     model: nn.Module,
@@ -35,12 +37,16 @@ def discover(
     outputs: Sequence[str] | None = None,
     exclude: Patterns | None = None,
     strict: bool = True,
+    proof: str = "full",
 ) -> PermutationSpec:
     """Trace one forward pass and find which axes may be permuted together, without changing what the model computes.
 
     A group that the traced operations do not surely allow to move is frozen, with the reason. The result is proved on a
     randomised float64 copy of the model; a group that fails is frozen with a warning. Weights, modes and gradients of
     the model are not changed. Give inputs that use every part of the model, such as every expert of a mixture.
+
+    A model on the meta device is traced without its weights, so its size does not matter; pass ``proof="later"``. Ids
+    and masks keep their numbers, since a pass may depend on them. (On the meta device they count as ones.)
 
     Args:
         model: Any module with floating parameters, in any precision and on any device.
@@ -50,14 +56,18 @@ def discover(
             name, or several. A full name selects that tensor alone.
         strict: Refuse a model with a parameter that the pass did not reach. Otherwise such parameters are frozen, and
             the spec holds for inputs that do not reach them either.
+        proof: "full" proves the spec as said above. "later" does not: the spec says so until ``spec.verify`` is called
+            with loaded weights. A model with weights on the meta device can only be proven later.
 
     Returns:
         The spec; print it for a table of its groups.
 
     Raises:
         TypeError: ``model`` or ``inputs`` is of the wrong kind.
-        SymmetryError: The model is quantised, has no weights yet, fails or is random in evaluation mode, does not use
-            a parameter, or has no head and ``outputs`` is not given; or a pattern matches nothing.
+        ValueError: ``proof`` is not one of these words.
+        SymmetryError: The model is quantised, has no weights yet (or, if it is proven later, does what depends on their
+            numbers), fails or is random in evaluation mode, does not use a parameter, or has no head and ``outputs`` is
+            not given; or a pattern matches nothing.
 
     Example:
         >>> import torch
@@ -69,11 +79,13 @@ def discover(
         Ainsworth, Hayase and Srinivasa, 2023, "Git Re-Basin", arXiv:2209.04836 (which writes the
         specification by hand).
     """
-    inputs = _checked_arguments(model, inputs, outputs)
+    inputs = _checked_arguments(model, inputs, outputs, proof)
     model = unwrap(model)
     named = named_tensors(model, numbers=False)
     parameters = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
     _check_tensors(named, parameters)
+    if proof != "later":
+        _check_loaded(named, inputs)
     before = identity_of(model)
     trace, axes = _traced(model, inputs, outputs, named, parameters)
     lost = [n for n, tensor in named.items() if n in parameters and tensor.numel() and not trace.was_reached(tensor)]
@@ -83,7 +95,9 @@ def discover(
         warnings.warn(f"operations without a rule froze what they touch: {trace.unknown}", stacklevel=2)
     network = without_counters(before, identity_of(model))
     axes = {name: its_axes for name, its_axes in axes.items() if named[name].numel()}  # an empty tensor has no units
-    spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network)
+    spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network, proof=proof)
+    if proof == "later":
+        return spec
     return proven(spec, model, inputs, outputs=outputs, lost=lost)
 
 
@@ -131,7 +145,9 @@ def _ghosts_for(named: Mapping[str, Tensor], inputs: Any) -> Ghosts | None:
     return Ghosts(next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu")))
 
 
-def _checked_arguments(model: Any, inputs: Any, outputs: Any) -> Inputs:
+def _checked_arguments(model: Any, inputs: Any, outputs: Any, proof: Any) -> Inputs:
+    if proof not in _PROOFS:
+        raise ValueError(f"proof must be one of {_PROOFS}; received {proof!r}.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module; received {type(model).__name__}.")
     if isinstance(outputs, str):
@@ -139,14 +155,21 @@ def _checked_arguments(model: Any, inputs: Any, outputs: Any) -> Inputs:
     return checked_inputs(unwrap(model), inputs)
 
 
+def _check_loaded(named: Mapping[str, Tensor], inputs: Inputs) -> None:
+    given = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
+    leaves = [(f"the input {key}", leaf) for key, value in given for leaf in tree_leaves(value)]
+    for name, tensor in [*((repr(name), tensor) for name, tensor in named.items()), *leaves]:
+        if isinstance(tensor, Tensor) and tensor.is_meta:
+            raise SymmetryError(
+                f"the weights and inputs must be loaded to prove the spec; received {name} on the meta device. Load "
+                'the model first, or pass proof="later" and call spec.verify when it is loaded.'
+            )
+
+
 def _check_tensors(named: Mapping[str, Tensor], parameters: set[str]) -> None:
     if not parameters:
         raise SymmetryError("the model must have parameters; received none.")
     for name, tensor in named.items():
-        if tensor.is_meta:
-            raise SymmetryError(
-                f"the weights must be loaded; received {name!r} on the meta device. Load the model first."
-            )
         if name in parameters and tensor.is_complex():
             raise SymmetryError(
                 f"parameters must be real; received {name!r} of {tensor.dtype}. Write the layer with two real "

@@ -172,19 +172,30 @@ def _picks_by_position(func: Any, args: Any) -> bool:
 
 @contextmanager
 def haunted(model: nn.Module, world: Ghosts) -> Iterator[None]:
-    """Put ghosts in the place of parameters and buffers on the meta device, and take them out again."""
+    """Put ghosts in the place of parameters and buffers on the meta device, and take them out again.
+
+    Raises:
+        SymmetryError: Something else was put in their place meanwhile, such as weights that were offloaded.
+    """
     places = [
-        (module, name, tensor)
-        for module in model.modules()
+        (path, module, name, tensor)
+        for path, module in model.named_modules()
         for held in (module._parameters, module._buffers)
         for name, tensor in held.items()
         if tensor is not None and tensor.is_meta
     ]
     try:
-        for module, name, tensor in places:
+        for _, module, name, tensor in places:
             setattr(module, name, world.of(tensor))  # recurrent layers see that an attribute is set
         with torch.device(world.device):
             yield
+        for path, module, name, tensor in places:
+            if getattr(module, name) is not world.of(tensor):
+                raise SymmetryError(
+                    "weights on the meta device must stay there during a pass; received another tensor in the place of "
+                    f"{f'{path}.{name}'!r}, as hooks load offloaded weights. Build the same model under "
+                    'torch.device("meta"), and discover on that.'
+                )
     finally:
-        for module, name, tensor in places:
+        for _, module, name, tensor in places:
             setattr(module, name, tensor)

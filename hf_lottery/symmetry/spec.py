@@ -30,12 +30,15 @@ class PermutationSpec(Structure):
         tensors: Name of a parameter or buffer (every name of a tied one) -> the blocks that make it up.
         network: Which network it is of, beyond names and shapes, as :func:`hf_lottery.networks.identity.identity_of`
             says. Without it, models are compared with names and shapes alone.
+        proof: How it was proven, as in ``discover``: "full" or "fast"; "later" if it was not proven yet; None if that
+            is not known, as for specs that were written by hand and files of older versions.
 
     Attributes:
         groups: Name -> group.
         tensors: Name -> blocks.
         shapes: Name -> shape of the tensor, as the blocks add up to.
         network: As given.
+        proof: As given; "full" after a verification that found no error. Specs that differ in it alone are equal.
 
     Raises:
         SymmetryError: The data contradict themselves. The message names the group or tensor.
@@ -74,6 +77,8 @@ class PermutationSpec(Structure):
     def verify(self, model: nn.Module, inputs: Mapping[str, Any] | tuple[Any, ...], **options: Any) -> VerifyReport:
         """Prove on a randomised float64 copy of ``model`` that legal permutations leave its outputs as they are.
 
+        The spec then says that it is proven, and saves that too.
+
         Args:
             model: The model; not changed.
             inputs: One call's arguments. Others than ``discover`` had, of another length, make a better proof.
@@ -84,4 +89,6 @@ class PermutationSpec(Structure):
             SymmetryError: The model is random in evaluation mode.
             SpecMismatchError: The spec is for another model.
         """
-        return verify(self, model, inputs, **options)
+        report = verify(self, model, inputs, **options)
+        self.proof = "full"
+        return report

@@ -11,6 +11,7 @@ from ..storage.json_files import read_sealed
 from .errors import SymmetryError
 
 FORMAT_VERSION = 2
+PROOFS = ("full", "fast", "later")
 _MOST_POSITIONS = 2**28
 _MOST_UNPROVEN = 2**21  # in a file of version 1, without a checksum: a size may be a damaged one
 _MOST_PAIRS = 2**20  # of blocks of one tensor, which are all compared
@@ -34,6 +35,8 @@ def read_spec(path: Path) -> dict[str, Any]:
         raise SymmetryError(f"{path}: groups must be a list and tensors an object; received {received}.")
     if not isinstance(data.get("network"), dict | None):
         raise SymmetryError(f"{path}: network must be an object or null; received {data['network']!r:.80}.")
+    if data.get("proof") not in (None, *PROOFS):
+        raise SymmetryError(f"{path}: proof must be one of {PROOFS} or null; received {data['proof']!r:.80}.")
     for group in groups:
         if not _is_group(group):
             raise SymmetryError(

@@ -50,9 +50,11 @@ class Structure:
         tensors: Mapping[str, Sequence[Block]],
         *,
         network: Mapping[str, Any] | None = None,
+        proof: str | None = None,
     ):
         groups = list(groups)
         self.network = None if network is None else dict(network)
+        self.proof = proof
         self.groups = {group.name: group for group in groups}
         self.tensors = {name: tuple(blocks) for name, blocks in tensors.items()}
         if len(self.groups) != len(groups):
@@ -125,7 +127,7 @@ class Structure:
         """
         chosen = set(self.select(include))
         groups = [replace(g, frozen=why) if g.name in chosen and g.frozen is None else g for g in self.groups.values()]
-        return type(self)(groups, self.tensors, network=self.network)
+        return type(self)(groups, self.tensors, network=self.network, proof=self.proof)
 
     def check_fits(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Check names and shapes against a model (which must hold every tensor) or a state dict (which may hold fewer).
@@ -168,6 +170,37 @@ class Structure:
         if self.network is not None and network is not None:
             differences = identity_differences(self.network, network, where=("in one spec", "in another"))
             self._refuse(differences, "other spec")
+
+    def check_like(self, other: Structure) -> None:
+        """Check that another spec has the same groups at the same places, whatever their sizes.
+
+        So a spec that was discovered without weights is compared with the proven one of a narrow copy. It is evidence,
+        and no proof: what is narrow may hide what only the wide network does. Axes of one index belong to no group.
+
+        Args:
+            other: The spec of a network of the same layers with fewer units in each.
+
+        Raises:
+            SpecMismatchError: They differ. The message names the first group or tensor.
+        """
+        for what, mine, theirs in (
+            ("group", self._nesting(), other._nesting()),
+            ("tensor", self._places(), other._places()),
+        ):
+            for name in [*mine, *theirs]:
+                if mine.get(name) != theirs.get(name):
+                    raise SpecMismatchError(
+                        f"the other spec must have the same groups at the same places; received the {what} {name!r} "
+                        f"with {theirs.get(name)} instead of {mine.get(name)}. Compare networks of the same layers "
+                        "and numbers of heads and experts, of which no size that differs is one."
+                    )
+
+    def _nesting(self) -> dict[str, tuple[tuple[str, ...], str]]:
+        return {g.name: (g.parents, "free" if g.frozen is None else "frozen") for g in self.groups.values()}
+
+    def _places(self) -> dict[str, list[list[tuple[str, ...]]]]:
+        tensors = self.tensors.items()
+        return {name: [[axis.leaves for axis in block.axes] for block in blocks] for name, blocks in tensors}
 
     def _refuse(self, differences: Sequence[str], what: str) -> None:
         if differences:
@@ -240,7 +273,7 @@ class Structure:
 
     def save(self, path: str | Path) -> None:
         """Write the spec to ``path`` as JSON."""
-        data = {**self._as_json(), "format_version": FORMAT_VERSION, "network": self.network}
+        data = {**self._as_json(), "format_version": FORMAT_VERSION, "network": self.network, "proof": self.proof}
         write_atomically(path, seal_json(data, what="a spec"))
 
     @classmethod
@@ -262,7 +295,7 @@ class Structure:
             for name, blocks in data["tensors"].items()
         }
         try:
-            return cls(groups, tensors, network=data.get("network"))
+            return cls(groups, tensors, network=data.get("network"), proof=data.get("proof"))
         except SymmetryError as error:
             raise SymmetryError(f"{path}: {error!s:.600}") from error
 
@@ -280,7 +313,8 @@ class Structure:
 
     def _title(self) -> str:
         free = f"{len(self.free)} of {len(self.groups)} groups free"
-        return f"{type(self).__name__}({len(self.tensors)} tensors, {free})"
+        proof = ", not proven yet: call verify" if self.proof == "later" else ""
+        return f"{type(self).__name__}({len(self.tensors)} tensors, {free}{proof})"
 
     def _rows(self) -> list[tuple[str, ...]]:
         return [

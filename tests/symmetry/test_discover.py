@@ -182,7 +182,7 @@ def test_sparse_weights():
 def test_weights_that_are_not_there():
     with torch.device("meta"):
         model = TwoLayers()
-    refuses("the weights must be loaded", "'a.weight' on the meta device", model)
+    refuses("the weights and inputs must be loaded", "'a.weight' on the meta device", model)
     refuses("the model must have parameters", "received none", nn.ReLU())
 
 
