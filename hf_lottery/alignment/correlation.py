@@ -15,9 +15,10 @@ from ..networks.forward import Forward, run
 from ..networks.modes import evaluating
 from ..networks.names import plain_name, unwrap
 from ..networks.numbers import check_numbers
-from ..networks.processes import gathered, reducing_device, sum_over_processes
+from ..networks.processes import gathered
 from ..symmetry.groups import Axis
 from ..symmetry.spec import PermutationSpec
+from .moments import Moments, Observed, observe
 
 
 class Site(NamedTuple):
@@ -29,70 +30,75 @@ class Site(NamedTuple):
     axis: Axis
 
 
-class Moments:
-    """Streaming first and second moments of paired observations.
+class _Place:
+    """A site while batches run: which channels it observes, what the source showed there, and the sums over batches."""
 
-    The products of a batch are taken around its own means, and batches are merged in float64. The result does not
-    depend on the order of the batches, nor on which process has which.
+    def __init__(self, site: Site):
+        self.site = site
+        self.moments = Moments(site.axis.positions.size)
+        self.held: list[tuple[int, Observed]] = []  # of the source, in this batch, with the rows before any sampling
+        self._positions = site.axis.positions.reshape(-1)
+        self._index: Tensor | None = None
+
+    def hold(self, x: Tensor, sample: Sample) -> None:
+        """Hold what a call of the source shows."""
+        self.held.append(self._see(x, sample))
+
+    def pair(self, x: Tensor, sample: Sample) -> None:
+        """Pair what a call of the target shows with the same call of the source."""
+        if not self.held:
+            return self.moments.spoil()
+        (rows, source), (count, target) = self.held.pop(0), self._see(x, sample)
+        if rows != count:
+            return self.moments.spoil()
+        self.moments.add(target, source)
+
+    def end_batch(self) -> None:
+        """Give up the site if the target made fewer calls than the source."""
+        if self.held:
+            self.moments.spoil()
+            self.held.clear()
+
+    def _see(self, x: Tensor, sample: Sample) -> tuple[int, Observed]:
+        dimension = self.site.dimension
+        rows = x.numel() // max(x.shape[dimension], 1)
+        if dimension == -1:
+            x = sample(x.reshape(-1, x.shape[-1]))
+        return rows, observe(self._channels(x), dimension)
+
+    def _channels(self, x: Tensor) -> Tensor:
+        """Return the channels that are observed: a view if they lie in a row."""
+        dimension, start, size = self.site.dimension, int(self._positions[0]), self._positions.size
+        if np.array_equal(self._positions, np.arange(start, start + size)):
+            return x.narrow(dimension, start, size)
+        if self._index is None or self._index.device != x.device:
+            self._index = torch.from_numpy(self._positions).to(x.device)
+        return x.index_select(dimension, self._index)
+
+
+class Sample:
+    """A random choice of the rows of one batch, the same in both networks and at all places with as many rows.
+
+    Args:
+        size: How many rows to choose; None for all.
+        seed: Seed of the choice.
+        batch: Number of the batch.
     """
 
-    def __init__(self, size: int):
-        self.count = 0.0
-        self._size = size
-        self._means: list[Tensor] = []  # of the target and of the source
-        self._products: list[Tensor] = []  # of their deviations: target squared, source squared, target by source
+    def __init__(self, size: int | None, *, seed: int = 0, batch: int = 0):
+        self._size, self._seed = size, (seed, batch)
+        self._chosen: dict[tuple[int, torch.device], Tensor] = {}
 
-    def add(self, target: Tensor, source: Tensor) -> None:
-        """Add observations ``[rows, units]`` of both networks; the two tensors are overwritten."""
-        if target.shape != source.shape:
-            return self.spoil()
-        if not len(target):
-            return
-        source = source.to(target.device)
-        shifts = target.mean(0), source.mean(0)
-        for rows, shift in zip((target, source), shifts, strict=True):
-            rows.sub_(shift)
-        left = [rows.sum(0).double() / len(rows) for rows in (target, source)]  # float32 means are not exact
-        products = [part.double() for part in (_squares(target), _squares(source), target.T @ source)]
-        _add_outer_(products, left, -len(target))
-        means = [shift.double() + rest for shift, rest in zip(shifts, left, strict=True)]
-        self._merge(len(target), means, products)
-
-    def _merge(self, count: int, means: list[Tensor], products: list[Tensor]) -> None:
-        before, self.count = self.count, self.count + count
-        if not self._means:
-            self._means, self._products = means, products
-            return
-        off = [mean - own for mean, own in zip(means, self._means, strict=True)]
-        for own, new in zip(self._products, products, strict=True):
-            own.add_(new)
-        _add_outer_(self._products, off, before * count / self.count)
-        for own, step in zip(self._means, off, strict=True):
-            own.add_(step, alpha=count / self.count)
-
-    def spoil(self) -> None:
-        """Discard everything: the networks made different numbers of observations here, as for routed tokens."""
-        self.count = float("nan")
-
-    def correlation(self) -> np.ndarray | None:
-        """Return the Pearson correlations ``[target, source]`` over all processes; None without paired observations.
-
-        Call it once, after the last observation.
-        """
-        device = self._means[0].device if self._means else reducing_device()
-        n, zero = self._size, {"dtype": torch.float64, "device": device}
-        count = sum_over_processes(torch.tensor(self.count, **zero))
-        if not count > 0:
-            return None
-        means = self._means or [torch.zeros(n, **zero)] * 2
-        products = self._products or [torch.zeros(shape, **zero) for shape in (n, n, (n, n))]
-        overall = [sum_over_processes(self.count * mean) / count for mean in means]
-        _add_outer_(products, [mean - o for mean, o in zip(means, overall, strict=True)], self.count)
-        left, right, cross = map(sum_over_processes, products)
-        # The variance of a unit that never varies is a rounding error, small against the squares of its values.
-        alive = [v > 1e-10 * (m * m * count + 1e-30) for v, m in zip((left, right), overall, strict=True)]
-        scale = [torch.where(ok, v, torch.inf).rsqrt() for ok, v in zip(alive, (left, right), strict=True)]
-        return (cross * torch.outer(*scale)).cpu().numpy()
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Return the chosen ones of ``rows``, in their order."""
+        if self._size is None or len(rows) <= self._size:
+            return rows
+        key = len(rows), rows.device
+        if key not in self._chosen:
+            generator = np.random.default_rng((*self._seed, len(rows)))
+            chosen = np.sort(generator.choice(len(rows), self._size, replace=False))
+            self._chosen[key] = torch.from_numpy(chosen).to(rows.device)
+        return rows.index_select(0, self._chosen[key])
 
 
 def correlations(
@@ -103,6 +109,9 @@ def correlations(
     target: nn.Module,
     batches: Iterable[Any],
     forward: Forward | None = None,
+    tokens: int | None = None,
+    one_place: bool = False,
+    seed: int = 0,
 ) -> list[tuple[Axis, np.ndarray]]:
     """Correlate the units of every axis on which one of ``groups`` can be observed.
 
@@ -113,55 +122,79 @@ def correlations(
         target: The network to move it towards.
         batches: Inputs of both networks.
         forward: How to run a network on a batch; see :func:`hf_lottery.networks.forward.run`.
+        tokens: At most so many rows of a batch are used at places whose channels come last; None uses all.
+        one_place: Whether to observe each group at one place, the last.
+        seed: Seed of the choice of tokens.
 
     Returns:
         Pairs of an axis and Pearson correlations, float64 ``[target unit, source unit]`` in [-1, 1], the mean over the
         places where the axis is observed. A unit that never varies has correlation 0.
 
     Raises:
-        ValueError: There are no batches, or an activation is not finite.
+        ValueError: There are no batches, an activation is not finite, or ``tokens`` is below 1.
     """
+    if tokens is not None and tokens < 1:
+        raise ValueError(f"tokens must be at least 1, or None for all of them; received {tokens}.")
     source, target = unwrap(source), unwrap(target)
     for model in (source, target):
         check_numbers(model)
-    every = chosen = sites(spec, source, groups)
-    moments = {site: Moments(site.axis.positions.size) for site in chosen}
-    seen = 0
+    every = sites(spec, source, groups)
+    every = _last_of_each(every, groups) if one_place else every
+    places = {site: _Place(site) for site in every}
+    chosen, seen = list(places.values()), 0
     for seen, batch in enumerate(batches, 1):
-        held, raw = _record(source, chosen, batch, forward, keep=seen == 1)
-        chosen = _distinct(chosen, raw) if seen == 1 else chosen
-        del raw
-
-        def pair(site: Site, x: Tensor, held=held) -> None:
-            if held[site]:
-                moments[site].add(_rows(site, x), held[site].pop(0))
-            else:
-                moments[site].spoil()
-
-        with evaluating(target), _watching(target, chosen, pair):
+        sample = Sample(tokens, seed=seed, batch=seen)
+        if seen == 1:
+            chosen = _record_first(source, chosen, batch, forward, sample)
+        else:
+            with _watching(source, chosen, lambda place, x, sample=sample: place.hold(x, sample)):
+                run(source, batch, forward=forward)
+        with _watching(target, chosen, lambda place, x, sample=sample: place.pair(x, sample)):
             run(target, batch, forward=forward)
-        for site in chosen:
-            if held[site]:
-                moments[site].spoil()
-    chosen = _of_all(every, chosen if seen else None)
-    return _mean_per_axis((site, moments[site].correlation()) for site in chosen)
+        for place in chosen:
+            place.end_batch()
+    shared = _of_all(every, [place.site for place in chosen] if seen else None)
+    return _mean_per_axis((site, places.pop(site).moments.correlation()) for site in shared)
 
 
-def _record(
-    model: nn.Module, chosen: Sequence[Site], batch: Any, forward: Forward | None, keep: bool
-) -> tuple[dict[Site, list[Tensor]], list[tuple[Site, Tensor, int]]]:
-    """Record every site in one forward pass; with ``keep`` also return the very tensors, and their versions."""
-    held: dict[Site, list[Tensor]] = {site: [] for site in chosen}
-    raw: list[tuple[Site, Tensor, int]] = []
+def _record_first(
+    model: nn.Module, places: Sequence[_Place], batch: Any, forward: Forward | None, sample: Sample
+) -> list[_Place]:
+    """Record the first batch, and return one place for each observed tensor: query, key and value read the same input.
 
-    def hold(site: Site, x: Tensor) -> None:
-        held[site].append(_rows(site, x))
-        if keep:
-            raw.append((site, x, x._version))
+    The tensors are kept alive meanwhile, so that no two of them share an address.
+    """
+    alive: list[Tensor] = []
+    calls: dict[Site, list[tuple]] = {place.site: [] for place in places}
+    shown: dict[tuple, tuple[int, Observed]] = {}
 
-    with evaluating(model), _watching(model, chosen, hold):
+    def hold(place: _Place, x: Tensor) -> None:
+        site = place.site
+        key = (x.data_ptr(), x.shape, x.stride(), x._version, site.dimension, site.axis)
+        calls[site].append(key)
+        alive.append(x)
+        if key in shown:
+            place.held.append(shown[key])
+        else:
+            place.hold(x, sample)
+            shown[key] = place.held[-1]
+
+    with _watching(model, places, hold):
         run(model, batch, forward=forward)
-    return held, raw
+    first: dict[tuple, _Place] = {}
+    for place in places:
+        first.setdefault(tuple(calls[place.site]) or (place.site,), place)
+    return list(first.values())
+
+
+def _last_of_each(found: Sequence[Site], groups: Collection[str]) -> list[Site]:
+    """Keep the last site of every group, in the order of the modules."""
+    missing, kept = set(groups), []
+    for site in reversed(found):
+        if not missing.isdisjoint(site.axis.leaves):
+            kept.append(site)
+            missing -= set(site.axis.leaves)
+    return kept[::-1]
 
 
 def sites(spec: PermutationSpec, model: nn.Module, groups: Collection[str]) -> list[Site]:
@@ -185,53 +218,30 @@ def sites(spec: PermutationSpec, model: nn.Module, groups: Collection[str]) -> l
 
 
 @contextmanager
-def _watching(model: nn.Module, chosen: Sequence[Site], see: Callable[[Site, Tensor], None]) -> Iterator[None]:
-    """Show every observation of a site to ``see(site, tensor)`` while the block runs."""
+def _watching(model: nn.Module, places: Sequence[_Place], see: Callable[[_Place, Tensor], None]) -> Iterator[None]:
+    """Run a block in eval mode, and show every observation of a place to ``see(place, tensor)``."""
     modules = dict(model.named_modules())
     handles = []
-    for site in chosen:
-        if site.at_input:
+    for place in places:
+        module = modules[place.site.module]
+        if place.site.at_input:
 
-            def before(_, args, kwargs, site=site):
-                see(site, args[0] if args else next(iter(kwargs.values())))
+            def before(_, args, kwargs, place=place):
+                see(place, args[0] if args else next(iter(kwargs.values())))
 
-            handles.append(modules[site.module].register_forward_pre_hook(before, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         else:
 
-            def after(_, __, output, site=site):
-                see(site, output)
+            def after(_, __, output, place=place):
+                see(place, output)
 
-            handles.append(modules[site.module].register_forward_hook(after))
+            handles.append(module.register_forward_hook(after))
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _rows(site: Site, x: Tensor) -> Tensor:
-    """Return an own copy ``[observations, units]`` of the channels that a site observes, in float32 or float64."""
-    positions = site.axis.positions.reshape(-1)
-    rows = x.movedim(site.dimension, -1)
-    rows = rows.reshape(-1, rows.shape[-1])
-    if not np.array_equal(positions, np.arange(rows.shape[1])):
-        rows = rows[:, torch.from_numpy(positions).to(x.device)]
-    rows = rows.to(torch.promote_types(x.dtype, torch.float32))
-    return rows.clone() if rows.data_ptr() == x.data_ptr() else rows
-
-
-def _distinct(chosen: Sequence[Site], raw: Sequence[tuple[Site, Tensor, int]]) -> list[Site]:
-    """Keep one site for each observed tensor, since query, key and value read the same input.
-
-    ``raw`` keeps the tensors alive, so that no two of them share an address.
-    """
-    calls: dict[Site, list[tuple]] = {site: [] for site in chosen}
-    for site, x, version in raw:
-        calls[site].append((x.data_ptr(), x.shape, x.stride(), version, site.dimension, site.axis))
-    first: dict[tuple, Site] = {}
-    for site in chosen:
-        first.setdefault(tuple(calls[site]) or (site,), site)
-    return list(first.values())
 
 
 def _of_all(every: Sequence[Site], chosen: Sequence[Site] | None) -> list[Site]:
@@ -245,27 +255,24 @@ def _of_all(every: Sequence[Site], chosen: Sequence[Site] | None) -> list[Site]:
 
 
 def _mean_per_axis(found: Iterable[tuple[Site, np.ndarray | None]]) -> list[tuple[Axis, np.ndarray]]:
-    sums: dict[Axis, tuple[np.ndarray, int]] = {}
+    sums: dict[Axis, np.ndarray] = {}
+    counts: dict[Axis, int] = {}
     for site, matrix in found:
         if matrix is None:
             continue
-        if not np.isfinite(matrix).all():
+        # A unit that is not finite makes its whole row or column NaN.
+        if not (np.isfinite(matrix[0]).all() and np.isfinite(matrix[:, 0]).all()):
             raise ValueError(
                 f"activations at {site.module!r}, of group {', '.join(site.axis.leaves)}, must be finite; "
                 "received NaN or infinity. "
                 "Check both networks on this data, or run them in float32."
             )
-        before, count = sums.get(site.axis, (np.zeros_like(matrix), 0))
-        sums[site.axis] = before + matrix, count + 1
-    return [(axis, summed / count) for axis, (summed, count) in sums.items()]
-
-
-def _add_outer_(products: Sequence[Tensor], means: Sequence[Tensor], weight: float) -> None:
-    """Add ``weight`` times the products of the means of target and source, in place."""
-    products[0].add_(means[0].square(), alpha=weight)
-    products[1].add_(means[1].square(), alpha=weight)
-    products[2].addr_(means[0], means[1], alpha=weight)
-
-
-def _squares(x: Tensor) -> Tensor:
-    return x.square().sum(0)  # einsum would take ten times as long
+        counts[site.axis] = counts.get(site.axis, 0) + 1
+        if site.axis in sums:
+            sums[site.axis] += matrix
+        else:
+            sums[site.axis] = matrix
+    for axis, count in counts.items():
+        if count > 1:
+            sums[axis] /= count
+    return list(sums.items())

@@ -11,7 +11,7 @@ from hand_made import network, planted, spec_of, unrelated
 from process_group import run_on
 from torch import nn
 
-from hf_lottery.alignment import correlation, matching
+from hf_lottery.alignment import matching, moments
 from hf_lottery.alignment.correlation import correlations, sites
 from hf_lottery.symmetry.permutation import Permutation, permute_
 
@@ -102,8 +102,8 @@ def test_one_input_read_by_two_layers_is_counted_once(monkeypatch):
             x = self.first(x).relu()
             return self.a(x) + self.b(x) + self.b(2 * x)
 
-    added, add = [], correlation.Moments.add
-    monkeypatch.setattr(correlation.Moments, "add", lambda self, *pair: added.append(self) or add(self, *pair))
+    added, add = [], moments.Moments.add
+    monkeypatch.setattr(moments.Moments, "add", lambda self, *pair: added.append(self) or add(self, *pair))
     spec = spec_of(
         {"i": (4, (), "input"), "h": 6, "o": (2, (), "output")},
         {f"{n}.weight": ("h", "i") if n == "first" else ("o", "h") for n in ("first", "a", "b")}
