@@ -12,6 +12,7 @@ is ever seen without the axis that was cut.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -184,8 +185,10 @@ def _with_children(sum_: Node) -> list[tuple[Node, tuple[Node, int], Node]]:
 def _split(node: Node, outer: int) -> bool:
     """Make a node a product of ``outer`` and the rest; return False if that is not possible."""
     node = find(node)
-    if node.size % outer or node.kind == "sum":
+    if node.size % outer:
         return False
+    if node.kind == "sum":
+        return _split_sum(node, outer)
     if node.kind == "wild":
         node.parts = [Node(outer, "wild"), Node(node.size // outer, "wild")]
         return True
@@ -194,6 +197,27 @@ def _split(node: Node, outer: int) -> bool:
     children, node.children = node.children, {}
     for (sum_, offset), child in children.items():
         unify([child], [child_of(node, sum_, offset)])
+    return True
+
+
+def _split_sum(node: Node, outer: int) -> bool:
+    """Make a sum of equal rows a product of its rows and their common axis, as a shuffle of channels needs it."""
+    inner = node.size // outer
+    places = dict(zip(_offsets(node), node.parts, strict=True))
+    if not places.keys() >= {*range(0, node.size, inner)}:
+        return False
+    rows = Node(outer, "sum", [Node(1) for _ in range(outer)])
+    pieces = [[part for at, part in places.items() if at // inner == row] for row in range(outer)]
+    pieces = [parts if len(parts) == 1 else [Node(inner, "sum", parts)] for parts in pieces]
+    members = _with_children(node)
+    node.kind, node.parts = "product", [rows, *common([tuple(piece) for piece in pieces], rows)]
+    for other, key, child in members:
+        del other.children[key]
+        (piece,), place = pieces[key[1] // inner], key[1] % inner
+        stand_in = child_of(other, rows, key[1] // inner)
+        if key[1] % inner or (piece.kind == "sum" and piece.parts):
+            stand_in = child_of(stand_in, piece, place)
+        unify([child], [stand_in])
     return True
 
 
@@ -228,6 +252,35 @@ def child_of(node: Node, sum_: Node, offset: int) -> Node:
     node.children[sum_, offset] = child
     sum_.members.append(node)
     return child
+
+
+def common(pieces: Sequence[Layout], sum_: Node) -> Layout:
+    """Return the axis that is each of the pieces in its part of a sum; pieces that cannot move are tied.
+
+    Args:
+        pieces: One axis per part of ``sum_``, all of the same length.
+        sum_: The sum, without nodes that stand for others in its parts so far.
+    """
+    flat = [factors(piece) for piece in pieces]
+    if all(nodes == flat[0] for nodes in flat):
+        return tuple(flat[0])
+    if any(all(map(is_frozen, nodes)) for nodes in flat):
+        return functools.reduce(unify, pieces)
+    base = Node(size_of(pieces[0]))
+    for offset, nodes in zip(_offsets(sum_), flat, strict=True):
+        # A constant is constant in any order, and a new atom expresses the same.
+        nodes = [Node(node.size) if node.kind == "wild" else node for node in nodes]
+        base.children[sum_, offset] = nodes[0] if len(nodes) == 1 else Node(base.size, "product", nodes)
+    sum_.members.append(base)
+    return (base,)
+
+
+def in_block(node: Node, sum_: Node, offset: int, block: Node) -> Layout:
+    """Return what stands for ``node`` in a block that :func:`cut` returned: one part of a sum, or several."""
+    block, sum_ = find(block), find(sum_)
+    if block.kind != "sum" or any(find(part) is block for part in sum_.parts):
+        return (child_of(node, sum_, offset),)
+    return common([(child_of(node, sum_, offset + at),) for at in _offsets(block)], block)
 
 
 def reunite(sum_: Node) -> None:

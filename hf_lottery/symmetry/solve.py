@@ -64,19 +64,24 @@ def _nodes(axes: Axes) -> list[Node]:
 
 
 def _merge_children(seen: Sequence[Axes]) -> bool:
-    """Merge children with their base where the base is seen without the sum; return whether anything changed."""
-    together: dict[Node, list[set[Node]]] = {}
+    """Merge children with their base where the base is seen without the sum; return whether anything changed.
+
+    They are merged, too, where it is not clear which child stands in a place: the sum lies in the tensor twice, or the
+    base has children in two sums.
+    """
+    together: dict[Node, list[Counter[Node]]] = {}
     for axes in seen:
-        nodes = set(_nodes(axes))
+        nodes = Counter(_nodes(axes))
         for node in nodes:
             if node.children:
                 together.setdefault(node, []).append(nodes)
     changed = False
     for base, tensors in together.items():
+        sums = {find(sum_) for (sum_, _), child in find(base).children.items() if find(child) is not find(base)}
+        unclear = {sum_ for sum_ in sums if any(nodes[sum_] != 1 for nodes in tensors)}
+        merged = unclear or (sums if len(sums) > 1 else ())
         for (sum_, _), child in list(find(base).children.items()):
-            if find(child) is find(base):
-                continue
-            if any(find(sum_) not in nodes for nodes in tensors):
+            if find(sum_) in merged and find(child) is not find(base):
                 unify([child], [base])
                 changed = True
     return changed
@@ -99,7 +104,8 @@ def _blocks(axes: Axes) -> Iterator[list[_Part]]:
     yield from _expand([tuple(factors(axis)) for axis in axes])
 
 
-def _expand(axes: list[tuple[_Entry, ...]]) -> Iterator[list[_Part]]:
+def _expand(axes: list[tuple[_Entry, ...]], inside: tuple[tuple[Node, int], ...] = ()) -> Iterator[list[_Part]]:
+    """Take the first sum apart, then the next; ``inside`` are the parts of sums that the block lies in."""
     for i, entries in enumerate(axes):
         sum_ = _first_sum(entries)
         if sum_ is None:
@@ -110,8 +116,8 @@ def _expand(axes: list[tuple[_Entry, ...]]) -> Iterator[list[_Part]]:
             todo = [inner]  # one occurrence at a time
             block = []
             for k, other in enumerate(axes):
-                block.append(_substitute(other, sum_, offset, todo if k == i else []))
-            yield from _expand(block)
+                block.append(_substitute(other, sum_, (*inside, (sum_, offset)), todo if k == i else []))
+            yield from _expand(block, (*inside, (sum_, offset)))
             offset += part.size
         return
     yield [_place(entries) for entries in axes]
@@ -125,21 +131,32 @@ def _first_sum(entries: Iterable[_Entry]) -> Node | None:
     return None
 
 
-def _substitute(entries: Iterable[_Entry], sum_: Node, offset: int, todo: list[_Fixed]) -> tuple[_Entry, ...]:
-    """Replace the sum's first occurrence by the part in ``todo``, and other nodes by their stand-ins there."""
+def _substitute(
+    entries: Iterable[_Entry], sum_: Node, inside: Sequence[tuple[Node, int]], todo: list[_Fixed]
+) -> tuple[_Entry, ...]:
+    """Replace the sum's first occurrence by the part in ``todo``, and other nodes by their stand-ins in the block."""
     result: list[_Entry] = []
     for entry in entries:
+        if entry is sum_ and todo:
+            part = todo.pop()
+            entry = _Fixed(part.size, part.offset, part.inner)
         if isinstance(entry, _Fixed):
-            result.append(_Fixed(entry.size, entry.offset, _substitute(entry.inner, sum_, offset, todo)))
+            inner = _substitute(entry.inner, sum_, inside, todo)
+            result.append(_Fixed(entry.size, entry.offset, inner))
         elif entry is sum_:
-            result.append(todo.pop() if todo else entry)
+            result.append(entry)
         else:
-            result += factors([_stand_in(entry, sum_, offset)])
+            result += _stand_ins(entry, inside)
     return tuple(result)
 
 
-def _stand_in(node: Node, sum_: Node, offset: int) -> Node:
-    return known_child(node, sum_, offset) or node
+def _stand_ins(node: Node, inside: Sequence[tuple[Node, int]]) -> list[Node]:
+    """Return the nodes that stand for one in all parts of sums that a block lies in."""
+    for sum_, offset in inside:
+        child = known_child(node, sum_, offset)
+        if child is not None and find(child) is not node:
+            return [inner for part in factors([child]) for inner in _stand_ins(part, inside)]
+    return [node]
 
 
 def _place(entries: Iterable[_Entry]) -> _Part:

@@ -1,54 +1,14 @@
 """Rules: every family of operations, and random programs of them, against the operations themselves.
 
-The oracle is the same everywhere: label some tensors, run a function under the trace, permute its inputs by a random
-legal permutation, run it again, and compare with its permuted outputs.
+The oracle is the same everywhere: ``probe`` permutes the inputs and compares the outputs.
 """
 
 import random
 
 import pytest
 import torch
+from probes import probe, r
 from torch.nn import functional as F
-
-from hf_lottery.symmetry import rules  # noqa: F401  # registers the rules
-from hf_lottery.symmetry.solve import solve
-from hf_lottery.symmetry.spec import PermutationSpec
-from hf_lottery.symmetry.trace import Trace
-
-
-def probe(function, *inputs, fixed=(), free=None, seeds=3):
-    """Check that what the trace says of a function holds, and how many groups it leaves free in the inputs."""
-    trace = Trace()
-    axes = {}
-    for i, tensor in enumerate(inputs):
-        axes[f"in{i}"] = trace.source(tensor)
-        if i in fixed:
-            trace.freeze(tensor, "fixed")
-    with trace:
-        made = function(*inputs)
-    results = {f"out{i}": t for i, t in enumerate([made] if isinstance(made, torch.Tensor) else made)}
-    assert not trace.unknown
-    axes |= {name: trace.of(tensor) for name, tensor in results.items()}
-    spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups))
-    for seed in range(seeds):
-        permutation = spec.random(seed)
-        moved = permutation({f"in{i}": tensor for i, tensor in enumerate(inputs)})
-        again = function(*moved.values())
-        again = [again] if isinstance(again, torch.Tensor) else again
-        expected = permutation(results)
-        for got, want in zip(again, expected.values(), strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
-    found = sum(any(tensor.startswith("in") for tensor, _ in spec.members[name]) for name in spec.free)
-    if free is not None:
-        assert found == free, spec
-    return spec
-
-
-_DRAW = torch.Generator().manual_seed(0)
-
-
-def r(*shape):
-    return torch.randn(shape, generator=_DRAW, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -128,6 +88,27 @@ FAMILIES = {
         [r(3, 4)],
         2,
     ),
+    "dot": (torch.dot, [r(4), r(4)], 1),
+    "vdot": (torch.vdot, [r(4), r(4)], 1),
+    "bilinear": (F.bilinear, [r(3, 4), r(3, 5), r(6, 4, 5), r(6)], 4),
+    "every other": (lambda x: x[:, ::2] * x[:, 1::2], [r(3, 8)], 2),
+    "one of three": (lambda x: [x[:, ::3], x[:, 1::3].exp(), x[:, 2::3]], [r(3, 12)], 6),
+    "every other of some": (lambda x: x[:, 2:6:2], [r(3, 8)], 5),
+    "step that does not divide": (lambda x: x[:, ::2], [r(3, 7)], 1),
+    "overlapping windows": (lambda x: x.as_strided((3, 3, 4, 5), (40, 10, 5, 1)), [r(3, 8, 5)], 2),
+    "windows out of line": (lambda x: x.as_strided((3, 3, 4, 5), (40, 11, 5, 1)), [r(3, 9, 5)], 0),
+    "overlapping halves": (
+        lambda x: x.transpose(0, 1).unflatten(1, (2, 4)).as_strided((3, 3, 4, 5), (5, 30, 15, 1)),
+        [r(8, 3, 5)],
+        2,
+    ),
+    "windows of columns": (lambda x: x.as_strided((3, 2, 6), (8, 2, 1)), [r(3, 8)], 1),
+    "pooling of one axis": (
+        lambda x: [F.avg_pool2d(x, (2, 1)), F.max_pool2d(x.exp(), (2, 1)), F.avg_pool1d(x.flatten(0, 1), 1)],
+        [r(2, 3, 4, 5)],
+        3,
+    ),
+    "pooling with a stride": (lambda x: F.max_pool2d(x, 1, stride=(1, 2)), [r(2, 3, 4, 6)], 3),
     "unbind": (lambda x: list(x.view(3, 3, 4).unbind(1)), [r(3, 12)], 6),
     "glu": (lambda x: F.glu(x, 1), [r(3, 8)], 2),
     "cumulated": (lambda x: x.cumsum(1), [r(3, 4)], 1),

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..layout import Layout, child_of, cut, factors, find, freeze, frozen, is_frozen, size_of, unify, wild
+from ..layout import Layout, cut, factors, find, freeze, frozen, in_block, is_frozen, size_of, unify, wild
 from ..trace import Axes, Trace
 
 ORDER = "its order matters to the operation"
@@ -64,9 +64,14 @@ def narrow(trace: Trace, source: Tensor, axes: Sequence[Layout], axis: int, star
     trace.reads.cut(source, axis, axes[axis])
     axes[axis], sum_, offset = found
     if sum_ is not None:
+        block = axes[axis][0]
         # The block comes first on its axis; every other node is replaced by its child in this block.
         axes = [
-            tuple(node if (i, j) == (axis, 0) else child_of(node, sum_, offset) for j, node in enumerate(layout))
+            tuple(
+                stand_in
+                for j, node in enumerate(layout)
+                for stand_in in ((node,) if (i, j) == (axis, 0) else in_block(node, sum_, offset, block))
+            )
             for i, layout in enumerate(axes)
         ]
     return axes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..groups import KERNEL
@@ -15,10 +16,11 @@ from .base import ORDER, SPATIAL, broadcast_axes
 @rule("mm", "bmm")
 def matmul(trace: Trace, out: Tensor, first: Tensor, second: Tensor, *args):
     a, b = trace.of(first), trace.of(second)
-    unify(a[-1], b[-2])
-    if out.ndim == 3:
-        return (unify(a[0], b[0]), a[1], b[2])
-    return (a[0], b[1])
+    summed = unify(a[-1], b[-2])
+    axes = (unify(a[0], b[0]), a[1], b[2]) if out.ndim == 3 else (a[0], b[1])
+    # Every term of the sum has all of these axes; a product of a tensor with itself has some of them twice.
+    trace.virtual((*axes, summed))
+    return axes
 
 
 @rule("addmm", "baddbmm")
@@ -33,7 +35,7 @@ def addmm(trace: Trace, out: Tensor, bias: Tensor, first: Tensor, second: Tensor
     )
 
 
-@rule("mv", "dot")
+@rule("mv", "dot", "vdot")
 def contract_vector(trace: Trace, out: Tensor, first: Tensor, second: Tensor):
     unify(trace.of(first)[-1], trace.of(second)[0])
     return trace.of(first)[:-1]
@@ -64,8 +66,9 @@ def solve_triangular(trace: Trace, out: Any, first: Tensor, second: Tensor, **kw
 @rule("_cdist_forward", "_euclidean_dist")
 def distances(trace: Trace, out: Tensor, first: Tensor, second: Tensor, *args):
     a, b = trace.of(first), trace.of(second)
-    unify(a[-1], b[-1])
+    summed = unify(a[-1], b[-1])
     lead = broadcast_axes([(first.shape[:-2], a[:-2]), (second.shape[:-2], b[:-2])], out.shape[:-2])
+    trace.virtual((*lead, a[-2], b[-2], summed))
     return (*lead, a[-2], b[-2])
 
 
@@ -84,10 +87,26 @@ def grid_sampler(trace: Trace, out: Tensor, source: Tensor, grid: Tensor, *args)
     return (unify(x[0], g[0]), x[1], *g[1:-1])
 
 
+@rule("_trilinear")
+def trilinear(trace: Trace, out: Tensor, first: Tensor, second: Tensor, third: Tensor, *args, **kwargs):
+    """Sum over axes of the product of three tensors, each of which first gets new axes of length 1."""
+    given, operands = trace.given, []
+    for tensor, new in zip((first, second, third), ("expand1", "expand2", "expand3"), strict=True):
+        shape, axes = [*tensor.shape], [*trace.of(tensor)]
+        for axis in sorted(given[new]):
+            shape.insert(axis, 1)
+            axes.insert(axis, ())
+        operands.append((shape, axes))
+    whole = broadcast_axes(operands, torch.broadcast_shapes(*(shape for shape, _ in operands)))
+    trace.virtual(whole)
+    return tuple(axis for i, axis in enumerate(whole) if i not in given["sumdim"])
+
+
 @rule("linear")
 def linear(trace: Trace, out: Tensor, source: Tensor, weight: Tensor, bias: Tensor | None = None):
-    unify(trace.of(source)[-1], trace.of(weight)[-1])
+    summed = unify(trace.of(source)[-1], trace.of(weight)[-1])
     produced = trace.of(weight)[0]
+    trace.virtual((*trace.of(source)[:-1], produced, summed))
     if bias is not None:
         produced = unify(produced, trace.of(bias)[0])
     return (*trace.of(source)[:-1], produced)
@@ -128,16 +147,18 @@ def attention(trace: Trace, out: Any, query: Tensor, key: Tensor, value: Tensor,
     for a, b, c in zip(q[:-2], k[:-2], v[:-2], strict=True):
         shared = unify(b, c)  # one key may serve several query heads
         lead.append(unify(a, (*shared, *atom(size_of(a) // size_of(shared)))))
-    unify(q[-1], k[-1])
-    unify(k[-2], v[-2])
+    summed = unify(q[-1], k[-1])
+    places = unify(k[-2], v[-2])
     mask = trace.given.get("attn_mask")
     mask = trace.given.get("attn_bias") if mask is None else mask
     if trace.given.get("is_causal"):
         freeze((*q[-2], *k[-2]), ORDER)
     first = out[0] if isinstance(out, tuple | list) else out
     scores = (*lead, q[-2], k[-2])
+    trace.virtual((*scores, summed))
     trace.virtual(scores)
     trace.virtual((*lead, q[-2]))
+    trace.virtual((*lead, q[-2], places, v[-1]))
     if mask is not None:
         start = len(scores) - mask.ndim
         for i, layout in enumerate(trace.of(mask)):

@@ -18,6 +18,18 @@ def embedding(trace: Trace, out: Tensor, weight: Tensor, indices: Tensor, *args)
     return _looked_up(trace, indices, trace.of(weight), 0)
 
 
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(trace: Trace, out: Sequence[Tensor], weight: Tensor, *args, **kwargs):
+    """Sum, average or take the maximum of rows that are looked up; the columns keep their axis."""
+    rows, columns = trace.of(weight)
+    freeze(rows, "looked up by position")
+    for tensor in tensors_in(args, kwargs):
+        trace.freeze(tensor, "which bag it is in")
+    bags = frozen(out[0].shape[0], "bags of positions")
+    rest = [tuple(frozen(size, "bags of positions") for size in tensor.shape) for tensor in out[1:]]
+    return [(bags, columns), *rest]
+
+
 @rule("index_select", positions=True)
 def index_select(trace: Trace, out: Tensor, source: Tensor, axis: int, indices: Tensor):
     return _looked_up(trace, indices, trace.of(source), axis % source.ndim)

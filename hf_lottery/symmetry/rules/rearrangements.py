@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ..groups import KERNEL
-from ..layout import Node, atom, concatenate, factors, freeze, frozen, is_frozen, unify, wild
+from ..layout import Node, atom, common, concatenate, factors, freeze, frozen, is_frozen, unify, wild
 from ..trace import Trace, rule
-from .base import ORDER, SPATIAL, broadcast, narrow
+from .base import ORDER, SPATIAL, narrow
 
 
 @rule("cat", positions=True)
@@ -43,8 +43,12 @@ def _join_values(trace: Trace, out: Tensor, tensors: Sequence[Tensor]) -> None:
 
 @rule("stack", positions=True)
 def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], axis: int = 0):
-    axes = list(broadcast(trace, tensors, tensors[0].shape))
-    axes.insert(axis % out.ndim, frozen(len(tensors), "a stack"))
+    """Let each tensor be one place of the new axis, so that tensors which are read apart stay apart."""
+    places = Node(len(tensors), "sum", [Node(1) for _ in tensors])
+    known = [trace.of(tensor) for tensor in tensors]
+    axes = [common([axes[i] for axes in known], places) for i in range(out.ndim - 1)]
+    alone = len(tensors) > 1 and places.members
+    axes.insert(axis % out.ndim, (places,) if alone else frozen(len(tensors), "a stack"))
     _join_values(trace, out, tensors)
     return tuple(axes)
 

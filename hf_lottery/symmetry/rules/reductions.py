@@ -113,10 +113,26 @@ def pool(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
     first = out if isinstance(out, Tensor) else out[0]
     lead = 2 if source.ndim > 2 else 1
     axes = trace.of(source)
-    for axis in axes[lead:]:
-        freeze(axis, SPATIAL)
-    left = (*axes[:lead], *(frozen(size, SPATIAL) for size in first.shape[lead:]))
-    return left if isinstance(out, Tensor) else [left for _ in out]
+    left = list(axes[:lead])
+    for i, axis in enumerate(axes[lead:]):
+        if _pools_one(trace, i):
+            left.append(axis)
+        else:
+            freeze(axis, SPATIAL)
+            left.append(frozen(first.shape[lead + i], SPATIAL))
+    trace.virtual(tuple(axis for i, axis in enumerate(left) if i < lead or _pools_one(trace, i - lead)))
+    return tuple(left) if isinstance(out, Tensor) else [tuple(left), *([None] * (len(out) - 1))]
+
+
+def _pools_one(trace: Trace, axis: int) -> bool:
+    """Tell whether a window holds one place along an axis and goes over all of them."""
+    if "kernel_size" not in trace.given:
+        return False
+    kernel = trace.given["kernel_size"]
+    wanted = {"kernel_size": 1, "stride": 1, "padding": 0, "dilation": 1}
+    given = {name: trace.given.get(name) or kernel if name == "stride" else trace.given.get(name) for name in wanted}
+    each = {name: [value] if isinstance(value, int) else value for name, value in given.items() if value is not None}
+    return all(value[axis if len(value) > 1 else 0] == wanted[name] for name, value in each.items())
 
 
 @rule("_is_all_true", "_is_any_true")

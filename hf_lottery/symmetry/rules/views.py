@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
-from ..layout import factors, freeze, frozen, regroup, size_of, wild
+from ..layout import factors, find, freeze, frozen, is_frozen, regroup, size_of, wild
 from ..trace import Axes, Trace, rule
 from .base import carry_values, narrow
 
@@ -110,17 +112,30 @@ def squeeze(trace: Trace, out: Tensor, source: Tensor, axis: int | Sequence[int]
 def slice_(trace: Trace, out: Tensor, source: Tensor, axis: int = 0, start=None, end=None, step: int = 1):
     carry_values(trace, out, source)
     axis %= source.ndim
-    if step != 1:
-        axes = list(trace.of(source))
-        if not all(node.kind == "wild" for node in factors(axes[axis])):
-            freeze(axes[axis], "every other position is taken")
-            axes[axis] = frozen(out.shape[axis], "every other position is taken")
-        else:
-            axes[axis] = wild(out.shape[axis])
-        return tuple(axes)
     start = 0 if start is None else start + source.shape[axis] if start < 0 else start
     start = max(min(start, source.shape[axis]), 0)
+    if step != 1:
+        return _strided(trace, out, source, axis, start, step)
     return tuple(narrow(trace, source, trace.of(source), axis, start, start + out.shape[axis]))
+
+
+def _strided(trace: Trace, out: Tensor, source: Tensor, axis: int, start: int, step: int) -> Axes:
+    """Take one of ``step`` columns: an axis whose length the step divides is a product of rows and columns."""
+    axes, size, why = list(trace.of(source)), source.shape[axis], "every other position is taken"
+    if all(is_frozen(node) and find(node).kind != "sum" for node in factors(axes[axis])):
+        constant = all(node.kind == "wild" for node in factors(axes[axis]))
+        axes[axis] = wild(out.shape[axis]) if constant else frozen(out.shape[axis], why)
+        return tuple(axes)
+    found = regroup([axes[axis]], [size // step, step]) if size % step == 0 else None
+    if found is None:
+        freeze(axes[axis], why)
+        axes[axis] = frozen(out.shape[axis], why)
+        return tuple(axes)
+    split = source.unflatten(axis, (size // step, step))
+    axes = narrow(trace, split, [*axes[:axis], *found, *axes[axis + 1 :]], axis + 1, start % step, start % step + 1)
+    first, left = start // step, split.narrow(axis + 1, start % step, 1)
+    axes = narrow(trace, left, axes, axis, first, first + out.shape[axis])
+    return tuple(layout for i, layout in enumerate(axes) if i != axis + 1)
 
 
 @rule("select", positions=True)
@@ -149,6 +164,43 @@ def split(trace: Trace, out: Sequence[Tensor], source: Tensor, sizes: Any, axis:
 
 @rule("as_strided")
 def as_strided(trace: Trace, out: Tensor, source: Tensor, *args, **kwargs):
-    """Keep the axes if a kernel only changes the memory format of its result; a new shape has no rule."""
+    """Pass on the axes that are shown whole; freeze those along which windows are taken."""
     axes = trace.of(source)
-    return axes if out is source and [size_of(axis) for axis in axes] == list(out.shape) else NotImplemented
+    if out is source:  # some kernels only change the memory format of their result
+        return axes if [size_of(axis) for axis in axes] == list(out.shape) else NotImplemented
+    shown, why = _shown_whole(out, source), "taken in windows"
+    for i, axis in enumerate(axes):
+        if i not in shown.values():
+            freeze(axis, why)
+    trace.virtual(tuple(axes[i] for i in shown.values()))
+    return tuple(axes[shown[i]] if i in shown else frozen(size, why) for i, size in enumerate(out.shape))
+
+
+def _shown_whole(out: Tensor, source: Tensor) -> dict[int, int]:
+    """Return which axes of a strided view are which axes of its source."""
+    order = sorted(
+        (step, size, i) for i, (step, size) in enumerate(zip(source.stride(), source.shape, strict=True)) if size > 1
+    )
+    if not all(b[0] >= a[0] * a[1] for a, b in itertools.pairwise(order)):
+        return {}  # places of the source overlap
+    above = [step for step, _, _ in order[1:]] + [source.untyped_storage().nbytes()]
+    steps = {step: (size, i, beyond) for (step, size, i), beyond in zip(order, above, strict=True)}
+    shown = {k: step for k, step in enumerate(out.stride()) if step in steps and out.shape[k] == steps[step][0]}
+    shown = {k: step for k, step in shown.items() if out.stride().count(step) == 1}
+    while True:
+        # What the other axes of the view reach must lie at the start of every axis that is shown whole.
+        reached = _addresses(out, [k for k in range(out.ndim) if k not in shown]) - int(source.storage_offset())
+        moved = {k for k, step in shown.items() if np.any(reached % steps[step][2] >= step)}
+        if not moved:
+            break
+        shown = {k: step for k, step in shown.items() if k not in moved}
+    found = {k: steps[step][1] for k, step in shown.items()}
+    inside = _addresses(source, [i for i in range(source.ndim) if i not in found.values()])
+    return found if np.isin(reached + int(source.storage_offset()), inside).all() else {}
+
+
+def _addresses(tensor: Tensor, axes: Sequence[int]) -> np.ndarray:
+    found = np.array([int(tensor.storage_offset())])
+    for i in axes:
+        found = np.unique(found[:, None] + np.arange(tensor.shape[i]) * tensor.stride(i))
+    return found
