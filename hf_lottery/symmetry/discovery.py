@@ -14,18 +14,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 from ..networks.identity import identity_of, without_counters
 from ..networks.names import named_tensors, plain_name, unwrap
 from ..networks.selection import Patterns, select_names
+from .buffers import moving_buffers
 from .errors import SymmetryError
 from .ghosts import Ghosts, haunted
 from .inputs import Inputs, checked_inputs
-from .layout import freeze as freeze_axis
-from .layout import frozen
+from .nodes import freeze as freeze_axis
+from .nodes import frozen
 from .outputs import chosen_outputs
 from .proof import proven
 from .rules import pointwise  # noqa: F401  # importing them registers the rules
 from .solve import solve
 from .spec import PermutationSpec
 from .trace import Axes, Trace, call, plain_kernels
-from .verification import moves_with_weights
 
 _PROOFS = ("full", "later")
 
@@ -106,13 +106,14 @@ def _traced(
 ) -> tuple[Trace, dict[str, Axes]]:
     """Trace one forward pass; return the trace and the axes of the parameters and buffers."""
     ghosts = _ghosts_for(named, inputs)
+    movable = parameters | moving_buffers(model, inputs, named, parameters)
     trace, axes = Trace(ghosts), {}
     with plain_kernels(model), haunted(model, ghosts) if ghosts else nullcontext():
         if ghosts:
             inputs = tree_map(ghosts.given, inputs)
         for name, tensor in named.items():
             axes[name] = trace.source(ghosts.of(tensor) if ghosts else tensor)
-            if name not in parameters and not moves_with_weights(name, tensor, parameters):
+            if name not in movable:
                 for axis in axes[name]:
                     freeze_axis(axis, "a constant buffer" if not tensor.is_meta else "a buffer on the meta device")
         for value in tree_leaves(inputs):

@@ -100,19 +100,6 @@ def _double_by_default() -> Iterator[None]:
         torch.set_default_dtype(usual)
 
 
-def moves_with_weights(name: str, buffer: Tensor, parameters: Iterable[str]) -> bool:
-    """Tell whether a buffer belongs to the units of a network, as statistics do and a table of angles does not."""
-    last = name.rpartition(".")[2]
-    if last in ("running_mean", "running_var") or last.endswith("correction_bias"):
-        return True
-    if name.endswith("_mask") and f"{name.removesuffix('_mask')}_orig" in parameters:
-        return True
-    # A constant buffer: permuting it now changes nothing, but the values that training gives it belong to the units.
-    if buffer.is_meta:
-        return False  # whether it is constant is not known
-    return buffer.is_floating_point() and buffer.numel() > 0 and bool((buffer == buffer.reshape(-1)[0]).all())
-
-
 class Prover:
     """A randomised float64 copy of a model, and its outputs on some inputs.
 
