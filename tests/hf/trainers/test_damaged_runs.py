@@ -82,7 +82,7 @@ def test_every_file_damaged_in_every_way(tmp_path, killed, damage):
     errors = {name for name, found in outcomes.items() if found != "the same"}
     starts = {f"level-0{n}/{name}" for n in (0, 1) for name in START}
     assert errors == {"lottery_state.json", *starts}
-    assert len(outcomes) > 60
+    assert len(outcomes) > 30
 
 
 START = ("lottery_files.json", "mask.safetensors", "mask_config.json", "rewind.safetensors")
