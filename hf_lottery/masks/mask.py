@@ -17,7 +17,7 @@ from ..networks.computed import REMEDY, computed_in, computed_weights, nonzeros,
 from ..networks.display import SHOWN_ROWS, escaped, first_names, html_table
 from ..networks.names import named_parameters, named_weights, replaced_weights
 from ..networks.numbers import check_numbers, check_plain
-from ..networks.shards import local, part_of, whole
+from ..networks.shards import is_sharded, local, part_of, whole
 from ..storage.hub_mixin import HubMixin, hub_module
 from .file import CONFIG_NAME, MASK_NAME, pack_bits, read_mask, write_mask
 
@@ -63,7 +63,7 @@ def overlap_of(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> Overlap:
 
 def count_kept(entry: Tensor) -> int:
     """Count the True entries of a bool tensor; torch's own sum takes five times as long."""
-    return int(np.count_nonzero(entry.detach().cpu().numpy()))
+    return int(np.count_nonzero(entry.numpy(force=True)))
 
 
 class Mask(Mapping[str, Tensor], HubMixin):
@@ -101,7 +101,9 @@ class Mask(Mapping[str, Tensor], HubMixin):
         if not any(entry.numel() for entry in entries.values()):
             raise ValueError(f"a mask must cover at least one weight; received {len(entries)} entries without any.")
         self._entries = {
-            name: whole(entry).to("cpu", copy=copy, memory_format=torch.contiguous_format).contiguous()
+            name: entry
+            if not copy and entry.is_cpu and entry.is_contiguous() and not is_sharded(entry)
+            else whole(entry).to("cpu", copy=copy, memory_format=torch.contiguous_format).contiguous()
             for name, entry in entries.items()
         }
 

@@ -9,7 +9,7 @@ from numbers import Real
 
 from torch import Tensor
 
-from ..masks.mask import Mask, MaskMismatchError
+from ..masks.mask import Mask, MaskMismatchError, count_kept
 from ..networks.numbers import check_numbers
 from .scopes import PruneRequest, Scope, global_ranking
 
@@ -77,7 +77,7 @@ def prune(
     # The tolerance is needed because 0.07 * 100 is slightly more than 7 in floating point.
     floors = {name: math.ceil(min_density * score.numel() - 1e-6) for name, score in scores.items()}
     request = PruneRequest(scores, sparsity, 0, within, floors).only(scores)
-    for name, left in request.left().items():
+    for name, left in (request.left() if min_density else {}).items():
         if left < floors[name]:
             raise ValueError(
                 f"min_density must not exceed what `within` left of {name!r}, {left} of {scores[name].numel()}; "
@@ -85,7 +85,7 @@ def prune(
             )
     keep = scope(request)
     mask = Mask({name: keep[name] for name in scores}, copy=False)
-    if empty := [name for name, sparsity in mask.layer_sparsities().items() if sparsity == 1]:
+    if empty := [name for name, entry in mask.items() if entry.numel() and not count_kept(entry)]:
         warnings.warn(
             f"no weight is left in {', '.join(map(repr, empty))}. Pass min_density to prevent this.", stacklevel=2
         )

@@ -93,13 +93,13 @@ def global_ranking(request: PruneRequest) -> dict[str, Tensor]:
     one weight after the other, lowest first, and skipping protected ones.
     """
     pool, remove, keep = dict(request.scores), request.to_remove(), {}
-    left = request.left()
     while True:
         keep |= remove_lowest(pool, remove, alive=request.within)
         # Without these tensors the threshold only rises, so a tensor that falls below its floor now does so later too.
         over = [name for name in pool if request.floors[name] and count_kept(keep[name]) < request.floors[name]]
         if not over:
             return keep
+        left = request.only(over).left()
         for name in over:
             gives = left[name] - request.floors[name]
             keep |= remove_lowest({name: pool.pop(name)}, gives, alive=request.within)

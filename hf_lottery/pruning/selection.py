@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..masks.mask import count_kept
 from ..networks.shards import is_sharded, whole
-from .chunks import CHUNK, Block, blocks, stream
-from .sharded_selection import remove_lowest_sharded
+from .chunks import CHUNK, Block, Row, chunk_size, common_dtype, pieces, refuse_nan
+from .histogram_selection import remove_lowest_where_it_is
 
 _SAMPLE = 1 << 17
 _SIGMAS = 4.5  # half-width of the bracket in standard deviations of a sample rank
@@ -60,22 +59,22 @@ def remove_lowest(
         >>> remove_lowest({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([1.0, 2.0])}, 1)
         {'a': tensor([ True, False]), 'b': tensor([True, True])}
     """
-    if any(map(is_sharded, scores.values())):
-        return remove_lowest_sharded(scores, remove, alive=alive)
-    count = sum(score.numel() if alive is None else count_kept(alive[name]) for name, score in scores.items())
+    if any(is_sharded(score) or not score.is_cpu for score in scores.values()):
+        return remove_lowest_where_it_is(scores, remove, alive=alive)
+    row = Row(scores, alive)
+    count = row.count()
     if not 0 <= remove <= count:
         raise ValueError(f"remove must be from 0 to {count}, the number of competing weights; received {remove}.")
-    keep = {name: torch.zeros(score.shape, dtype=torch.bool) for name, score in scores.items()}
     if count:
-        _Cut(scores, alive, keep).remove_lowest(remove, count)
-    return keep
+        _Cut(row).remove_lowest(remove, count)
+    return row.mask()
 
 
 class _Cut:
     """The search for the cut between what goes and what stays, which writes the mask as it looks."""
 
-    def __init__(self, scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None, keep: Mapping[str, Tensor]):
-        self.scores, self.alive, self.keep = scores, alive, keep
+    def __init__(self, row: Row):
+        self.row = row
 
     def remove_lowest(self, remove: int, count: int) -> None:
         found = self.find(remove, count)
@@ -88,7 +87,10 @@ class _Cut:
         """Find which scores in the bracket stay; or the score of the cut, and how many that equal it go."""
         rank = max(remove - 1, 0)  # of the last score to remove
         floor, ceiling = -math.inf, math.inf
-        low, high = _bracket(_sample(self.scores, self.alive, count), rank, count, floor, ceiling)
+        low, high = floor, ceiling
+        if count > _SAMPLE:
+            # Most row lengths are multiples of a power of two, so an odd stride does not always hit the same columns.
+            low, high = _bracket(self.row.sample(count // _SAMPLE | 1), rank, count, floor, ceiling)
         while True:
             seen = self.look(low, high, capacity=max(count // 64, CHUNK))
             inside = seen.below_high - seen.upto_low
@@ -108,18 +110,17 @@ class _Cut:
                 low, high = _bracket(seen.between, rank - seen.upto_low, inside, floor, ceiling)
 
     def blocks(self) -> Iterator[Block]:
-        return blocks(self.scores, self.alive, self.keep, CHUNK)
+        return self.row.blocks(CHUNK)
 
     def look(self, low: float, high: float, *, capacity: int) -> _Pass:
         """Keep what is at least ``high``, count, and collect what is between the ends."""
         flags, used, step = np.empty((2, CHUNK), np.bool_), 0, 1
         upto_low = below_high = 0
         between, places = np.empty(0), np.empty(0)
-        total = sum(score.numel() for score in self.scores.values())
         for place, values, live, keep in self.blocks():
             if not len(places):
                 between = np.empty(capacity, values.dtype)
-                places = np.empty(capacity, np.uint32 if total < 2**32 else np.int64)
+                places = np.empty(capacity, np.uint32 if self.row.total < 2**32 else np.int64)
             above, below = flags[:, : values.size]
             np.greater(values, low, out=above)
             np.less(values, high, out=below)
@@ -163,20 +164,20 @@ class _Cut:
                 ties -= min(count, ties)
 
     def keep_places(self, places: np.ndarray) -> None:
-        """Keep the scores at these ascending places in the row of all tensors, in the order of their names."""
-        begin = 0
-        for name in sorted(self.keep):
-            end = begin + self.keep[name].numel()
-            first, last = np.searchsorted(places, (begin, end))
+        """Keep the scores at these ascending places in the row."""
+        cuts = np.searchsorted(places, [part.place for part in self.row.parts] + [self.row.total])
+        for part, first, last in zip(self.row.parts, cuts[:-1], cuts[1:], strict=True):
             if last > first:
-                self.keep[name].view(-1).numpy()[places[first:last] - begin] = True
-            begin = end
+                part.keep[places[first:last] - part.place] = True
 
     def refuse_nan(self, values: np.ndarray, live: np.ndarray | None) -> None:
         """Raise ValueError, with the name of the first tensor that has one, if a block has a NaN that competes."""
         if np.isnan(values if live is None else values[live]).any():
-            for name, _, chunk, living in stream(self.scores, self.alive, CHUNK):
-                _refuse_nan(name, chunk, living)
+            for part in self.row.parts:
+                bad = 0
+                for _, numbers, living, _ in part.cut(CHUNK, self.row.dtype):
+                    bad += int(np.count_nonzero(np.isnan(numbers if living is None else numbers[living])))
+                refuse_nan(part.name, bad, part.keep.size)
 
 
 def keep_highest_of_groups(
@@ -195,57 +196,64 @@ def keep_highest_of_groups(
     """
     if any(map(is_sharded, scores.values())):  # a group may lie on two processes, so gather tensor by tensor
         return {k: keep_highest_of_groups({k: whole(s)}, n, m, alive=alive)[k] for k, s in scores.items()}
-    keep = {name: torch.empty(score.shape, dtype=torch.bool) for name, score in scores.items()}
-    for name, start, chunk, live in stream(scores, alive, max(CHUNK // m, 1) * m):
-        _refuse_nan(name, chunk, live)
-        groups, living = chunk.reshape(-1, m), None if live is None else live.reshape(-1, m)
-        if living is not None and (fewest := int(living.sum(axis=1).min())) < n:
+    dtype = common_dtype(scores)
+    return {
+        name: _keep_in_tensor(name, score.detach(), None if alive is None else alive[name], n, m, dtype).cpu()
+        for name, score in scores.items()
+    }
+
+
+def _keep_in_tensor(name: str, score: Tensor, alive: Tensor | None, n: int, m: int, dtype: torch.dtype) -> Tensor:
+    """Do it for one tensor, on its device."""
+    keep = score.new_empty(score.shape, dtype=torch.bool)
+    live = None if alive is None else alive.to(score.device).reshape(-1)
+    start = 0
+    for piece in pieces(score, max(chunk_size(score) // m, 1) * m):
+        span = slice(start, start := start + len(piece))
+        groups, out = piece.to(dtype).view(-1, m), keep.view(-1)[span].view(-1, m)
+        living = None if live is None else live[span].view(-1, m)
+        # The minimum is NaN exactly if an element is, and costs one comparison each.
+        if len(piece) and math.isnan(groups.min()):
+            bad = groups.isnan() if living is None else groups.isnan() & living
+            refuse_nan(name, int(bad.count_nonzero()), len(piece))
+        if len(piece) and living is not None and (fewest := int(living.sum(1).min())) < n:
             raise ValueError(
                 f"every {m} consecutive weights of {name!r} must have {n} left to keep; received a group with "
                 f"{fewest}. Start from a mask with the same groups, or from none."
             )
-        out = keep[name].view(-1).numpy()[start : start + chunk.size].reshape(-1, m)
-        (_keep_by_comparing if m <= _COMPARED else _keep_by_sorting)(groups, living, n, out)
+        if m <= _COMPARED:
+            _keep_by_comparing(groups, living, n, out)
+        else:
+            _keep_by_sorting(groups, living, n, out)
     return keep
 
 
-def _keep_by_comparing(groups: np.ndarray, live: np.ndarray | None, n: int, keep: np.ndarray) -> None:
+def _keep_by_comparing(groups: Tensor, live: Tensor | None, n: int, keep: Tensor) -> None:
     """Keep a weight if it beats enough of its group: it is higher, or as high and later, or alone in being alive."""
     m = groups.shape[1]
-    wins = np.zeros((m, len(groups)), np.uint8)
+    wins = groups.new_zeros((m, len(groups)), dtype=torch.uint8).unbind(0)
+    columns: Any = [wins, groups.unbind(1), keep.unbind(1), () if live is None else live.unbind(1)]
+    if groups.is_cpu:  # the same operators of numpy compare columns twice as fast
+        columns = [[column.numpy() for column in one] for one in columns]
+    wins, scores, stay, alive = map(list, columns)
     for i in range(m):
         for j in range(i + 1, m):
-            first = np.greater(groups[:, i], groups[:, j])
-            if live is not None:
-                first = (first | ~live[:, j]) & live[:, i]
+            first = scores[i] > scores[j]
+            if alive:
+                first = (first | ~alive[j]) & alive[i]
             wins[i] += first
             wins[j] += ~first
     for i in range(m):
-        np.greater_equal(wins[i], m - n, out=keep[:, i])
+        stay[i][:] = wins[i] >= m - n
 
 
-def _keep_by_sorting(groups: np.ndarray, live: np.ndarray | None, n: int, keep: np.ndarray) -> None:
+def _keep_by_sorting(groups: Tensor, live: Tensor | None, n: int, keep: Tensor) -> None:
+    """Keep the last ``n`` of every row in the order of scores, with all that does not compete before them."""
     m = groups.shape[1]
-    order = np.argsort(groups, axis=1, kind="stable") if live is None else np.lexsort((groups, live), axis=1)
-    np.put_along_axis(keep, order, np.arange(m) >= m - n, axis=1)
-
-
-def _refuse_nan(name: str, chunk: np.ndarray, live: np.ndarray | None) -> None:
-    """Raise the ValueError for a NaN among the competing scores of a non-empty chunk."""
-    # The minimum is NaN exactly if an element is, and costs one comparison each. A dot product would work too, but
-    # numpy warns when its squares overflow.
-    if np.isnan(chunk.min()) and (bad := int((np.isnan(chunk) & (True if live is None else live)).sum())):
-        raise ValueError(
-            f"the scores of {name!r} must be numbers; received NaN, {bad} times among {chunk.size} values. "
-            "Check for diverged training or a division 0 / 0."
-        )
-
-
-def _sample(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor] | None, count: int) -> np.ndarray:
-    # Most row lengths are multiples of a power of two, so an odd stride does not always hit the same columns.
-    stride = count // _SAMPLE | 1
-    chunks = [chunk if live is None else chunk[live] for _, _, chunk, live in stream(scores, alive, CHUNK, stride)]
-    return np.concatenate(chunks) if chunks else np.empty(0)
+    order = groups.argsort(dim=1, stable=True)
+    if live is not None:
+        order = order.gather(1, live.gather(1, order).byte().argsort(dim=1, stable=True))
+    keep.scatter_(1, order, (torch.arange(m, device=order.device) >= m - n).expand(order.shape))
 
 
 def _bracket(sample: np.ndarray, rank: int, count: int, floor: float, ceiling: float) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.multiprocessing.spawn import start_processes
 
-from hf_lottery.pruning import sharded_selection as sharded_select
+from hf_lottery.pruning import histogram_selection
 from hf_lottery.pruning.selection import remove_lowest
 
 TENSORS, COLUMNS, SPARSITY = 20, 1000, 0.8
@@ -38,8 +38,8 @@ def measure(rank: int, processes: int, folder: str, weights: int) -> None:
         for i in range(TENSORS)
     }
     remove, sums = round(SPARSITY * rows * processes * COLUMNS * TENSORS), []
-    add = sharded_select.sum_over_shards
-    sharded_select.sum_over_shards = lambda numbers, like: (sums.append(numbers.nbytes), add(numbers, like))[1]
+    add = histogram_selection.sum_over_shards
+    histogram_selection.sum_over_shards = lambda numbers, like: (sums.append(numbers.nbytes), add(numbers, like))[1]
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     keep = remove_lowest(scores, remove)  # type: ignore[arg-type]
     seconds = time.process_time() - start

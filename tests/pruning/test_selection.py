@@ -7,59 +7,18 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from selection_cases import DTYPES, assert_same, kinds, reference, split
 
+from hf_lottery.pruning import chunks
 from hf_lottery.pruning import selection as select
 from hf_lottery.pruning.selection import keep_highest_of_groups, remove_lowest
-
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
-
-def reference(scores, remove, alive=None):
-    """The rule itself: sort what competes by (score, name, position) and remove from the front."""
-    order = sorted(
-        (value, name, position)
-        for name, score in scores.items()
-        for position, value in enumerate(score.reshape(-1).tolist())
-        if alive is None or alive[name].reshape(-1)[position]
-    )
-    keep = {n: torch.ones(s.shape, dtype=torch.bool) if alive is None else alive[n].clone() for n, s in scores.items()}
-    for _, name, position in order[:remove]:
-        keep[name].view(-1)[position] = False
-    return keep
-
-
-def assert_same(result, expected, case=None):
-    assert list(result) == list(expected)
-    for name, entry in expected.items():
-        assert result[name].shape == entry.shape
-        assert torch.equal(result[name], entry), (name, case)
-
-
-def kinds(n, generator):
-    """Values that a sample describes well, badly, or not at all."""
-    normal = torch.randn(n, generator=generator)
-    infinite = normal.clone()
-    infinite[::3], infinite[1::5] = math.inf, -math.inf
-    periodic = normal.clone()
-    periodic[:: n // 64 | 1] = 100  # with _SAMPLE = 64 the first sample sees nothing else
-    return {
-        "normal": normal,
-        "integers": normal.round(),
-        "equal": torch.full((n,), 2.5),
-        "mostly zero": torch.where(torch.rand(n, generator=generator) < 0.9, 0.0, normal.abs()),
-        "sorted": normal.sort().values,
-        "descending": normal.sort(descending=True).values,
-        "infinite": infinite,
-        "all infinite": torch.full((n,), math.inf),
-        "periodic": periodic,
-        "signed zeros": torch.tensor([0.0, -0.0]).repeat(n)[:n],
-    }
 
 
 @pytest.fixture
 def small_steps(monkeypatch):
     """Chunks and samples so small that a few thousand scores need several chunks, and brackets miss and overflow."""
     monkeypatch.setattr(select, "CHUNK", 256)
+    monkeypatch.setattr(chunks, "CHUNK", 256)
     monkeypatch.setattr(select, "_SAMPLE", 64)
 
 
@@ -71,22 +30,6 @@ def passes(monkeypatch):
         select._Cut, "look", lambda cut, low, high, **kw: (seen.append((low, high)), look(cut, low, high, **kw))[1]
     )
     return seen
-
-
-def split(values, dtype):
-    """One flat tensor as the kinds of tensors that occur: empty, scalar, transposed, strided, broadcast."""
-    values = values.to(dtype)
-    third = len(values) // 3 // 6 * 6
-    strided = torch.zeros(2 * third, dtype=dtype)
-    strided[::2] = values[third : 2 * third]
-    return {
-        "m.transposed": values[:third].reshape(6, -1).T,
-        "z.strided": strided[::2],
-        "a.rest": values[2 * third :],
-        "k.empty": torch.empty(0, 7, dtype=dtype),
-        "k.scalar": values[0],
-        "b.broadcast": values[5].expand(3, 4),
-    }
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -254,7 +197,7 @@ def memory_cases():
 
 
 @pytest.mark.parametrize(("dtype", "kind"), memory_cases())
-def test_memory_beyond_the_mask_is_about_a_fifth_of_a_byte_per_weight(dtype, kind):
+def test_memory_with_the_mask_is_at_most_one_and_a_fifth_bytes_a_weight(dtype, kind):
     n, generator = 8_000_000, torch.Generator().manual_seed(6)
     values = torch.full((n,), 0.25) if kind == "equal" else torch.randn(n, generator=generator)
     values = (values * 4).round() if kind == "ties" else values
@@ -269,4 +212,4 @@ def test_memory_beyond_the_mask_is_about_a_fifth_of_a_byte_per_weight(dtype, kin
     assert sum(int(np.count_nonzero(entry.numpy())) for entry in keep.values()) == (
         n - n // 4 if alive is None else sum(int(entry.sum()) for entry in alive.values()) - n // 4
     )
-    assert peak <= (0.3 if dtype is torch.float64 else 0.2) * n
+    assert peak <= (1.3 if dtype is torch.float64 else 1.2) * n  # with the mask

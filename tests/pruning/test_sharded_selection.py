@@ -4,14 +4,14 @@ import pytest
 import sharded_cases
 from process_group import run_on
 
-from hf_lottery.pruning import sharded_selection
+from hf_lottery.pruning import chunks
 
 SCOPES = dict.fromkeys(("global", "floor", "uniform", "2:4", "2:4 by rows"), True)
 
 
 @pytest.fixture
 def alone(monkeypatch):
-    monkeypatch.setattr(sharded_selection, "CHUNK", sharded_selection.CHUNK)  # the cases change it
+    monkeypatch.setattr(chunks, "CHUNK", chunks.CHUNK)  # the cases change it
     with sharded_cases.alone():
         yield
 
@@ -25,7 +25,7 @@ def test_every_scope_takes_sharded_and_plain_scores_together_on_this_process(alo
 
 
 def test_this_process_hears_of_a_nan(alone):
-    assert "scores must be numbers; received NaN, 1 times" in sharded_cases.nan_on_one(0, 1)
+    assert "the scores of 'a' must be numbers; received NaN, 1 times among 16 values" in sharded_cases.nan_on_one(0, 1)
 
 
 @pytest.mark.slow
@@ -45,4 +45,4 @@ def test_every_scope_takes_sharded_and_plain_scores_together():
 def test_every_process_hears_of_a_nan():
     errors = run_on(2, sharded_cases.nan_on_one, 2)
     assert errors[0] == errors[1]
-    assert "scores must be numbers; received NaN, 1 times" in errors[0]
+    assert "the scores of 'a' must be numbers; received NaN, 1 times among 16 values" in errors[0]

@@ -9,7 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from hf_lottery import Mask, global_ranking, n_of_m, prune, uniform
-from hf_lottery.pruning import sharded_selection
+from hf_lottery.pruning import chunks
 from hf_lottery.pruning.selection import remove_lowest
 
 LAYOUTS = {
@@ -58,7 +58,7 @@ def cases():
 
 def select_all(rank, processes, layout):
     """Whether every case gives the mask of one process; the names of those that do not."""
-    sharded_selection.CHUNK = 16  # so that a tensor takes several chunks
+    chunks.CHUNK = 16  # so that a tensor takes several chunks
     shape, placements = LAYOUTS[layout]
     mesh = init_device_mesh("cpu", (processes,) if len(shape) == 1 else (2, processes // 2))
     wrong = []
