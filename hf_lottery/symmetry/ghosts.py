@@ -36,7 +36,9 @@ class Ghost(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
-    def __new__(cls, meta: Tensor, world: Ghosts) -> Ghost:
+    def __new__(cls, meta: Tensor, world: Ghosts | None = None, **options: Any) -> Ghost:
+        if world is None:  # a hook makes a weight of the kind of the one that is there, to put it in its place
+            raise _loaded_meanwhile("a tensor made for one of them")
         ghost = Tensor._make_subclass(cls, meta, False, dispatch_device=True, device_for_backend_keys=world.device)
         ghost.meta, ghost.world = meta, world
         return ghost
@@ -186,16 +188,26 @@ def haunted(model: nn.Module, world: Ghosts) -> Iterator[None]:
     ]
     try:
         for _, module, name, tensor in places:
-            setattr(module, name, world.of(tensor))  # recurrent layers see that an attribute is set
+            _put(module, name, world.of(tensor))
         with torch.device(world.device):
             yield
         for path, module, name, tensor in places:
             if getattr(module, name) is not world.of(tensor):
-                raise SymmetryError(
-                    "weights on the meta device must stay there during a pass; received another tensor in the place of "
-                    f"{f'{path}.{name}'!r}, as hooks load offloaded weights. Build the same model under "
-                    'torch.device("meta"), and discover on that.'
-                )
+                raise _loaded_meanwhile(f"another tensor in the place of {f'{path}.{name}'.lstrip('.')!r}")
     finally:
         for _, module, name, tensor in places:
-            setattr(module, name, tensor)
+            _put(module, name, tensor)
+
+
+def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
+    held = module._parameters if name in module._parameters else module._buffers
+    held[name] = tensor  # not by setattr, which accelerate changes in init_empty_weights
+    if isinstance(module, nn.RNNBase):
+        module._flat_weights = [getattr(module, weight) for weight in module._flat_weights_names]
+
+
+def _loaded_meanwhile(what: str) -> SymmetryError:
+    return SymmetryError(
+        f"weights on the meta device must stay there during a pass; received {what}, as from hooks that load offloaded "
+        'weights. Build the same model under torch.device("meta"), and discover on that.'
+    )
