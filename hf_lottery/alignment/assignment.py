@@ -9,7 +9,7 @@ one is enumerated. Where both are large, each is solved in turn with the other f
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -23,18 +23,33 @@ Terms = Mapping[tuple[str, ...], np.ndarray]
 _ENUMERATED = 4  # a coupled group of at most this size is enumerated: 24 permutations
 _ROUNDS = 20
 _DRAWN = 64  # units for which the chance is drawn
+_REDUCED = 64  # scores of at least this size are reduced first
 
 
 def assign(score: np.ndarray) -> np.ndarray:
     """Find the permutation ``p`` that maximises ``score[i, p[i]]`` summed over i.
 
-    Row and then column minima of the cost are subtracted first: the optimum stays the same, and the solver is faster.
+    Args:
+        score: ``[destination, source]``, or a stack of such scores with further dimensions in front. Each is solved on
+            its own.
+
+    Returns:
+        int64 ``[..., destination]``: the source of every destination.
     """
-    cost = -np.asarray(score, dtype=np.float64)
-    if len(cost) >= 64:
-        cost -= cost.min(axis=1, keepdims=True)
-        cost -= cost.min(axis=0)
-    return linear_sum_assignment(cost)[1].astype(np.int64)
+    *outer, size, _ = score.shape
+    solved = [linear_sum_assignment(cost)[1] for cost in _costs(score).reshape(-1, size, size)]
+    return np.array(solved, dtype=np.int64).reshape(*outer, size)
+
+
+def _costs(score: np.ndarray) -> np.ndarray:
+    """Return what to minimise: of large scores the distance to the best of each row, and then of each column.
+
+    The optimum stays the same, and the solver is faster.
+    """
+    if score.shape[-1] < _REDUCED:
+        return -np.asarray(score, dtype=np.float64)
+    cost = np.subtract(score.max(axis=-1, keepdims=True), score, dtype=np.float64)
+    return np.subtract(cost, cost.min(axis=-2, keepdims=True), out=cost)
 
 
 @dataclass
@@ -62,16 +77,31 @@ class Tally:
         self.random += float(score.mean(axis=1).sum())
         drawn = np.random.default_rng(0).choice(score.reshape(-1), (min(len(score), _DRAWN), len(score)))
         self.chance += len(score) * float(drawn.max(axis=1).mean())
-        self.dead += max(int((score == 0).all(axis=axis).sum()) for axis in (0, 1))
+        nothing = score == 0
+        self.dead += max(int(nothing.all(axis=axis).sum()) for axis in (0, 1))
 
 
 @dataclass
 class Solution:
-    """The best entries of a family (or a part of it), their value, and the tallies of its groups."""
+    """The best entries of a family (or a part of it), and their value.
+
+    Attributes:
+        value: The sum of the terms at the entries.
+        entries: Member -> its entry.
+        solved: Member -> each of its score matrices, the groups around it as found, and the permutation chosen there.
+    """
 
     value: float = 0.0
     entries: dict[str, np.ndarray] = field(default_factory=dict)
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    solved: dict[str, list[tuple[np.ndarray, np.ndarray]]] = field(default_factory=dict)
+
+    def tallies(self) -> dict[str, Tally]:
+        """Count the scores of every member."""
+        found = {name: Tally() for name in self.solved}
+        for name, parts in self.solved.items():
+            for score, permutation in parts:
+                found[name].add(score, permutation)
+        return found
 
 
 @dataclass(frozen=True)
@@ -104,7 +134,7 @@ class Family:
             name: np.stack([part.entries[name] for part in parts]).reshape(*outer, *parts[0].entries[name].shape)
             for name in self.members
         }
-        return Solution(sum(part.value for part in parts), entries, _summed(part.tallies for part in parts))
+        return Solution(sum(part.value for part in parts), entries, _gathered(parts))
 
     def value(self, terms: Terms, entries: Mapping[str, np.ndarray]) -> float:
         """Return the sum of the terms at given entries; a member without an entry keeps its order."""
@@ -127,22 +157,40 @@ class Family:
     def _best(self, group: str, terms: Terms, final: bool = True) -> Solution:
         """Solve one group and the groups inside it; without ``final`` only the value is returned."""
         size = self.sizes[group]
-        score = np.array(terms.get((group,), np.zeros((size, size))), dtype=np.float64)
+        score = np.asarray(terms.get((group,), np.zeros((size, size))), dtype=np.float64)
         deeper = {key: array for key, array in terms.items() if len(key) > 1}
-        children = self.inside[group]
+        alone, children = self._alone(self.inside[group], deeper)
+        pairs: dict[str, np.ndarray] = {}
+        for name in alone:
+            values, pairs[name] = _assign_pairs(deeper.pop((group, name)))
+            score = score + values
         if deeper:
-            for i, j in np.ndindex(size, size):
-                score[i, j] += self._best_inside(children, _at(deeper, i, j), final=False).value
+            inner = [self._best_inside(children, _at(deeper, i, j), final=False) for i, j in np.ndindex(size, size)]
+            score = score + np.array([part.value for part in inner]).reshape(size, size)
         permutation = assign(score)
-        solution = Solution(float(score[np.arange(size), permutation].sum()))
-        if final:
-            inner = [self._best_inside(children, _at(deeper, i, j)) for i, j in enumerate(permutation)]
-            for name in self._branches[group][1:]:
+        here = np.arange(size), permutation
+        solution = Solution(float(score[here].sum()))
+        if not final:
+            return solution
+        solution.entries[group], solution.solved[group] = permutation, [(score, permutation)]
+        if children:
+            inner = [self._best_inside(children, _at(deeper, i, j)) for i, j in enumerate(permutation.tolist())]
+            for name in [name for child in children for name in self._branches[child]]:
                 solution.entries[name] = np.stack([part.entries[name] for part in inner])
-            solution.tallies = _summed(part.tallies for part in inner)
-            solution.entries[group], solution.tallies[group] = permutation, Tally()
-            solution.tallies[group].add(score, permutation)
+            solution.solved |= _gathered(inner)
+        for name in alone:
+            solution.entries[name] = pairs[name][here]
+            scores = terms[(group, name)][here[0], :, here[1]]
+            solution.solved[name] = list(zip(scores, solution.entries[name], strict=True))
         return solution
+
+    def _alone(self, children: Sequence[str], terms: Terms) -> tuple[list[str], list[str]]:
+        """Divide the children of a group into those that are solved by one assignment per pair, and the others."""
+        inner = {key[1:]: array for key, array in terms.items()}
+        coupled = self._coupled(children, inner)
+        alone = [names[0] for names in coupled if len(names) == 1 and (names[0],) in inner]
+        alone = [name for name in alone if not self.inside[name]]
+        return alone, [name for name in children if name not in alone]
 
     def _best_inside(self, children: Collection[str], terms: Terms, final: bool = True) -> Solution:
         """Solve the groups of one parent at one pair of its indices; groups that no term couples are independent."""
@@ -152,7 +200,7 @@ class Family:
             own = {key: array for key, array in terms.items() if key[0] in mine}
             solve = self._best(coupled[0], own, final) if len(coupled) == 1 else self._together(coupled, own, final)
             parts.append(solve)
-        return Solution(sum(part.value for part in parts), _entries(parts), _summed(part.tallies for part in parts))
+        return Solution(sum(part.value for part in parts), _entries(parts), _gathered(parts))
 
     def _coupled(self, children: Collection[str], terms: Terms) -> list[list[str]]:
         """Divide the children into sets that no term connects."""
@@ -177,10 +225,10 @@ class Family:
         if not final:
             return Solution(best)
         solution = self._best_inside(rest, self._fixed(terms, {hub}, {hub: choice})[1])
-        solution.value, solution.entries[hub], solution.tallies[hub] = best, choice, Tally()
+        solution.value, solution.entries[hub] = best, choice
         others = set(solution.entries) - {hub}
         score = self._fixed(terms, others, solution.entries)[1].get((hub,))
-        solution.tallies[hub].add(np.zeros((len(choice),) * 2) if score is None else score, choice)
+        solution.solved[hub] = [(np.zeros((len(choice),) * 2) if score is None else score, choice)]
         return solution
 
     def _in_turn(self, children: list[str], terms: Terms) -> Solution:
@@ -199,7 +247,7 @@ class Family:
             if value <= best + 1e-12 * abs(value):
                 break
             best = value
-        return Solution(value, _entries(parts.values()), _summed(part.tallies for part in parts.values()))
+        return Solution(value, _entries(parts.values()), _gathered(parts.values()))
 
     def _averaged(self, terms: Terms, groups: Collection[str]) -> Terms:
         """Return the terms with some groups at the mean over all their permutations."""
@@ -271,6 +319,36 @@ def families(spec: PermutationSpec, groups: Collection[str]) -> list[Family]:
     return found
 
 
+def summed_terms(parts: Iterable[Terms]) -> Terms:
+    """Add up terms, in double precision."""
+    found: dict[tuple[str, ...], np.ndarray] = {}
+    sums: set[tuple[str, ...]] = set()  # those in memory of our own
+    for terms in parts:
+        for key, array in terms.items():
+            if key in sums:
+                found[key] += array
+            elif key in found:
+                found[key] = np.add(found[key], array, dtype=np.float64)
+                sums.add(key)
+            else:
+                found[key] = array
+    return found
+
+
+def _assign_pairs(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Solve an inner group for each pair of its parent's indices, from ``[destination, inner, source, inner]``.
+
+    Returns:
+        The values ``[destination, source]``, and the permutations ``[destination, source, inner]``.
+    """
+    values, chosen = [], []
+    for row in array:
+        scores = np.ascontiguousarray(row.transpose(1, 0, 2), dtype=np.float64)
+        chosen.append(assign(scores))
+        values.append(np.take_along_axis(scores, chosen[-1][:, :, None], axis=2).sum(axis=(1, 2)))
+    return np.stack(values), np.stack(chosen)
+
+
 def _at(terms: Terms, i: int, j: int) -> Terms:
     """Return the terms inside one pair of indices of their first group."""
     return {key[1:]: array[i].take(j, axis=len(key) - 1) for key, array in terms.items()}
@@ -280,12 +358,9 @@ def _entries(parts: Iterable[Solution]) -> dict[str, np.ndarray]:
     return {name: entry for part in parts for name, entry in part.entries.items()}
 
 
-def _summed(tallies: Iterable[Mapping[str, Tally]]) -> dict[str, Tally]:
-    found: dict[str, Tally] = {}
-    for part in tallies:
-        for name, tally in part.items():
-            mine = found.setdefault(name, Tally())
-            mine.matched, mine.identity = mine.matched + tally.matched, mine.identity + tally.identity
-            mine.random, mine.chance = mine.random + tally.random, mine.chance + tally.chance
-            mine.dead += tally.dead
+def _gathered(parts: Iterable[Solution]) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for part in parts:
+        for name, solved in part.solved.items():
+            found.setdefault(name, []).extend(solved)
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor
 
 from ..symmetry.groups import Axis, Block, Slot
 from ..symmetry.spec import PermutationSpec
-from .assignment import Family, Terms
+from .assignment import Family, Terms, summed_terms
 
 Entries = Mapping[str, np.ndarray]
+_SMALL = 2**15  # elements; larger blocks are not copied to be joined
 
 
 class Tie(Protocol):
@@ -45,12 +48,21 @@ class Tie(Protocol):
 
 
 class Cluster(NamedTuple):
-    """Slots of one occurrence of a family in a block: its members in order, the parents of its head, all others."""
+    """Slots of one occurrence of a family in a block.
+
+    Attributes:
+        key: The members of the family that are here, in order.
+        members: Their slots.
+        outer: The slots of the parents of its head.
+        rest: The slots of all others.
+        held: The outer slots and the rest, parents before the groups inside them.
+    """
 
     key: tuple[str, ...]
     members: tuple[int, ...]
     outer: tuple[int, ...]
     rest: tuple[int, ...]
+    held: tuple[int, ...]
 
 
 def clusters(slots: Sequence[Slot], family: Family) -> list[Cluster]:
@@ -63,7 +75,8 @@ def clusters(slots: Sequence[Slot], family: Family) -> list[Cluster]:
         key = tuple(name for name in family.members if name in mine)
         members = tuple(mine[name] for name in key)
         rest = tuple(k for k in range(len(slots)) if k not in members and k not in slot.parents)
-        found.append(Cluster(key, members, slot.parents, rest))
+        held = tuple(sorted((*slot.parents, *rest), key=lambda k: len(slots[k].parents)))
+        found.append(Cluster(key, members, slot.parents, rest, held))
     return found
 
 
@@ -73,36 +86,57 @@ def leaf_dimensions(spec: PermutationSpec, axes: Sequence[Axis]) -> tuple[int, .
 
 
 class WeightTie:
-    """One block of one weight in both networks, as tensors with one dimension per leaf."""
+    """Blocks of weights in both networks, as tensors with one dimension per leaf and a last one over the blocks.
+
+    A tie is made of one block. :meth:`joined` makes one of several that lie on the same groups.
+    """
 
     def __init__(self, spec: PermutationSpec, block: Block, target: Tensor, source: Tensor):
         self.slots = block.slots(spec.groups)
         self.groups = frozenset(slot.group for slot in self.slots)
         self._target, self._source = (_as_leaves(spec, block, tensor) for tensor in (target, source))
-        self._arranged: dict[tuple[int, ...], Tensor] = {}
         self.elements = self._target.numel()
         self.norm = float(self._target.norm() * self._source.norm())
+        self._order = sorted(range(len(self.slots)), key=lambda k: len(self.slots[k].parents))
+        self._arranged: dict[tuple[int, ...], Tensor] = {}
+        self._clusters: dict[tuple[str, ...], list[Cluster]] = {}
+
+    @classmethod
+    def joined(cls, ties: Sequence[WeightTie]) -> list[WeightTie]:
+        """Join small ties that lie on the same groups, such as the vectors of a layer: one product serves them all."""
+        found: dict[Any, list[WeightTie]] = {}
+        for number, tie in enumerate(ties):
+            alike = (tie.slots, tie._target.dtype, tie._target.device) if tie.elements <= _SMALL else number
+            found.setdefault(alike, []).append(tie)
+        return [cls._joined(alike) if len(alike) > 1 else alike[0] for alike in found.values()]
+
+    @classmethod
+    def _joined(cls, ties: Sequence[WeightTie]) -> WeightTie:
+        whole = copy.copy(ties[0])
+        whole._target, whole._source = (
+            torch.cat(tensors, -1) for tensors in ([tie._target for tie in ties], [tie._source for tie in ties])
+        )
+        whole._arranged, whole._clusters = {}, {}
+        whole.elements, whole.norm = sum(tie.elements for tie in ties), sum(tie.norm for tie in ties)
+        return whole
 
     def quadratic(self, family: Family) -> bool:
         return sum(slot.group in family.members for slot in self.slots) > len(self.groups & set(family.members))
 
     def value(self, entries: Entries) -> float:
-        moved = self._moved(entries, range(len(self.slots)))
-        return float((self._target * moved).sum(dtype=torch.float64))
+        return float((self._target * self._moved(entries, self._order)).sum(dtype=torch.float64))
 
     def terms(self, family: Family, entries: Entries) -> Terms:
-        found: dict[tuple[str, ...], np.ndarray] = {}
-        for cluster in clusters(self.slots, family):
-            array = self._gram(cluster, entries)
-            found[cluster.key] = found[cluster.key] + array if cluster.key in found else array
-        return found
+        if family.members not in self._clusters:
+            self._clusters[family.members] = clusters(self.slots, family)
+        return summed_terms({cluster.key: self._gram(cluster, entries)} for cluster in self._clusters[family.members])
 
     def _gram(self, cluster: Cluster, entries: Entries) -> np.ndarray:
         """Return inner products ``[*outer, *destination, *source]`` over all other dimensions."""
         outer = [self._target.shape[k] for k in cluster.outer]
         members = [self._target.shape[k] for k in cluster.members]
-        order = (*cluster.outer, *cluster.members, *cluster.rest)
-        shape = (int(np.prod(outer)), int(np.prod(members)), -1)
+        order = (*cluster.outer, *cluster.members, *cluster.rest, len(self.slots))
+        shape = (math.prod(outer), math.prod(members), -1)
         if order not in self._arranged:
             self._arranged[order] = self._target.permute(order).reshape(shape)
         target = self._arranged[order]
@@ -111,18 +145,21 @@ class WeightTie:
             rows = []  # one product per destination, as the other groups move differently for each
             for n, at in enumerate(np.ndindex(*members)):
                 fixed = dict(zip(cluster.members, at, strict=True))
-                moved = self._moved(entries, (*cluster.outer, *cluster.rest), fixed).permute(order).reshape(shape)
+                moved = self._moved(entries, cluster.held, fixed).permute(order).reshape(shape)
                 rows.append(torch.einsum("bk,bfk->bf", target[:, n], moved))
             gram = torch.stack(rows, 1)
         else:
-            moved = self._moved(entries, (*cluster.outer, *cluster.rest)).permute(order).reshape(shape)
+            moved = self._moved(entries, cluster.held).permute(order).reshape(shape)
             gram = target @ moved.transpose(1, 2)
-        return gram.to("cpu", torch.float64).numpy().reshape(*outer, *members, *members)
+        return gram.cpu().numpy().reshape(*outer, *members, *members)
 
     def _moved(self, entries: Entries, slots: Sequence[int], fixed: Mapping[int, int] | None = None) -> Tensor:
-        """Permute some slots of the source; ``fixed`` holds destination indices of parents that are not among them."""
+        """Permute some slots of the source, parents first.
+
+        ``fixed`` holds destination indices of parents that are not among the slots.
+        """
         moved = self._source
-        for k in sorted(slots, key=lambda k: len(self.slots[k].parents)):
+        for k in slots:
             entry = entries.get(self.slots[k].group)
             if entry is None:
                 continue
@@ -156,12 +193,11 @@ class CorrelationTie:
         return float(self._taken(entries, tuple(range(len(self.slots))), ()).sum())
 
     def terms(self, family: Family, entries: Entries) -> Terms:
-        found: dict[tuple[str, ...], np.ndarray] = {}
-        for cluster in clusters(self.slots, family):
-            array = self._taken(entries, (*cluster.outer, *cluster.rest), cluster.members)
-            array = array.sum(axis=tuple(range(len(cluster.outer), len(cluster.outer) + len(cluster.rest))))
-            found[cluster.key] = found[cluster.key] + array if cluster.key in found else array
-        return found
+        return summed_terms({cluster.key: self._scores(cluster, entries)} for cluster in clusters(self.slots, family))
+
+    def _scores(self, cluster: Cluster, entries: Entries) -> np.ndarray:
+        array = self._taken(entries, (*cluster.outer, *cluster.rest), cluster.members)
+        return array.sum(axis=tuple(range(len(cluster.outer), len(cluster.outer) + len(cluster.rest))))
 
     def _taken(self, entries: Entries, slots: tuple[int, ...], kept: tuple[int, ...]) -> np.ndarray:
         """Return ``[*slots, *kept destination, *kept source]``, each index of a slot paired with its source."""
@@ -186,4 +222,4 @@ def _as_leaves(spec: PermutationSpec, block: Block, tensor: Tensor) -> Tensor:
         positions = axis.positions.reshape(-1)
         if not np.array_equal(positions, np.arange(tensor.shape[k])):
             tensor = tensor.index_select(k, torch.from_numpy(positions).to(tensor.device))
-    return tensor.reshape(leaf_dimensions(spec, block.axes))
+    return tensor.reshape(*leaf_dimensions(spec, block.axes), 1)

@@ -16,6 +16,7 @@ from hf_lottery.alignment.assignment import families
 from hf_lottery.alignment.matching import residual_streams
 from hf_lottery.symmetry.errors import SpecMismatchError, SymmetryError
 from hf_lottery.symmetry.permutation import Permutation, permute_
+from hf_lottery.symmetry.spec import PermutationSpec
 
 # The hand-made networks are to be matched whole.
 activation_matching = partial(matching.activation_matching, residual=True)
@@ -60,15 +61,17 @@ def test_nothing_is_changed(name, method):
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in source.modules())
 
 
+@pytest.mark.parametrize("start", [None, PermutationSpec.identity, lambda spec: spec.random(3)])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_objective_never_falls_and_is_what_it_says(name):
+def test_the_objective_never_falls_and_is_what_it_says(name, start):
     source, target, spec, _ = unrelated(name)
-    totals = [objective(spec.identity(), source, target)]
+    pair = {"source": source, "target": target, "start": start and start(spec)}
+    totals = [objective(start(spec) if start else spec.identity(), source, target)]
     for sweeps in range(1, 6):
-        found = weight_matching(spec, source=source, target=target, iterations=sweeps, restarts=0)
+        found = weight_matching(spec, iterations=sweeps, **pair)
         totals.append(objective(found.permutation, source, target))
     assert totals == sorted(totals) and totals[-1] > totals[0]
-    found = weight_matching(spec, source=source, target=target, restarts=0)
+    found = weight_matching(spec, **pair)
     assert found.report.converged
     gain = objective(found.permutation, source, target) - totals[0]
     assert found.report.objective[-1] - found.report.objective[0] == pytest.approx(gain, rel=1e-9)
@@ -90,7 +93,7 @@ def test_no_group_can_be_improved_alone(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_seed_decides(name):
     source, target, spec, _ = unrelated(name)
-    pair = {"source": source, "target": target, "restarts": 0}
+    pair = {"source": source, "target": target, "start": spec.identity()}
     found = [weight_matching(spec, seed=seed, **pair).permutation for seed in (0, 0, 1, 2, 3)]
     assert found[0] == found[1]
     if len(spec.free) > 2:
