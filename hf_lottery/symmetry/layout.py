@@ -1,9 +1,7 @@
-"""Layouts: the parts of every axis of a tensor, and the algebra that ties axes of different tensors together.
+"""Layouts: the algebra that ties, splits, cuts and joins the axes of tensors.
 
-An axis is a row-major product of *nodes*. A node is an atom (an axis that was never taken apart), a product (an axis
-that was viewed as several) or a sum (an axis that was cut into blocks). Operations unify nodes; the structure that one
-tensor shows is then known for every tensor with the same node. A *wild* node is an axis along which a tensor is
-constant.
+Operations unify :mod:`~hf_lottery.symmetry.nodes`; the structure that one tensor shows is then known for every tensor
+with the same node.
 
 Cutting an axis separates the other axes of that tensor for each block: in a fused ``q|k|v`` the head order of q need
 not be that of k. Each block gets *children* of the other nodes, which are merged with their base at the end if the base
@@ -15,99 +13,10 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Sequence
 
-Layout = tuple["Node", ...]
-
-
-class Node:
-    """Part of an axis.
-
-    Attributes:
-        size: Length.
-        kind: "atom", "product", "sum" or "wild".
-        parts: The nodes of a product (outermost first) or sum.
-        frozen: The reason why it must not be permuted, or None.
-        children: (sum, offset) -> the node that stands for this one in that block.
-        members: For a sum, the nodes that have children in its blocks.
-    """
-
-    _count = itertools.count()
-
-    def __init__(self, size: int, kind: str = "atom", parts: Sequence[Node] = (), frozen: str | None = None):
-        self.size, self.kind, self.parts, self.frozen = size, kind, list(parts), frozen
-        self.link: Node | None = None
-        self.children: dict[tuple[Node, int], Node] = {}
-        self.members: list[Node] = []
-        self.order = next(Node._count)
-
-    def __repr__(self) -> str:
-        node = find(self)
-        inner = ",".join(map(repr, node.parts))
-        return {"atom": f"{node.order}:", "wild": "~", "product": f"P({inner})", "sum": f"S({inner})"}[node.kind] + (
-            str(node.size) if not inner else ""
-        )
-
-
-def find(node: Node) -> Node:
-    """Return the node that stands for ``node`` after all unifications."""
-    while node.link is not None:
-        if node.link.link is not None:
-            node.link = node.link.link
-        node = node.link
-    return node
-
-
-def factors(axis: Iterable[Node]) -> list[Node]:
-    """Return an axis as a flat product of atoms, sums and wild nodes, without nodes of size 1."""
-    flat: list[Node] = []
-    for node in map(find, axis):
-        if node.kind == "product":
-            flat += factors(node.parts)
-        elif node.size != 1:
-            flat.append(node)
-    return flat
-
-
-def size_of(axis: Iterable[Node]) -> int:
-    """Return the length of an axis."""
-    return math.prod(node.size for node in axis)
-
-
-def wild(size: int) -> Layout:
-    """Make an axis along which a tensor is constant."""
-    return (Node(size, "wild"),) if size != 1 else ()
-
-
-def frozen(size: int, why: str) -> Layout:
-    """Make an axis that must not be permuted."""
-    return (Node(size, frozen=why),) if size != 1 else ()
-
-
-def atom(size: int) -> Layout:
-    """Make an axis about which nothing is known yet."""
-    return (Node(size),) if size != 1 else ()
-
-
-def freeze(axis: Iterable[Node], why: str) -> None:
-    """Freeze all parts of an axis in every tensor that has them; the first reason is remembered."""
-    for node in map(find, axis):
-        if node.kind == "wild":
-            continue
-        if node.frozen is None or node.parts:
-            changed = node.frozen is None
-            node.frozen = node.frozen or why
-            freeze(node.parts, why)
-            if changed:
-                freeze(node.children.values(), why)
-
-
-def is_frozen(node: Node) -> bool:
-    """Tell whether no part of the node may be permuted."""
-    node = find(node)
-    if node.parts:
-        return all(is_frozen(part) for part in node.parts)
-    return node.kind == "wild" or node.size == 1 or node.frozen is not None
+from .nodes import Layout, Node, factors, find, freeze, frozen, is_frozen, size_of, wild
 
 
 def unify(first: Iterable[Node], second: Iterable[Node]) -> Layout:
@@ -119,15 +28,30 @@ def unify(first: Iterable[Node], second: Iterable[Node]) -> Layout:
         if a is b or a.size == b.size:
             known.append(_tie(a, b))
             del x[0], y[0]
-        elif a.size < b.size:
-            if not _split(b, a.size):
-                return _misaligned(first, second)
-            y[:1] = factors([b]) if b.kind != "wild" else b.parts
+            continue
+        (small, low), (large, high) = ((x, a), (y, b)) if a.size < b.size else ((y, b), (x, a))
+        if _split(high, low.size):
+            large[:1] = factors([high]) if high.kind != "wild" else high.parts
+        elif (whole := _tie_blocks(high, small)) is not None:
+            known += whole
+            del large[0], small[: len(whole)]
         else:
-            if not _split(a, b.size):
-                return _misaligned(first, second)
-            x[:1] = factors([a]) if a.kind != "wild" else a.parts
+            return _misaligned(first, second)
     return tuple(find(node) for node in known)
+
+
+def _tie_blocks(sum_: Node, axis: Sequence[Node]) -> Sequence[Node] | None:
+    """Tie each part of a sum to its block of the first factors of an axis; return these, or None if it has none."""
+    sizes = list(itertools.accumulate((node.size for node in axis), operator.mul))
+    if sum_.kind != "sum" or sum_.size not in sizes:
+        return None
+    whole = axis[: sizes.index(sum_.size) + 1]
+    for at, part in list(zip(_offsets(sum_), sum_.parts, strict=True)):
+        block = cut(whole, at, at + part.size)
+        if block is None:
+            return None
+        unify(block[0], [part])
+    return whole
 
 
 def _misaligned(first: Layout, second: Layout) -> Layout:
@@ -212,7 +136,7 @@ def _split_sum(node: Node, outer: int) -> bool:
     members = _with_children(node)
     node.kind, node.parts = "product", [rows, *common([tuple(piece) for piece in pieces], rows)]
     for other, key, child in members:
-        del other.children[key]
+        other.children.pop(key, None)
         (piece,), place = pieces[key[1] // inner], key[1] % inner
         stand_in = child_of(other, rows, key[1] // inner)
         if key[1] % inner or (piece.kind == "sum" and piece.parts):
@@ -275,14 +199,6 @@ def common(pieces: Sequence[Layout], sum_: Node) -> Layout:
     return (base,)
 
 
-def in_block(node: Node, sum_: Node, offset: int, block: Node) -> Layout:
-    """Return what stands for ``node`` in a block that :func:`cut` returned: one part of a sum, or several."""
-    block, sum_ = find(block), find(sum_)
-    if block.kind != "sum" or any(find(part) is block for part in sum_.parts):
-        return (child_of(node, sum_, offset),)
-    return common([(child_of(node, sum_, offset + at),) for at in _offsets(block)], block)
-
-
 def reunite(sum_: Node) -> None:
     """Let every node stand for itself in all blocks of a sum again."""
     for node, _, child in _with_children(find(sum_)):
@@ -310,14 +226,15 @@ def _cut_at(node: Node, offset: int) -> bool:
     start = 0
     for index, part in enumerate(node.parts):
         if start < offset < start + part.size:
-            halves = _halves(part, offset - start)
+            halves, part_size = _halves(part, offset - start), part.size
             if halves is None:
                 return False
             node.parts[index : index + 1] = halves
-            # The nodes that stood for the other axes in the whole part stand for them in each half.
+            # The nodes that stood for the other axes in the whole part stand for them in each piece.
             for other, (_, at), child in _with_children(node):
-                if at == start:
-                    unify([child], [child_of(other, node, offset)])
+                for new in _offsets(node) if at == start else ():
+                    if start < new < start + part_size:
+                        unify([child], [child_of(other, node, new)])
             return True
         start += part.size
     return True
@@ -326,46 +243,86 @@ def _cut_at(node: Node, offset: int) -> bool:
 def _halves(part: Node, offset: int) -> list[Node] | None:
     """Cut a part of a sum into the parts before and after ``offset``; None if its structure forbids the cut."""
     part = find(part)
-    if part.kind == "product":
-        outer, *rest = factors([part])
-        inner = size_of(rest)
-        if offset % inner or not _cut_at(outer, offset // inner):
-            return None
-        return [Node(piece.size * inner, "product", [piece, *rest]) for piece in _flat_sum(outer)]
-    return list(find(part).parts) if _cut_at(part, offset) else None
+    if part.kind != "product":
+        return list(find(part).parts) if _cut_at(part, offset) else None
+    before, after = cut([part], 0, offset), cut([part], offset, part.size)
+    return None if before is None or after is None else [*_joined(before[0]), *_joined(after[0])]
 
 
-def _flat_sum(node: Node) -> list[Node]:
-    node = find(node)
-    return list(node.parts) if node.kind == "sum" else [node]
+def _joined(axis: Layout) -> list[Node]:
+    """Return an axis as parts of a sum."""
+    flat = factors(axis)
+    if len(flat) == 1:
+        return list(flat[0].parts) if flat[0].kind == "sum" else flat
+    return [Node(size_of(axis), "product", flat)]
 
 
-def cut(axis: Iterable[Node], start: int, stop: int) -> tuple[Layout, Node | None, int] | None:
+_StandIn = Callable[[Node], Layout]
+
+
+def cut(axis: Iterable[Node], start: int, stop: int) -> tuple[Layout, _StandIn] | None:
     """Cut the block ``[start, stop)`` out of an axis.
 
     Returns:
-        The layout of the block, the sum that was cut (None if there is none), and the block's offset in it. None if
+        The layout of the block, and a function from a node of another axis to what stands for it in the block. None if
         the structure forbids the cut.
     """
     flat = factors(axis)
     inner = math.prod(node.size for node in flat[1:])
-    if not flat or start % inner or stop % inner:
+    if not flat:
         return None
+    if start % inner or stop % inner:
+        return _cut_within_rows(flat, inner, start, stop)
     outer, first, last = flat[0], start // inner, stop // inner
     if outer.kind == "wild":
-        return (*wild(last - first), *flat[1:]), None, 0
+        return (*wild(last - first), *flat[1:]), lambda node: (node,)
     if not (_cut_at(outer, first) and _cut_at(outer, last)):
         return None
     outer = find(outer)
     if outer.kind != "sum":
-        return (outer, *flat[1:]), None, 0
-    at, chosen = 0, []
-    for part in outer.parts:
-        if first <= at < last:
-            chosen.append(part)
-        at += part.size
-    block = chosen if len(chosen) == 1 else [Node(last - first, "sum", chosen)]
-    return (*block, *flat[1:]), outer, first
+        return (outer, *flat[1:]), lambda node: (node,)
+    places = [(at, part) for at, part in zip(_offsets(outer), outer.parts, strict=True) if first <= at < last]
+    block = places[0][1] if len(places) == 1 else Node(last - first, "sum", [part for _, part in places])
+
+    def stand_in(node: Node) -> Layout:
+        pieces = [(child_of(node, outer, at),) for at, _ in places]
+        return pieces[0] if len(pieces) == 1 else common(pieces, block)
+
+    return (block, *(inside for node in flat[1:] for inside in stand_in(node))), stand_in
+
+
+def _cut_within_rows(flat: Sequence[Node], inner: int, start: int, stop: int) -> tuple[Layout, _StandIn] | None:
+    """Cut a block that begins or ends inside a row of a product: the rest of a row, whole rows, a part of a row."""
+    bounds = sorted({start, min(-(-start // inner) * inner, stop), max(stop // inner * inner, start), stop})
+    pieces: list[tuple[Layout, _StandIn]] = []
+    for low, high in itertools.pairwise(bounds):
+        top = low // inner * inner
+        rows = cut(flat, top, -(-high // inner) * inner)
+        if rows is None:
+            return None
+        if high - low < inner:
+            part = cut(rows[0], low - top, high - top)
+            if part is None:
+                return None
+            rows = part[0], functools.partial(_twice, rows[1], part[1])
+        pieces.append(rows)
+    if len(pieces) == 1:
+        return pieces[0]
+    block = Node(stop - start, "sum", [piece for layout, _ in pieces for piece in _as_one(layout)])
+
+    def stand_in(node: Node) -> Layout:
+        return common([inside(node) for _, inside in pieces], block)
+
+    return (block,), stand_in
+
+
+def _twice(outer: _StandIn, inner: _StandIn, node: Node) -> Layout:
+    return tuple(last for first in outer(node) for last in inner(first))
+
+
+def _as_one(axis: Layout) -> list[Node]:
+    flat = factors(axis)
+    return flat if len(flat) == 1 else [Node(size_of(axis), "product", flat)]
 
 
 def concatenate(axes: Sequence[Layout]) -> Layout:
@@ -382,7 +339,7 @@ def concatenate(axes: Sequence[Layout]) -> Layout:
         # A constant part is constant in any order. A new atom expresses the same, and can be tied to others.
         flat = [Node(node.size) if node.kind == "wild" else node for node in factors(axis)] or [Node(1)]
         if len(flat) == 1:
-            parts += _flat_sum(flat[0])
+            parts += _joined(tuple(flat))
         else:
             parts.append(Node(size_of(axis), "product", flat))
     return (Node(sum(part.size for part in parts), "sum", parts),)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .groups import Axis, Block, Group
-from .layout import Layout, Node, factors, find, known_child, unify
+from .layout import known_child, unify
+from .nodes import Layout, Node, factors, find
 from .trace import Axes
 
 # One axis of one block: its nodes, and where along the tensor's axis each multi-index lies.

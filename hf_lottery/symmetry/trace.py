@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_leaves
 
 from ..networks.modes import restored_modes
 from .ghosts import Ghosts, missing_numbers, written
-from .layout import Layout, atom, cut, factors, freeze, frozen, is_frozen, unify
+from .layout import cut, unify
+from .nodes import Layout, atom, factors, freeze, frozen, is_frozen
 from .reads import Reads, memory
 
 Axes = tuple[Layout, ...]

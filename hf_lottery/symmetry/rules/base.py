@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from ..layout import Layout, cut, factors, find, freeze, frozen, in_block, is_frozen, size_of, unify, wild
+from ..layout import cut, unify
+from ..nodes import Layout, factors, find, freeze, frozen, is_frozen, size_of, wild
 from ..trace import Axes, Trace
 
 ORDER = "its order matters to the operation"
@@ -62,16 +63,8 @@ def narrow(trace: Trace, source: Tensor, axes: Sequence[Layout], axis: int, star
         axes[axis] = frozen(stop - start, why)
         return axes
     trace.reads.cut(source, axis, axes[axis])
-    axes[axis], sum_, offset = found
-    if sum_ is not None:
-        block = axes[axis][0]
-        # The block comes first on its axis; every other node is replaced by its child in this block.
-        axes = [
-            tuple(
-                stand_in
-                for j, node in enumerate(layout)
-                for stand_in in ((node,) if (i, j) == (axis, 0) else in_block(node, sum_, offset, block))
-            )
-            for i, layout in enumerate(axes)
-        ]
-    return axes
+    block, stand_in = found
+    return [
+        block if i == axis else tuple(inside for node in layout for inside in stand_in(node))
+        for i, layout in enumerate(axes)
+    ]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..groups import KERNEL
-from ..layout import atom, freeze, frozen, size_of, unify
+from ..layout import unify
+from ..nodes import atom, freeze, frozen, size_of
 from ..trace import Trace, rule
 from .base import ORDER, SPATIAL, broadcast_axes
 

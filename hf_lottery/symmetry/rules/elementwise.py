@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import freeze, frozen, unify, wild
+from ..layout import unify
+from ..nodes import freeze, frozen, wild
 from ..trace import Trace, rule
 from .base import broadcast, narrow, tensors_in
 

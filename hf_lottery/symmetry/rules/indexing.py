@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import Layout, factors, freeze, frozen, unify
+from ..layout import unify
+from ..nodes import Layout, factors, freeze, frozen
 from ..trace import Axes, Trace, rule
 from .base import broadcast, carry_values, narrow, tensors_in
 

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ..groups import KERNEL
-from ..layout import Node, atom, common, concatenate, factors, freeze, frozen, is_frozen, unify, wild
+from ..layout import common, concatenate, unify
+from ..nodes import Node, atom, factors, freeze, frozen, is_frozen, wild
 from ..trace import Trace, rule
 from .base import ORDER, SPATIAL, narrow
 

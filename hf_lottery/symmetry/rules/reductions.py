@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..layout import atom, freeze, frozen, unify
+from ..layout import unify
+from ..nodes import atom, freeze, frozen
 from ..trace import Trace, rule
 from .base import SPATIAL
 from .elementwise import pointwise

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..layout import factors, find, freeze, frozen, is_frozen, regroup, size_of, wild
+from ..layout import regroup
+from ..nodes import factors, find, freeze, frozen, is_frozen, size_of, wild
 from ..trace import Axes, Trace, rule
 from .base import carry_values, narrow
 
