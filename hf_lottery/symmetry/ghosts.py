@@ -200,7 +200,7 @@ def haunted(model: nn.Module, world: Ghosts) -> Iterator[None]:
 
 
 def _put(module: nn.Module, name: str, tensor: Tensor) -> None:
-    held = module._parameters if name in module._parameters else module._buffers
+    held: dict[str, Any] = module._parameters if name in module._parameters else module._buffers
     held[name] = tensor  # not by setattr, which accelerate changes in init_empty_weights
     if isinstance(module, nn.RNNBase):
         module._flat_weights = [getattr(module, weight) for weight in module._flat_weights_names]

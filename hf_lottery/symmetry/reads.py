@@ -106,7 +106,8 @@ def _used(places: set[_Place], source: Tensor, axis: int) -> np.ndarray | None:
     used = torch.zeros(source.untyped_storage().nbytes() // unit, dtype=torch.bool)
     for place in places:
         _view(used, place, unit).fill_(True)
-    return _view(used, _place(source), unit).movedim(axis, 0).flatten(1).any(1).numpy()
+    shown = _view(used, _place(source), unit).numpy()  # whose reductions of bools take a tenth of torch's time
+    return shown.any(axis=tuple(i for i in range(shown.ndim) if i != axis % source.ndim))
 
 
 def _place(tensor: Tensor) -> _Place:
