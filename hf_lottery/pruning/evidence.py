@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..networks.modes import restored_modes
 from ..networks.numbers import check_numbers
@@ -58,9 +59,9 @@ def gather_evidence(
     """
     reshard(model)
     check_numbers(within)
-    squares: dict[str, Tensor] = {}
+    squares = _Squares()
     readers = _readers(model, within) if "input_norm" in fields else ()
-    handles = [module.register_forward_pre_hook(_square_inputs(squares, name)) for name, module in readers]
+    handles = [module.register_forward_pre_hook(squares.hook(name)) for name, module in readers]
     kept_gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
     differentiate = "gradient" in fields
     half = {name: w for name, w in within.items() if differentiate and in_full(w) is not w}
@@ -79,7 +80,7 @@ def gather_evidence(
         if not count:
             raise ValueError("batches must hold at least one batch; received none. Was the loader used up?")
         gradients = {n: _gradient(n, sums.get(n, w.grad)) for n, w in within.items()} if differentiate else {}
-        norms = {name: square.sqrt() for name, square in squares.items()}
+        norms = {name: square.sqrt() for name, square in squares.sums.items()}
         return {name: Evidence(gradients.get(name), norms.get(name)) for name in within}
     finally:
         for handle in handles:
@@ -141,13 +142,29 @@ def _gradient(name: str, gradient: Tensor | None) -> Tensor:
     return gradient
 
 
-def _square_inputs(squares: dict[str, Tensor], name: str):
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor):  # the module itself says what else it cannot take
-            square = _input_squares(module, inputs[0].detach().float())
-            squares[name] = squares[name] + square if name in squares else square
+class _Squares:
+    """Sums of squares of what each weight multiplies, over all batches; what several layers read is summed once."""
 
-    return hook
+    def __init__(self):
+        self.sums: dict[str, Tensor] = {}
+        self.seen = WeakTensorKeyDictionary()  # input -> (its version, axis of its features), sum of its squares
+
+    def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        """Return a hook that adds the input of a layer to the sums of its weight."""
+
+        def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if inputs and isinstance(inputs[0], Tensor):  # the module itself says what else it cannot take
+                square = _for_weight(module, self.of(inputs[0], _feature_axis(module, inputs[0])))
+                self.sums[name] = self.sums[name] + square if name in self.sums else square
+
+        return add
+
+    def of(self, x: Tensor, axis: int) -> Tensor:
+        """Return the sum of squares of each feature along an axis."""
+        known = None if x.is_inference() else (x._version, axis)  # who writes to an input raises its version
+        if x not in self.seen or known is None or self.seen[x][0] != known:
+            self.seen[x] = known, _squares(x.detach().float(), axis)
+        return self.seen[x][1]
 
 
 def _readers(model: nn.Module, within: Mapping[str, Tensor]) -> Iterator[tuple[str, nn.Module]]:
@@ -160,14 +177,24 @@ def _readers(model: nn.Module, within: Mapping[str, Tensor]) -> Iterator[tuple[s
                 yield name, module
 
 
-def _input_squares(module: nn.Module, x: Tensor) -> Tensor:
-    """Return the sum of squares of each input feature, shaped to broadcast against ``module.weight``."""
+def _feature_axis(module: nn.Module, x: Tensor) -> int:
+    """Return the axis of a layer's input along which its features lie; a convolution also takes one without a batch."""
+    return x.ndim - module.weight.ndim + 1 if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) else x.ndim - 1
+
+
+def _squares(x: Tensor, axis: int) -> Tensor:
+    """Return the sum of squares of each feature along an axis."""
+    if axis < x.ndim - 1 and x.is_contiguous():  # the places of a feature lie together: nothing is allocated
+        x, axis = torch.linalg.vector_norm(x.flatten(axis + 1), dim=-1), -1
+    x = x.movedim(axis, -1)
+    return x.reshape(-1, x.shape[-1]).square().sum(0)
+
+
+def _for_weight(module: nn.Module, per_feature: Tensor) -> Tensor:
+    """Shape the sums of the input features so that they broadcast against ``module.weight``."""
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        spatial = module.weight.ndim - 2
-        per_channel = x.square().sum(dim=[d for d in range(x.ndim) if d != x.ndim - spatial - 1])
         # A group of filters sees only its own slice of the channels.
-        per_filter = per_channel.view(module.groups, -1).repeat_interleave(module.out_channels // module.groups, 0)
-        return per_filter.view(*per_filter.shape, *[1] * spatial)
-    per_feature = x.reshape(-1, x.shape[-1]).square().sum(0)
+        per_filter = per_feature.view(module.groups, -1).repeat_interleave(module.out_channels // module.groups, 0)
+        return per_filter.view(*per_filter.shape, *[1] * (module.weight.ndim - 2))
     # GPT-2's Conv1D keeps its weights as [inputs, outputs].
     return per_feature[None, :] if isinstance(module, nn.Linear) else per_feature[:, None]

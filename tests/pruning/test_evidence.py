@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from hf_lottery import gather_evidence, prunable
+from hf_lottery.pruning import evidence
 from hf_lottery.pruning.evidence import without_inputs
 
 BATCHES = [torch.ones(4, 3), torch.full((2, 3), 2.0)]
@@ -118,3 +119,53 @@ def test_looking_for_inputs_takes_no_step_of_a_spectral_norm():
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     without_inputs(model, dict(model.named_parameters()))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+class Shared(nn.Module):
+    """Three layers read one input; it is written to before the last one reads it."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(3, 2) for _ in range(3))
+
+    def forward(self, x):
+        found = self.q(x) + self.k(x)
+        return (found + self.v(x.mul_(2))).sum()
+
+
+def test_what_several_layers_read_is_summed_once_and_again_if_it_was_written_to(monkeypatch):
+    calls, squares = [], evidence._squares
+    monkeypatch.setattr(evidence, "_squares", lambda *args: calls.append(args) or squares(*args))
+    model = Shared()
+    batches = [batch.clone() for batch in BATCHES]
+    found = gather_evidence(model, batches, lambda m, b: m(b), within=prunable(model), fields=["input_norm"])
+    assert len(calls) == 2 * len(BATCHES)
+    norm = 12**0.5
+    expected = {"q.weight": norm, "k.weight": norm, "v.weight": 2 * norm}
+    assert {name: one.input_norm[0, 0].item() for name, one in found.items()} == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_norms_of_images_do_not_depend_on_their_layout(layout, dtype, groups):
+    images = torch.randn(5, 4, 7, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    model = nn.Conv2d(4, 6, 3, groups=groups, dtype=dtype)
+    batches = [images.contiguous(memory_format=layout), images[0]]  # the last one without a batch axis
+    found = gather_evidence(
+        model, batches, lambda m, b: m(b).sum(), within={"weight": model.weight}, fields=["input_norm"]
+    )["weight"].input_norm
+    both = torch.cat([images, images[:1]]).float()
+    per_channel = both.square().sum((0, 2, 3)).sqrt().view(groups, -1)
+    expected = per_channel.repeat_interleave(6 // groups, 0)[:, :, None, None]
+    torch.testing.assert_close(found, expected)
+
+
+def test_inputs_in_inference_mode_have_norms():
+    model = nn.Linear(3, 2)
+    with torch.inference_mode():
+        batches = [torch.ones(4, 3)]
+        found = gather_evidence(
+            model, batches, lambda m, b: m(b).sum(), within={"w": model.weight}, fields=["input_norm"]
+        )
+    assert found["w"].input_norm.tolist() == [[2.0] * 3]
