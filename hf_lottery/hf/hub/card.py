@@ -29,7 +29,7 @@ _TICKET = """# A lottery ticket{of}
 from hf_lottery import Ticket, keep_sparse
 
 ticket = Ticket.from_pretrained("{source}")
-ticket.apply_(model)  # the rewind weights, pruned ones at zero
+{apply}  # at the rewind weights, pruned ones at zero
 with keep_sparse(model, ticket.mask):  # in a loop of your own; pruned weights stay at zero
     train(model)
 ```
@@ -76,7 +76,9 @@ from {room} import {kind}
 """
 
 
-def ticket_card(mask: Mask, info: Mapping[str, Any], source: str, start: str, picture: str | None) -> str:
+def ticket_card(
+    mask: Mask, info: Mapping[str, Any], source: str, start: str, picture: str | None, *, builds: bool = True
+) -> str:
     """Write the README.md of a ticket, with the metadata that the Hub reads.
 
     Args:
@@ -86,6 +88,7 @@ def ticket_card(mask: Mask, info: Mapping[str, Any], source: str, start: str, pi
         source: The folder or repository to load the ticket from.
         start: A sentence about the weights that the ticket starts from.
         picture: The file with the picture of accuracy against density, or None.
+        builds: Whether the ticket can build its model.
     """
     info = without_local_paths(info)
     source = "path/to/this/folder" if is_local_path(source) else source
@@ -106,6 +109,7 @@ def ticket_card(mask: Mask, info: Mapping[str, Any], source: str, start: str, pi
         weights=mask.weights,
         sparsity=mask.sparsity,
         source=source,
+        apply="model = ticket.build_model()" if builds else "ticket.apply_(model)",
         start=start,
         found=_how_found(info, picture),
         layers=_layers(mask),

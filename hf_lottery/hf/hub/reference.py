@@ -6,10 +6,10 @@ import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
 
+from ...networks.generators import kept_generators
 from ...storage.encoding import MaskFileError
 from ...storage.hub_mixin import REPO_ID
 from ...training.snapshot import Snapshot
@@ -77,7 +77,7 @@ class Reference:
         if isinstance(config, PreTrainedConfig) and (base := base_model(config)) and base["revision"]:
             return cls("pretrained", start.sha256(), base["id"], base["revision"], step=start.step)
         if isinstance(model, PreTrainedModel):
-            with torch.random.fork_rng():
+            with kept_generators():  # set_seed reaches all of them
                 set_seed(seed)
                 again = type(model)(copy.deepcopy(model.config))
             if Snapshot.capture(again).sha256() == start.sha256():

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...masks.file import CONFIG_NAME, MASK_NAME, read_mask, stage_mask
 from ...masks.mask import Mask, MaskMismatchError
@@ -39,6 +39,7 @@ from .ticket_files import (
     stage_model_config,
     stage_start,
 )
+from .ticket_model import build_start, known_class
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -123,6 +124,35 @@ class Ticket(HubMixin):
         else:
             self.start.restore_(model)
         self.mask.apply_(model)
+
+    def build_model(self, **where: Any) -> PreTrainedModel:
+        """Build the ticket's model where it starts, with pruned weights at zero: nothing else need be known.
+
+        Stored weights are put into the model, those of a seed are drawn again, those on the Hub are downloaded. All
+        random generators stay as they are.
+
+        Args:
+            where: For a start on the Hub: ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+
+        Returns:
+            The model, in evaluation mode as ``from_pretrained`` returns it, on the CPU.
+
+        Raises:
+            ValueError: The ticket does not know its model's class and configuration, as it is no transformers model; or
+                transformers does not know the class.
+            MaskMismatchError: The class or the configuration has changed since the ticket was saved.
+            RewindMismatchError: The start is a reference, and the model that it names is at other weights.
+        """
+        architecture = self.info.get("architecture")
+        if self.model_config is None or not isinstance(architecture, str):
+            raise ValueError(
+                "a ticket must know its model's class and configuration to build it; received "
+                f"architecture={architecture!r:.80} and model_config={type(self.model_config).__name__}. Build the "
+                "model yourself, and call ticket.apply_(model)."
+            )
+        model = build_start(architecture, self.model_config, self.start, **where)
+        self.apply_(model)
+        return model.eval()
 
     def differences(self, model: nn.Module) -> list[str]:
         """List how a model differs from the one that the ticket is for: in class, base model, configuration, structure.
@@ -213,7 +243,8 @@ class Ticket(HubMixin):
         else:
             start = f"It starts from the weights of `{self.start}`, and checks that the model is at them."
         drawn = len(self._accuracies()) > 1 and _can_draw()
-        return ticket_card(self.mask, self.info, source, start, _PICTURE_NAME if drawn else None)
+        builds = self.model_config is not None and known_class(self.info.get("architecture"), self.model_config)
+        return ticket_card(self.mask, self.info, source, start, _PICTURE_NAME if drawn else None, builds=builds)
 
     def _accuracies(self) -> dict[float, list[float]]:
         points = [(r["sparsity"], r["metrics"].get("eval_accuracy")) for r in self.info.get("history", [])]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...networks.generators import kept_generators
 from ...networks.modes import restored_modes
 from ...networks.names import named_state
 from ..trainers.lottery_trainer import LotteryTrainer
@@ -113,15 +112,12 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Run a block without gradients so far; at the end restore modes, buffers, gradients and random generators."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    states = random.getstate(), np.random.get_state()
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with restored_modes(model), torch.random.fork_rng(range(torch.cuda.device_count())):
+        with restored_modes(model), kept_generators():
             yield
     finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
         with torch.no_grad():
             for buffer, value in buffers:
                 buffer.copy_(value)

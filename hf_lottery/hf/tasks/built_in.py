@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import importlib
 import math
-import random
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from ...networks.generators import kept_generators
 
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 FASHION_HINT = "Try `apt-get install dataset-fashion-mnist`."
@@ -61,12 +62,8 @@ def mnist1d(folder: str) -> tuple[Splits, tuple[str, ...]]:
     """Generate MNIST-1D by its package with the package's defaults; ``folder`` is not used."""
     source = require("mnist1d.data")
     # make_dataset() generates, where get_dataset() may download; it also seeds the process's generators.
-    states = random.getstate(), np.random.get_state()
-    try:
+    with kept_generators(accelerators=False):
         made = source.make_dataset(source.get_dataset_args())
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
     train, test = (torch.tensor(made[x], dtype=torch.float32)[:, None, None] for x in ("x", "x_test"))
     return (train, torch.tensor(made["y"]), test, torch.tensor(made["y_test"])), DIGITS
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from ...networks.generators import kept_generators
+
 _SAMPLES = 16
 
 
@@ -87,16 +89,11 @@ def _hash_samples(data: Any, seed: int) -> str:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Seed the random generators of the CPU inside a block, and put them back."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            random.seed(seed)
-            np.random.seed(seed)
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
+    with kept_generators(accelerators=False):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerators too
+        yield
 
 
 def _pieces(value: Any) -> Iterator[bytes]:

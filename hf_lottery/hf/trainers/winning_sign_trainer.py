@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 
 from ...connectivity.repair import batch_norms, recalibrate_batch_norm_
 from ...masks.mask import Mask
+from ...networks.generators import kept_generators
 from ...networks.names import named_weights
 from ...networks.shards import is_sharded, local, reshard
 from ...signs.norms import interpolated_norms, norm_parameters, norm_path
@@ -121,13 +120,10 @@ class WinningSignTrainer(LotteryTrainer):
             self._recalibrate()
             return self.evaluate()
 
-        states = random.getstate(), np.random.get_state()
         try:
-            with torch.random.fork_rng():
+            with kept_generators():
                 return norm_path(self.network, self._initial, evaluate, points=points)
         finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
             for name, buffer in self.network.named_buffers():
                 buffer.copy_(before[name])
 

@@ -1,0 +1,100 @@
+"""A ticket is enough: it builds its model where it starts."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from small_task import Net, net, vit
+from transformers import BertConfig, BertForSequenceClassification, BertModel, T5Config, T5Model, set_seed
+
+from hf_lottery import Mask, MaskMismatchError, RewindMismatchError, Snapshot, Ticket, prunable
+from hf_lottery.hf.hub.reference import Reference
+
+SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 30}
+
+
+def bert(kind=BertForSequenceClassification, **changes):
+    return kind(BertConfig(**SMALL, pad_token_id=0, **changes))
+
+
+def half(model):
+    for name, parameter in model.named_parameters():
+        if "norm" not in name.lower():
+            parameter.data = parameter.data.bfloat16()
+    return model
+
+
+MODELS = {
+    "vit": lambda: vit(3),
+    "a head": lambda: bert(num_labels=5),
+    "no head": lambda: bert(BertModel),
+    "tied": lambda: T5Model(T5Config(d_model=16, d_kv=4, d_ff=24, num_layers=1, num_heads=4, vocab_size=30)),
+    "mixed precision": lambda: half(bert()),
+}
+
+
+def ticket_of(model, start=None, **info):
+    generator = torch.Generator().manual_seed(0)
+    mask = Mask({n: torch.rand(p.shape, generator=generator) < 0.5 for n, p in prunable(model).items()})
+    info = {"architecture": type(model).__name__, **info}
+    return Ticket(mask, start or Snapshot.capture(model, step=4), info, getattr(model, "config", None))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_ticket_builds_its_model_where_it_starts(tmp_path, name):
+    model = MODELS[name]()
+    ticket_of(model).save_pretrained(tmp_path)
+    ticket = Ticket.from_pretrained(tmp_path)
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    built = ticket.build_model()
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    ticket.apply_(model)
+    assert type(built) is type(model) and not built.training
+    assert Snapshot.capture(built).sha256() == Snapshot.capture(model).sha256()
+    assert ticket.mask.sparsity == pytest.approx(Mask.from_model(prunable(built)).sparsity)
+
+
+@pytest.mark.parametrize("seed", [7, 8])
+def test_a_seed_draws_the_weights_again_and_the_hash_proves_them(seed):
+    set_seed(7)
+    model = vit(7)
+    set_seed(7)
+    model = type(model)(model.config)
+    proof = Reference.to(Snapshot.capture(model), model, 7)
+    ticket = ticket_of(model, Reference("seed", proof.sha256, seed=seed))
+    if seed == 8:
+        with pytest.raises(RewindMismatchError):
+            ticket.build_model()
+        return
+    built = ticket.build_model()
+    ticket.mask.apply_(model)
+    assert Snapshot.capture(built).sha256() == Snapshot.capture(model).sha256()
+
+
+def test_what_does_not_name_a_known_model():
+    with pytest.raises(ValueError, match=r"received architecture='Net' and model_config=NoneType.*ticket.apply_"):
+        ticket_of(net(), architecture=Net.__name__).build_model()
+    for name in ("LlamaModel", "Trainer", "os", "__builtins__", "BertConfig"):
+        with pytest.raises(ValueError, match=rf"for a BertConfig; received '{name}'"):
+            ticket_of(bert(), architecture=name).build_model()
+
+
+def test_a_class_that_computes_from_other_weights_is_refused():
+    with pytest.raises(MaskMismatchError):
+        ticket_of(bert(), architecture="BertModel").build_model()
+
+
+@pytest.mark.parametrize("name", ["vit", "a head"])
+def test_the_card_says_how_and_its_code_runs(tmp_path, name):
+    ticket_of(MODELS[name]()).save_pretrained(tmp_path)
+    code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    trained = []
+    exec(code.replace("path/to/this/folder", str(tmp_path)), {"train": trained.append})
+    assert Mask.from_model(prunable(trained[0])).kept <= Ticket.from_pretrained(tmp_path).mask.kept
+
+
+def test_the_card_of_a_model_that_only_the_user_knows_says_to_build_it():
+    assert "\nticket.apply_(model)  #" in ticket_of(net()).card("me/x")
+    assert "\nmodel = ticket.build_model()  #" in ticket_of(vit(0)).card("me/x")
