@@ -70,7 +70,7 @@ def _tie(a: Node, b: Node) -> Node:
     if a.kind != "atom":
         a, b = b, a
     if a.kind == "atom":
-        a.link = b
+        a.link, b.stacked = b, False
         if a.frozen:
             freeze([b], a.frozen)
         for (sum_, offset), child in list(a.children.items()):
@@ -89,6 +89,7 @@ def _align_sums(a: Node, b: Node) -> None:
     for left, right in zip(list(a.parts), list(b.parts), strict=True):
         unify([left], [right])
     # Both sums are cut at the same places, so the children of their blocks are the same too.
+    a.stacked = a.stacked and b.stacked
     b_children = [(node, key, child) for node, key, child in _with_children(b)]
     a_offsets = _offsets(a)
     b.link = a

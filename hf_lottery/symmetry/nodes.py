@@ -24,6 +24,8 @@ class Node:
         frozen: The reason why it must not be permuted, or None.
         children: (sum, offset) -> the node that stands for this one in that block.
         members: For a sum, the nodes that have children in its blocks.
+        stacked: For a sum, whether its parts are different tensors that were stacked. A part that is not read then says
+            nothing about the others.
     """
 
     _count = itertools.count()
@@ -33,6 +35,7 @@ class Node:
         self.link: Node | None = None
         self.children: dict[tuple[Node, int], Node] = {}
         self.members: list[Node] = []
+        self.stacked = False
         self.order = next(Node._count)
 
     def __repr__(self) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .layout import Layout, Node, factors, freeze, reunite
+from .layout import reunite
+from .nodes import Layout, Node, factors, freeze
 
 _IN_PART = "read in part, at places that may depend on the input"
 _Place = tuple[int, tuple[int, ...], tuple[int, ...], int]  # size of an element, shape, strides, offset
@@ -82,6 +83,7 @@ class Reads:
                 here = np.any(used.reshape(-1, node.size, inner), axis=(0, 2))
                 if (
                     node.kind == "sum"
+                    and not node.stacked
                     and here.any()
                     and not all(here[start:stop].any() for start, stop in _parts(node))
                 ):

@@ -46,6 +46,7 @@ def _join_values(trace: Trace, out: Tensor, tensors: Sequence[Tensor]) -> None:
 def stack(trace: Trace, out: Tensor, tensors: Sequence[Tensor], axis: int = 0):
     """Let each tensor be one place of the new axis, so that tensors which are read apart stay apart."""
     places = Node(len(tensors), "sum", [Node(1) for _ in tensors])
+    places.stacked = True
     known = [trace.of(tensor) for tensor in tensors]
     axes = [common([axes[i] for axes in known], places) for i in range(out.ndim - 1)]
     alone = len(tensors) > 1 and places.members
