@@ -62,30 +62,26 @@ class Moments:
             return
         device = target.values.device
         source = Observed(*(part.to(device) for part in source))
+        first = self._products is None
         if self._products is None:
-            self._products = torch.zeros(n, n, dtype=torch.float64, device=device)
+            self._products = torch.empty(n, n, dtype=torch.float64, device=device)
             self._start = [network.shift.double() for network in (target, source)]
             self._sums, self._squares = ([torch.zeros_like(start) for start in self._start] for _ in range(2))
-        steps, rests = [], []
-        for (values, shift), start, sums, squares in zip(
-            (target, source), self._start, self._sums, self._squares, strict=True
-        ):
-            step, rest = shift.double() - start, values.sum(0).double()  # float32 means are not exact
-            sums.add_(rest).add_(step, alpha=rows)
-            squares.add_(_squares(values)).add_(step * (2 * rest + rows * step))
-            steps.append(step)
-            rests.append(rest)
-        left, right = torch.stack([rests[0], steps[0]], 1), torch.stack([steps[1], rests[1] + rows * steps[1]])
+        # The rest of a sum around a float32 mean is smaller than the rounding of the values.
+        steps = [network.shift.double() - start for network, start in zip((target, source), self._start, strict=True)]
+        for network, step, sums, squares in zip((target, source), steps, self._sums, self._squares, strict=True):
+            sums.add_(step, alpha=rows)
+            squares.add_(_squares(network.values)).add_(step.square(), alpha=rows)
         blocks = -(-n * n // _BLOCK)
-        for products, values, moved in zip(
-            self._products.tensor_split(blocks),
-            target.values.tensor_split(blocks, dim=1),
-            left.tensor_split(blocks),
+        for products, values, step in zip(
+            *(x.tensor_split(blocks, dim) for x, dim in ((self._products, 0), (target.values, 1), (steps[0], 0))),
             strict=True,
         ):
-            products.add_(values.T @ source.values)
-            if self.count:
-                products.addmm_(moved, right)
+            batch = values.T @ source.values
+            if first:
+                products.copy_(batch)
+            else:
+                products.add_(batch).addr_(step, steps[1], alpha=rows)
         self.count += rows
 
     def spoil(self) -> None:
