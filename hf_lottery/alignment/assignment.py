@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -73,10 +73,10 @@ class Tally:
     def add(self, score: np.ndarray, permutation: np.ndarray) -> None:
         """Count one more score matrix ``[destination, source]`` and its solution."""
         self.matched += float(score[np.arange(len(score)), permutation].sum())
-        self.identity += float(np.trace(score))
-        self.random += float(score.mean(axis=1).sum())
-        drawn = np.random.default_rng(0).choice(score.reshape(-1), (min(len(score), _DRAWN), len(score)))
-        self.chance += len(score) * float(drawn.max(axis=1).mean())
+        self.identity += float(score.trace())
+        self.random += float(score.sum()) / len(score)
+        drawn = score.reshape(-1)[_draws(len(score))].max(axis=1)
+        self.chance += len(score) * float(drawn.sum()) / len(drawn)
         nothing = score == 0
         self.dead += max(int(nothing.all(axis=axis).sum()) for axis in (0, 1))
 
@@ -317,6 +317,12 @@ def families(spec: PermutationSpec, groups: Collection[str]) -> list[Family]:
         family = {name: tuple(inside[name]) for name in members}
         found.append(Family(head.name, tuple(members), family, head.parents, sizes))
     return found
+
+
+@lru_cache(maxsize=4)
+def _draws(size: int) -> np.ndarray:
+    """Draw places in a score matrix: for each of some units, as many as there are units."""
+    return np.random.default_rng(0).integers(size * size, size=(min(size, _DRAWN), size))
 
 
 def summed_terms(parts: Iterable[Terms]) -> Terms:

@@ -108,12 +108,14 @@ class Run:
         objective: Value of the part's ties at the start and after every sweep.
         dirty: Families that may gain from another visit.
         tallies: Group -> its scores when its family was last solved, and the norm of its ties.
+        kept: Family -> ties whose terms are still what they were when it was solved, and the sum of these terms.
     """
 
     entries: dict[str, np.ndarray]
     objective: list[float]
     dirty: set[int]
     tallies: dict[str, tuple[Tally, float]] = field(default_factory=dict)
+    kept: dict[int, tuple[list[int], Terms]] = field(default_factory=dict)
 
 
 class Part:
@@ -159,7 +161,9 @@ class Part:
         """Give one family its best entries, and return the gain in the objective (0.0 if it stays)."""
         run.dirty.discard(n)
         family, ties = self.families[n], [self._ties[k] for k in self._of[n]]
-        terms = self._terms(n, self._of[n], run.entries)
+        known, terms = run.kept.pop(n, ([], {}))
+        new = [k for k in self._of[n] if k not in known]
+        terms = summed_terms([terms, self._terms(n, new, run.entries)])
         solution = family.solve(terms)
         self._note(n, solution, run)
         if n in self._near[n]:
@@ -171,6 +175,8 @@ class Part:
             return 0.0
         run.entries.update(solution.entries)
         run.dirty |= self._near[n]
+        for neighbour in self._near[n]:
+            run.kept.pop(neighbour, None)
         return gain
 
     def _sweep_inward(self, run: Run) -> None:
@@ -180,8 +186,10 @@ class Part:
         visit.
         """
         entries, dirty, value, rest = dict(run.entries), set(), 0.0, set(range(len(self._ties)))
+        kept = {}
         for n, usable in self._inward():
-            solution = self.families[n].solve(self._terms(n, usable, entries))
+            terms = self._terms(n, usable, entries)
+            solution = self.families[n].solve(terms)
             entries.update(solution.entries)
             value += solution.value
             rest.difference_update(usable)
@@ -189,10 +197,11 @@ class Part:
                 self._note(n, solution, run)
             else:
                 dirty.add(n)
+                kept[n] = usable, terms
         value += sum(self._ties[k].value(entries) for k in rest)
         better = value - run.objective[0] > _ROUNDING * sum(tie.norm for tie in self._ties)
         if better:
-            run.entries = entries
+            run.entries, run.kept = entries, kept
         if better or not self.start_matters:
             run.dirty = dirty
         run.objective.append(value if better else run.objective[0])

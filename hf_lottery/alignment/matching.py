@@ -15,7 +15,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..masks.mask import Mask
 from ..networks.display import first_names
 from ..networks.forward import Forward
-from ..networks.names import named_tensors, plain_name, unwrap
+from ..networks.names import named_tensors
 from ..networks.selection import Patterns
 from ..symmetry.errors import SpecMismatchError
 from ..symmetry.permutation import Permutation
@@ -120,6 +120,8 @@ def activation_matching(
     target: nn.Module,
     batches: Iterable[Any],
     forward: Forward | None = None,
+    tokens: int | None = None,
+    one_place: bool = False,
     seed: int = 0,
     iterations: int = 100,
     include: Patterns | None = None,
@@ -139,7 +141,12 @@ def activation_matching(
         target: The network to move it towards; not changed.
         batches: Inputs: dicts for ``model(**batch)``, tuples for ``model(*batch)``, or tensors.
         forward: ``forward(model, batch)`` instead, with the batch as it came.
-        seed: Seed of the order of the groups.
+        tokens: At most so many tokens of each batch are compared, drawn at random, the same in both networks. By default
+            all are. Only linear layers, and others whose units come last, have tokens; maps of convolutions are
+            compared whole. TOKENS
+        one_place: Whether to observe each group at one place, the last layer that reads it, instead of at all of them.
+            PLACE
+        seed: Seed of the order of the groups, and of the choice of tokens.
         iterations: The most sweeps over all groups.
         include: As in :func:`weight_matching`.
         exclude: As in :func:`weight_matching`.
@@ -152,7 +159,7 @@ def activation_matching(
         SpecMismatchError: A network is not of the spec, or the two tie different weights.
         SymmetryError: A pattern matches no group.
         ValueError: There are no batches on any process, an activation or weight is not finite, or ``iterations`` is
-            below 1.
+            below 1, or ``tokens`` is.
         TypeError: A network is not a model.
 
     Warns:
@@ -166,16 +173,18 @@ def activation_matching(
         if not isinstance(network, nn.Module):
             raise TypeError(f"the {which} must be a model, which can be run; received {type(network).__name__}.")
     chosen, left_out = _chosen(spec, include, exclude, residual)
-    weights = weight_ties(spec, source, target, chosen)
-    observed = correlations(spec, chosen, source=source, target=target, batches=batches, forward=forward)
+    weight_ties(spec, source, target, chosen)  # refuse what does not fit before all batches run
+    networks = {"source": source, "target": target}
+    how = {"forward": forward, "tokens": tokens, "one_place": one_place, "seed": seed}
+    observed = correlations(spec, chosen, **networks, batches=batches, **how)
     # The last digits depend on the order of the sums; they must not choose among units that match equally well.
-    ties = [CorrelationTie(spec, axis, matrix.round(7)) for axis, matrix in observed]
+    ties = [CorrelationTie(spec, axis, matrix.round(7, out=matrix)) for axis, matrix in observed]
     seen = {name for name in chosen if any(name in tie.groups for tie in ties)}
     found = descend(spec, ties, families(spec, seen), seed=seed, iterations=iterations)
     unseen = [name for name in chosen if name not in seen]
     if not unseen:
         return _reported(found, left_out, residual)
-    rest = [tie for tie in weights if not tie.groups.isdisjoint(unseen)]
+    rest = weight_ties(spec, source, target, unseen)
     among = families(spec, unseen)
     whole = descend(spec, rest, among, seed=seed, iterations=iterations, start=found.permutation)
     report = replace(whole.report, groups={**found.report.groups, **whole.report.groups})
@@ -222,6 +231,11 @@ def _chosen(
     spec: PermutationSpec, include: Patterns | None, exclude: Patterns | None, residual: bool | None
 ) -> tuple[list[str], dict[str, str]]:
     """Return the groups to match, and why each residual stream among them is left out."""
+    if spec.proof == "later":
+        warnings.warn(
+            "the spec is not proven yet: a match may change what a network computes. Call spec.verify(model, inputs).",
+            stacklevel=3,
+        )
     chosen = [
         name
         for name in spec.select(include, exclude=exclude)
@@ -251,58 +265,69 @@ def _reported(found: Match, left_out: Mapping[str, str], residual: bool | None) 
 
 def weight_ties(spec: PermutationSpec, source: Any, target: Any, chosen: Sequence[str]) -> list[WeightTie]:
     """Return the blocks of the weights that some chosen group lies on, those of a tied weight once."""
-    networks = {"source": source, "target": target}
-    parameters = {
-        plain_name(name)
-        for network in networks.values()
-        if isinstance(network, nn.Module)
-        for name, _ in unwrap(network).named_parameters(remove_duplicate=False)
-    }
-    mine, theirs = (_weights(spec, which, network, parameters) for which, network in networks.items())
+    mine, theirs = _weights(spec, source=source, target=target)
     if mine.keys() != theirs.keys():
         raise SpecMismatchError(
             "source and target must hold the same weights and tie the same ones; "
             f"received {min(mine.keys() ^ theirs.keys())!r} in one only. Load both into the same architecture."
         )
-    wanted = set(chosen)
-    found = []
+    wanted, blocks, names = set(chosen), [], []
     for name in mine:
         for block in spec.tensors[name]:
             if any(leaf in wanted for axis in block.axes for leaf in axis.leaves):
                 ours, other = theirs[name].detach(), mine[name].detach()
                 dtype = torch.float64 if torch.float64 in (ours.dtype, other.dtype) else torch.float32
-                tie = WeightTie(spec, block, ours.to(dtype), other.to(ours.device, dtype))
-                if not math.isfinite(tie.norm):
-                    raise ValueError(_why_not_finite(name, source=other, target=ours))
-                found.append(tie)
-    return found
+                blocks.append((block, ours.to(dtype), other.to(ours.device, dtype)))
+                names.append(name)
+    ties = WeightTie.join(spec, blocks)
+    if not all(math.isfinite(tie.norm) for tie in ties):
+        _refuse_infinite(names, source=mine, target=theirs)
+    return ties
 
 
-def _why_not_finite(name: str, **networks: Tensor) -> str:
-    for which, tensor in networks.items():
-        largest = tensor.double().abs().max()
-        if not largest < 1e15:
-            what = "NaN" if largest.isnan() else f"{largest.item():.3g}"
-            return (
-                f"every weight that is matched must be finite, and small enough to be squared; received {what} in "
-                f"{name!r} of the {which}. Check how that network was trained."
-            )
-    return f"the products of {name!r} in both networks must be finite; received weights that are too large."
+def _refuse_infinite(names: Collection[str], **networks: Mapping[str, Tensor]) -> NoReturn:
+    for name in names:
+        for which, tensors in networks.items():
+            largest = tensors[name].detach().double().abs().max()
+            if not largest < 1e15:
+                what = "NaN" if largest.isnan() else f"{largest.item():.3g}"
+                raise ValueError(
+                    f"every weight that is matched must be finite, and small enough to be squared; received {what} in "
+                    f"{name!r} of the {which}. Check how that network was trained."
+                )
+    raise ValueError(
+        f"the products of {next(iter(names))!r} and others in both networks must be finite; received weights that are "
+        "too large. Scale both networks down."
+    )
 
 
-def _weights(spec: PermutationSpec, which: str, network: Any, parameters: Collection[str]) -> dict[str, Tensor]:
-    """Return the tensors to match, by the first of their names.
+def _weights(spec: PermutationSpec, **networks: Any) -> list[dict[str, Tensor]]:
+    """Return the tensors to match of each network, by the first of their names.
 
-    They are the ``parameters``, or, if these are not known, all tensors except norm statistics.
+    They are those that are parameters of some network, or, if these are not known, all tensors except norm statistics.
     """
-    if isinstance(network, Mask) or not isinstance(network, nn.Module | Mapping):
-        raise TypeError(
-            f"the {which} must be a model or a state dict; received {type(network).__name__}. Match the networks, and "
-            "then permute a mask by match.permutation(mask)."
-        )
-    spec.check_fits(network)
+    tensors = {}
+    for which, network in networks.items():
+        if isinstance(network, Mask) or not isinstance(network, nn.Module | Mapping):
+            raise TypeError(
+                f"the {which} must be a model or a state dict; received {type(network).__name__}. Match the networks, "
+                "and then permute a mask by match.permutation(mask)."
+            )
+        spec.check_fits(network)
+        tensors[which] = named_tensors(network)
+    parameters = {
+        name
+        for which, network in networks.items()
+        if isinstance(network, nn.Module)
+        for name, tensor in tensors[which].items()
+        if isinstance(tensor, nn.Parameter)
+    }
+    return [_to_match(which, named, parameters) for which, named in tensors.items()]
+
+
+def _to_match(which: str, tensors: Mapping[str, Tensor], parameters: Collection[str]) -> dict[str, Tensor]:
     found: dict[Any, tuple[str, Tensor]] = {}
-    for name, tensor in named_tensors(network).items():
+    for name, tensor in tensors.items():
         counts = name in parameters if parameters else not name.endswith(_STATISTICS)
         if counts and (tensor.is_complex() or (parameters and not tensor.is_floating_point())):
             raise ValueError(

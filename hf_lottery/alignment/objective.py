@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -86,39 +86,36 @@ def leaf_dimensions(spec: PermutationSpec, axes: Sequence[Axis]) -> tuple[int, .
 
 
 class WeightTie:
-    """Blocks of weights in both networks, as tensors with one dimension per leaf and a last one over the blocks.
+    """Blocks of weights in both networks, on the same groups: one dimension per leaf, and a last one over the blocks."""
 
-    A tie is made of one block. :meth:`joined` makes one of several that lie on the same groups.
-    """
-
-    def __init__(self, spec: PermutationSpec, block: Block, target: Tensor, source: Tensor):
-        self.slots = block.slots(spec.groups)
-        self.groups = frozenset(slot.group for slot in self.slots)
-        self._target, self._source = (_as_leaves(spec, block, tensor) for tensor in (target, source))
-        self.elements = self._target.numel()
-        self.norm = float(self._target.norm() * self._source.norm())
-        self._order = sorted(range(len(self.slots)), key=lambda k: len(self.slots[k].parents))
+    def __init__(self, slots: tuple[Slot, ...], target: Tensor, source: Tensor):
+        self.slots = slots
+        self.groups = frozenset(slot.group for slot in slots)
+        self._target, self._source = target, source
+        self.elements = target.numel()
+        norms = (torch.linalg.vector_norm(tensor.flatten(0, -2), dim=0) for tensor in (target, source))
+        self.norm = float(math.prod(norms).sum())
+        self._order = sorted(range(len(slots)), key=lambda k: len(slots[k].parents))
         self._arranged: dict[tuple[int, ...], Tensor] = {}
         self._clusters: dict[tuple[str, ...], list[Cluster]] = {}
 
     @classmethod
-    def joined(cls, ties: Sequence[WeightTie]) -> list[WeightTie]:
-        """Join small ties that lie on the same groups, such as the vectors of a layer: one product serves them all."""
-        found: dict[Any, list[WeightTie]] = {}
-        for number, tie in enumerate(ties):
-            alike = (tie.slots, tie._target.dtype, tie._target.device) if tie.elements <= _SMALL else number
-            found.setdefault(alike, []).append(tie)
-        return [cls._joined(alike) if len(alike) > 1 else alike[0] for alike in found.values()]
+    def join(cls, spec: PermutationSpec, blocks: Iterable[tuple[Block, Tensor, Tensor]]) -> list[WeightTie]:
+        """Tie blocks, given each with its target and source; small ones that lie on the same groups are joined.
 
-    @classmethod
-    def _joined(cls, ties: Sequence[WeightTie]) -> WeightTie:
-        whole = copy.copy(ties[0])
-        whole._target, whole._source = (
-            torch.cat(tensors, -1) for tensors in ([tie._target for tie in ties], [tie._source for tie in ties])
-        )
-        whole._arranged, whole._clusters = {}, {}
-        whole.elements, whole.norm = sum(tie.elements for tie in ties), sum(tie.norm for tie in ties)
-        return whole
+        These are the vectors of a layer, mostly: one product serves them all.
+        """
+        alike: dict[Any, tuple[list[Tensor], list[Tensor]]] = defaultdict(lambda: ([], []))
+        for number, (block, *networks) in enumerate(blocks):
+            leaves = leaf_dimensions(spec, block.axes)
+            like = networks[0].dtype, networks[0].device
+            key = block.slots(spec.groups), *(like if math.prod(leaves) <= _SMALL else (number,))
+            for tensors, tensor in zip(alike[key], _taken(block, networks), strict=True):
+                tensors.append(tensor.reshape(*leaves, 1))
+        return [
+            cls(slots, *(torch.cat(tensors, -1) if len(tensors) > 1 else tensors[0] for tensors in networks))
+            for (slots, *_), networks in alike.items()
+        ]
 
     def quadratic(self, family: Family) -> bool:
         return sum(slot.group in family.members for slot in self.slots) > len(self.groups & set(family.members))
@@ -150,7 +147,7 @@ class WeightTie:
             gram = torch.stack(rows, 1)
         else:
             moved = self._moved(entries, cluster.held).permute(order).reshape(shape)
-            gram = target @ moved.transpose(1, 2)
+            gram = target @ moved.transpose(1, 2) if outer else (target[0] @ moved[0].T)
         return gram.cpu().numpy().reshape(*outer, *members, *members)
 
     def _moved(self, entries: Entries, slots: Sequence[int], fixed: Mapping[int, int] | None = None) -> Tensor:
@@ -217,9 +214,13 @@ class CorrelationTie:
         return self._array[tuple(index)]
 
 
-def _as_leaves(spec: PermutationSpec, block: Block, tensor: Tensor) -> Tensor:
+def _taken(block: Block, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the part of tensors of one shape that a block covers, in the order of its groups."""
+    found = list(tensors)
     for k, axis in enumerate(block.axes):
         positions = axis.positions.reshape(-1)
-        if not np.array_equal(positions, np.arange(tensor.shape[k])):
-            tensor = tensor.index_select(k, torch.from_numpy(positions).to(tensor.device))
-    return tensor.reshape(*leaf_dimensions(spec, block.axes), 1)
+        size = tensors[0].shape[k]
+        if positions.size != size or (positions != np.arange(size)).any():
+            index = torch.from_numpy(positions)
+            found = [tensor.index_select(k, index.to(tensor.device)) for tensor in found]
+    return found

