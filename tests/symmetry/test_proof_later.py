@@ -1,6 +1,8 @@
 """A spec says whether it was proven, keeps that in its file, and is compared with the spec of a narrow copy."""
 
 import json
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from architectures import ARCHITECTURES, Recurrent, TwoLayers
 from hand_made import network
 from torch import nn
 
+from hf_lottery.alignment.matching import activation_matching, weight_matching
 from hf_lottery.storage.json_files import seal_json
 from hf_lottery.symmetry.discovery import discover
 from hf_lottery.symmetry.errors import SpecMismatchError, SymmetryError, SymmetryVerificationError
@@ -80,3 +83,16 @@ def test_another_structure_is_no_narrow_copy():
     moved = {**spec.tensors, "head.bias": spec.tensors["a.bias"]}
     with pytest.raises(SpecMismatchError, match="the tensor 'head.bias' with .*a.weight.* instead of .*head.weight"):
         spec.check_like(PermutationSpec(spec.groups.values(), moved))
+
+
+def test_matching_by_an_unproven_spec_warns_once():
+    one, two = TwoLayers(), TwoLayers()
+    spec = discover(one, X, proof="later")
+    with pytest.warns(UserWarning, match=r"the spec is not proven yet.*Call spec\.verify") as told:
+        weight_matching(spec, source=one, target=two)
+        activation_matching(spec, source=one, target=two, batches=[X])
+    assert [Path(warning.filename).name for warning in told] == [Path(__file__).name] * 2
+    spec.verify(one, X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weight_matching(spec, source=one, target=two)
