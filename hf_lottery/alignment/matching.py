@@ -91,7 +91,8 @@ def weight_matching(
             permutation.
 
     Warns:
-        UserWarning: Residual streams were left out by default, and the rest matches no better than chance.
+        UserWarning: The spec is not proven yet; or residual streams were left out by default, and the rest matches no
+            better than chance.
 
     Reference:
         Ainsworth et al., 2023, "Git Re-Basin", arXiv:2209.04836, Algorithm 1.
