@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -105,23 +105,20 @@ def _traced(
     model: nn.Module, inputs: Any, outputs: Sequence[str] | None, named: Mapping[str, Tensor], parameters: set[str]
 ) -> tuple[Trace, dict[str, Axes]]:
     """Trace one forward pass; return the trace and the axes of the parameters and buffers."""
-    ghosts = _ghosts_for(named, inputs)
     movable = parameters | moving_buffers(model, inputs, named, parameters)
-    trace, axes = Trace(ghosts), {}
-    with plain_kernels(model), haunted(model, ghosts) if ghosts else nullcontext():
-        if ghosts:
-            inputs = tree_map(ghosts.given, inputs)
+    with plain_kernels(model), _ghosts_in(model, named, inputs) as (ghosts, given):
+        trace, axes = Trace(ghosts), {}
         for name, tensor in named.items():
             axes[name] = trace.source(ghosts.of(tensor) if ghosts else tensor)
             if name not in movable:
                 for axis in axes[name]:
                     freeze_axis(axis, "a constant buffer" if not tensor.is_meta else "a buffer on the meta device")
-        for value in tree_leaves(inputs):
+        for value in tree_leaves(given):
             if isinstance(value, Tensor):
                 trace.label(value, tuple(frozen(size, "an input") for size in value.shape))
         try:
             with trace:
-                result = call(model, inputs)
+                result = call(model, given)
         except SymmetryError:
             raise
         except Exception as error:
@@ -138,12 +135,20 @@ def _traced(
     return trace, axes
 
 
-def _ghosts_for(named: Mapping[str, Tensor], inputs: Any) -> Ghosts | None:
-    """Return what runs the operations if some tensors have no numbers, on the device of those that have some."""
+@contextmanager
+def _ghosts_in(model: nn.Module, named: Mapping[str, Tensor], inputs: Inputs) -> Iterator[tuple[Ghosts | None, Inputs]]:
+    """Put ghosts where tensors have no numbers, on the device of those that have some.
+
+    Yields:
+        What runs the operations (None if there are no ghosts), and the inputs as the model then takes them.
+    """
     tensors = [*named.values(), *(value for value in tree_leaves(inputs) if isinstance(value, Tensor))]
     if not any(tensor.is_meta for tensor in tensors):
-        return None
-    return Ghosts(next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu")))
+        yield None, inputs
+        return
+    ghosts = Ghosts(next((tensor.device for tensor in tensors if not tensor.is_meta), torch.device("cpu")))
+    with haunted(model, ghosts):
+        yield ghosts, tree_map(ghosts.given, inputs)
 
 
 def _checked_arguments(model: Any, inputs: Any, outputs: Any, proof: Any) -> Inputs:
