@@ -86,15 +86,18 @@ def leaf_dimensions(spec: PermutationSpec, axes: Sequence[Axis]) -> tuple[int, .
 
 
 class WeightTie:
-    """Blocks of weights in both networks, on the same groups: one dimension per leaf, and a last one over the blocks."""
+    """Blocks of weights in both networks that lie on the same groups.
+
+    They are tensors with one dimension per leaf, and a last one over the blocks.
+    """
 
     def __init__(self, slots: tuple[Slot, ...], target: Tensor, source: Tensor):
         self.slots = slots
         self.groups = frozenset(slot.group for slot in slots)
         self._target, self._source = target, source
         self.elements = target.numel()
-        norms = (torch.linalg.vector_norm(tensor.flatten(0, -2), dim=0) for tensor in (target, source))
-        self.norm = float(math.prod(norms).sum())
+        ours, theirs = (torch.linalg.vector_norm(tensor.flatten(0, -2), dim=0) for tensor in (target, source))
+        self.norm = float(ours @ theirs)
         self._order = sorted(range(len(slots)), key=lambda k: len(slots[k].parents))
         self._arranged: dict[tuple[int, ...], Tensor] = {}
         self._clusters: dict[tuple[str, ...], list[Cluster]] = {}

@@ -70,14 +70,14 @@ def replaced_weights(model: nn.Module) -> set[str]:
 
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the parameters that PEFT added to the base model, by the names that it gives."""
-    every = dict(_owned(model, "_parameters", True))
-    base = {id(parameter) for _, parameter in _owned(model, "_parameters", False)}
+    every = dict(_owned(model, "_parameters", adapters=True))
+    base = {id(parameter) for _, parameter in _owned(model, "_parameters", adapters=False)}
     return {name: parameter for name, parameter in every.items() if id(parameter) not in base}
 
 
 def named_parameters(model: nn.Module, *, numbers: bool = True) -> dict[str, nn.Parameter]:
     """Return the parameters by plain name; a tied parameter appears under its first name. See :func:`named_weights`."""
-    return cast(dict[str, nn.Parameter], _checked(_once(_owned(model, "_parameters", False)), numbers))
+    return cast(dict[str, nn.Parameter], _checked(_once(_owned(model, "_parameters", adapters=False)), numbers))
 
 
 def named_weights(
@@ -94,7 +94,9 @@ def named_weights(
     Raises:
         ValueError: A tensor has no numbers, because it is on the meta device or offloaded.
     """
-    return _checked(_owned(model, "_parameters", adapters) if isinstance(model, nn.Module) else model.items(), numbers)
+    return _checked(
+        _owned(model, "_parameters", adapters=adapters) if isinstance(model, nn.Module) else model.items(), numbers
+    )
 
 
 def named_state(model: nn.Module, *, adapters: bool = False, numbers: bool = True) -> dict[str, Tensor]:
@@ -105,7 +107,7 @@ def named_state(model: nn.Module, *, adapters: bool = False, numbers: bool = Tru
     Raises:
         ValueError: A tensor has no numbers, or is in a sparse layout, which is not copied by its numbers.
     """
-    parameters, buffers = (_once(_owned(model, kind, adapters)) for kind in ("_parameters", "_buffers"))
+    parameters, buffers = (_once(_owned(model, kind, adapters=adapters)) for kind in ("_parameters", "_buffers"))
     state = _checked((*parameters, *buffers), numbers)
     if numbers:
         check_layouts(state)
@@ -119,7 +121,7 @@ def named_tensors(model: nn.Module | Mapping[str, Tensor], *, numbers: bool = Tr
     """
     if not isinstance(model, nn.Module):
         return _checked(model.items(), numbers)
-    return _checked((*_owned(model, "_parameters", True), *_owned(model, "_buffers", True)), numbers)
+    return _checked(_owned(model, "_parameters", "_buffers", adapters=True), numbers)
 
 
 def _walk(module: nn.Module, name: str = "", copied: bool = False) -> Iterator[tuple[str, nn.Module, bool]]:
@@ -155,13 +157,14 @@ def _inside(module: nn.Module) -> nn.Module | None:
     return None
 
 
-def _owned(model: nn.Module, kind: str, adapters: bool) -> Iterator[tuple[str, Tensor]]:
+def _owned(model: nn.Module, *kinds: str, adapters: bool) -> Iterator[tuple[str, Tensor]]:
     model = unwrap(model)
-    modules = model.named_modules(remove_duplicate=False) if adapters else base_modules(model)
-    for prefix, module in modules:
-        for name, tensor in getattr(module, kind).items():
-            if tensor is not None:
-                yield plain_name(_join(prefix, name)), tensor
+    modules = list(model.named_modules(remove_duplicate=False) if adapters else base_modules(model))
+    for kind in kinds:
+        for prefix, module in modules:
+            for name, tensor in getattr(module, kind).items():
+                if tensor is not None:
+                    yield plain_name(_join(prefix, name)), tensor
 
 
 def _join(prefix: str, name: str) -> str:
