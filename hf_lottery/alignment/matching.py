@@ -142,11 +142,13 @@ def activation_matching(
         target: The network to move it towards; not changed.
         batches: Inputs: dicts for ``model(**batch)``, tuples for ``model(*batch)``, or tensors.
         forward: ``forward(model, batch)`` instead, with the batch as it came.
-        tokens: At most so many tokens of each batch are compared, drawn at random, the same in both networks. By default
-            all are. Only linear layers, and others whose units come last, have tokens; maps of convolutions are
-            compared whole. TOKENS
+        tokens: At most so many tokens of each batch are compared, drawn at random, the same in both networks. None
+            compares all. Linear layers and others whose units come last have tokens; maps of convolutions are compared
+            whole. A sample changes the result. On two pairs of small vision transformers from different seeds, 20
+            tokens for each unit of the widest group (over all batches) kept 59 and 73 % of the units' places and 99 %
+            of the objective; 10 tokens kept 52 and 64 %, and 97 and 99 %; 5 tokens kept 31 and 46 %, and 93 and 97 %.
         one_place: Whether to observe each group at one place, the last layer that reads it, instead of at all of them.
-            PLACE
+            On the same pairs this kept 73 and 77 % of the units' places and 96 % of the objective.
         seed: Seed of the order of the groups, and of the choice of tokens.
         iterations: The most sweeps over all groups.
         include: As in :func:`weight_matching`.
@@ -175,9 +177,17 @@ def activation_matching(
             raise TypeError(f"the {which} must be a model, which can be run; received {type(network).__name__}.")
     chosen, left_out = _chosen(spec, include, exclude, residual)
     weight_ties(spec, source, target, chosen)  # refuse what does not fit before all batches run
-    networks = {"source": source, "target": target}
-    how = {"forward": forward, "tokens": tokens, "one_place": one_place, "seed": seed}
-    observed = correlations(spec, chosen, **networks, batches=batches, **how)
+    observed = correlations(
+        spec,
+        chosen,
+        source=source,
+        target=target,
+        batches=batches,
+        forward=forward,
+        tokens=tokens,
+        one_place=one_place,
+        seed=seed,
+    )
     # The last digits depend on the order of the sums; they must not choose among units that match equally well.
     ties = [CorrelationTie(spec, axis, matrix.round(7, out=matrix)) for axis, matrix in observed]
     seen = {name for name in chosen if any(name in tie.groups for tie in ties)}
