@@ -29,7 +29,7 @@ class Baseline:
 
     def __init__(self, outputs: Mapping[str, Tensor]):
         self.values = {name: _numbers(tensor).clone() for name, tensor in outputs.items()}
-        self.scales = dict.fromkeys(self.values, 0.0)
+        self.scales: dict[str, float] = {}
         for name, value in self.values.items():
             if value.isnan().any():
                 raise SymmetryError(_NOT_FINITE.format("NaN", name))
@@ -42,9 +42,9 @@ class Baseline:
         Raises:
             SymmetryError: No output, or none but integers, depends on those weights.
         """
-        counts, largest = [], 0.0
+        counts, largest, scales = [], 0.0, dict.fromkeys(self.values, 0.0)
         for name, value in self.values.items():
-            live = _differs(value, _numbers(other[name]) if name in other else None) & value.isfinite()
+            live = self._live(name, other)
             if not live.any():
                 continue
             counts.append(name)
@@ -52,9 +52,9 @@ class Baseline:
                 sizes = value[live].abs()
                 largest = max(largest, float(sizes.max()))
                 sizes = sizes[:: 1 + len(sizes) // _SAMPLE]
-                self.scales[name] = float(sizes.kthvalue(1 + len(sizes) // 4).values)
+                scales[name] = float(sizes.kthvalue(1 + len(sizes) // 4).values)
         least = _ROUNDING * min(largest, 1.0)
-        self.scales = {name: max(scale, least) for name, scale in self.scales.items()}
+        self.scales = {name: max(scale, least) for name, scale in scales.items()}
         if not any(self.values[name].is_floating_point() for name in counts):
             received = f"integers alone ({counts[:3]})" if counts else f"{[*self.values][:3]}, which stay the same"
             raise SymmetryError(
@@ -62,16 +62,60 @@ class Baseline:
                 "Return what the integers come from as well, choose others with outputs=[...], or give other inputs."
             )
 
+    def change_at_most(self, after: Mapping[str, Tensor]) -> float:
+        """Return a bound on :meth:`change` that needs no scale, or infinity where it cannot say.
+
+        Where rounding has changed an element, it depends on the weights. The scale of the outputs is at least the least
+        one that such elements allow. If rounding has changed no floating number, nothing is known.
+        """
+        if after.keys() != self.values.keys():
+            return float("inf")
+        live = {name: self._live(name, after) for name, value in self.values.items() if value.is_floating_point()}
+        largest = max((float(self.values[name][where].abs().max()) for name, where in live.items() if where.any()),
+                      default=0.0)  # fmt: skip
+        if not largest:
+            return float("inf")
+        return self._largest_change(after, dict.fromkeys(self.values, _ROUNDING * min(largest, 1.0)))
+
     def change(self, after: Mapping[str, Tensor]) -> float:
         """Return the largest change of an element of any output, or the share of integers that differ.
 
         It is infinite where a value is NaN, has become infinite, or has ceased to be, and where a shape changed.
         """
+        return self._largest_change(after, self.scales)
+
+    def _largest_change(self, after: Mapping[str, Tensor], scales: Mapping[str, float]) -> float:
         if after.keys() != self.values.keys():
             return float("inf")
         return max(
-            (_change(old, _numbers(after[name]), self.scales[name]) for name, old in self.values.items()), default=0.0
+            (_change(old, _numbers(after[name]), scales.get(name, 0.0)) for name, old in self.values.items()),
+            default=0.0,
         )
+
+    def _live(self, name: str, other: Mapping[str, Tensor]) -> Tensor:
+        """Return which finite elements of an output are others there."""
+        value = self.values[name]
+        return _differs(value, _numbers(other[name]) if name in other else None) & value.isfinite()
+
+    def projection(self, outputs: Mapping[str, Tensor], seed: int) -> Tensor | None:
+        """Return one number of order one that every floating element takes part in, at random; None if none can.
+
+        Args:
+            outputs: The outputs of a pass, with their gradients.
+            seed: Seed of the random weights of the elements.
+        """
+        generator, parts, count = torch.Generator().manual_seed(seed), [], 0
+        for name, old in self.values.items():
+            new = outputs[name]
+            if not new.requires_grad or new.is_nested:
+                continue
+            new = torch.view_as_real(new) if new.is_complex() else new
+            live = old.isfinite() & new.detach().isfinite()
+            size = old[live].abs().clamp(min=max(self.scales.get(name, 0.0), 1e-30))
+            weight = torch.randn(size.shape, generator=generator, dtype=torch.float64).to(size.device)
+            parts.append((new[live] * (weight / size).to(new.dtype)).sum())
+            count += len(size)
+        return torch.stack(parts).sum() / count**0.5 if count else None
 
 
 _NOT_FINITE = (

@@ -199,9 +199,9 @@ class Permutation(HubMixin):
         Returns:
             A new tensor, or the very same object if none of its groups moves.
         """
-        blocks = self.spec.tensors.get(name, ())
-        if not any(leaf in self.entries for block in blocks for axis in block.axes for leaf in axis.leaves):
+        if not self.moves(name):
             return tensor
+        blocks = self.spec.tensors[name]
         sources = [self._block_sources(block) for block in blocks]
         maps = _axis_maps(self.spec.shapes[name], blocks, sources)
         if maps is not None:
@@ -214,6 +214,11 @@ class Permutation(HubMixin):
             to = np.ix_(*(axis.positions.reshape(-1) for axis in block.axes))
             moved[_on(tensor.device, to)] = tensor[_on(tensor.device, source)]
         return moved
+
+    def moves(self, name: str) -> bool:
+        """Return whether a tensor of the spec moves, by its name."""
+        blocks = self.spec.tensors.get(name, ())
+        return any(leaf in self.entries for block in blocks for axis in block.axes for leaf in axis.leaves)
 
     def _block_sources(self, block: Block) -> list[np.ndarray]:
         """Return, for each axis, the positions that its new elements come from.
@@ -272,23 +277,37 @@ def permute_(model: nn.Module, permutation: Permutation) -> None:
             f"permute_ must be called with a model and a permutation; received {received}. Of a match, pass "
             "match.permutation. Masks and state dicts are permuted by permutation(mask), of a ticket its mask."
         )
-    spec, inner = permutation.spec, unwrap(model)
-    spec.check_fits(inner)
+    inner = unwrap(model)
+    permutation.spec.check_fits(inner)
+    for name, tensor in movable_tensors(inner, permutation.spec).items():
+        held = tensor.detach()
+        if (moved := permutation.move(name, held)) is not held:
+            held.copy_(moved)
+    _forget_caches(inner)
+
+
+def movable_tensors(model: nn.Module, spec: Structure) -> dict[str, Tensor]:
+    """Return the parameters and buffers by name, a tied one under its first name.
+
+    Args:
+        model: A model that the spec fits, without wrappers.
+        spec: The spec whose permutations are to move them.
+
+    Raises:
+        SpecMismatchError: The model ties tensors that the spec moves apart.
+    """
     names: dict[int, str] = {}
-    tensors: dict[int, Tensor] = {}
-    for name, tensor in named_tensors(inner).items():
+    found: dict[str, Tensor] = {}
+    for name, tensor in named_tensors(model).items():
         first = names.setdefault(id(tensor), name)
         if spec.tensors.get(name) != spec.tensors.get(first):
             raise SpecMismatchError(
                 f"tied tensors must move together; received {first!r} and {name!r}, one tensor in this model but of "
                 "different groups in the spec. Discover the spec on a model that ties them."
             )
-        tensors[id(tensor)] = tensor
-    for key, tensor in tensors.items():
-        held = tensor.detach()
-        if (moved := permutation.move(names[key], held)) is not held:
-            held.copy_(moved)
-    _forget_caches(inner)
+        if first == name:
+            found[name] = tensor
+    return found
 
 
 def _forget_caches(model: nn.Module) -> None:

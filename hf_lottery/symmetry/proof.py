@@ -7,44 +7,63 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from .in_place import InPlace
 from .inputs import Inputs
-from .permutation import permute_, random_permutation
+from .kept import kept_buffers
+from .prover import Prover, culprits, failures, moved_by, witnesses
+from .randomised import Randomised
 from .spec import PermutationSpec
-from .verification import RTOL, Prover, culprits, moved_by
+
+_WRONG_RULE = "The tracing rules are wrong for this architecture; please report it."
 
 
 def proven(
     spec: PermutationSpec, model: nn.Module, inputs: Inputs, *, outputs: Sequence[str] | None, lost: Sequence[str]
 ) -> PermutationSpec:
-    """Try a spec out on a randomised float64 copy of a model, and freeze the groups that change an output after all.
+    """Try a spec out, and freeze the groups that change an output after all.
+
+    A spec whose ``proof`` is "full" is tried on a randomised float64 copy of the model, at the given inputs and at
+    others of another length or size. If it is "fast", it is tried at the given inputs alone, on the model itself, which
+    is put back bit for bit.
 
     Args:
-        spec: What was traced.
-        model: The model; not changed.
-        inputs: The inputs that it was traced on. Others of another length or size are made from them.
+        spec: What was traced. Its ``proof`` says how to prove it.
+        model: The model; not changed in the end.
+        inputs: The inputs that it was traced on.
         outputs: The output fields that must not change.
         lost: The parameters that the traced pass did not reach.
+
+    Raises:
+        SymmetryError: The model is random in evaluation mode, or its outputs prove nothing.
     """
-    prover = Prover(model, inputs, outputs=outputs, moved=moved_by(spec))
-    spec = _without_culprits(spec, prover, lost)
-    both = prover.take_others() if spec.free else []
-    return _without_culprits(spec, prover, lost, both) if len(both) > 1 else spec
+    reason = _WRONG_RULE
+    if lost:
+        reason = f"Parameters that the traced pass did not reach, such as {lost[0]!r}, take part: give more inputs."
+    if spec.proof == "fast":
+        with kept_buffers(model):
+            prover = Prover(InPlace(model, spec), inputs, outputs=outputs, moved=moved_by(spec))
+            try:
+                return _without_culprits(spec, prover, reason)
+            finally:
+                prover.restore()
+    prover = Prover(Randomised(model), inputs, outputs=outputs, moved=moved_by(spec))
+    spec = _without_culprits(spec, prover, reason)
+    if not spec.free:
+        return spec
+    both, error = prover.take_others(witnesses(spec)[0])
+    if error <= prover.stage.rtol:
+        return spec
+    if not lost:
+        reason = f"This was traced on {both[0]} and does not hold on {both[1]}: give longer or more inputs."
+    return _without_culprits(spec, prover, reason)
 
 
-def _without_culprits(
-    spec: PermutationSpec, prover: Prover, lost: Sequence[str], inputs: Sequence[str] = ()
-) -> PermutationSpec:
-    while spec.free:
-        permutation = random_permutation(spec, 0, spec.free)
-        error = prover.try_out(lambda m: permute_(m, permutation))  # noqa: B023  # called at once
-        if error <= RTOL:
-            break
-        wrong = culprits(spec, prover, RTOL)
-        reason = "The tracing rules are wrong for this architecture; please report it."
-        if lost:
-            reason = f"Parameters that the traced pass did not reach, such as {lost[0]!r}, take part: give more inputs."
-        elif inputs:
-            reason = f"This was traced on {inputs[0]} and does not hold on {inputs[1]}: give longer or more inputs."
+def _without_culprits(spec: PermutationSpec, prover: Prover, reason: str) -> PermutationSpec:
+    if not spec.free:
+        prover.check_repeats()
+    while failed := next(failures(spec, prover), None):
+        groups, error = failed
+        wrong = culprits(spec, prover, groups)
         warnings.warn(
             f"permuting {wrong[:3]} ({len(wrong)} groups) changes the outputs by {error:.2g}: frozen. {reason}",
             stacklevel=4,
