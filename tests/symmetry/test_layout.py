@@ -128,3 +128,40 @@ def test_children_freeze_with_an_axis_that_is_tied_to_a_frozen_one():
     child = child_of(inner[0], whole[0], 0)
     unify(inner, frozen(4, "reason"))
     assert is_frozen(child)
+
+
+# Shuffled channels: rows of a concatenation.
+
+
+def test_a_concatenation_of_equal_parts_is_a_product_of_rows():
+    a, b = atom(4), atom(4)
+    rows, common_ = regroup([concatenate([a, b])], [2, 4])
+    assert (sizes(rows), sizes(common_)) == ([2], [4])
+    assert [find(child_of(common_[0], rows[0], at)) for at in (0, 1)] == [find(a[0]), find(b[0])]
+    assert regroup([concatenate([atom(3), atom(5)])], [2, 4]) is None  # rows that begin inside a part
+
+
+def test_a_cut_may_end_inside_a_row():
+    a, b = atom(5), atom(5)
+    rows, inner = regroup([concatenate([a, b])], [2, 5])
+    block, _ = cut((*inner, *rows), 0, 5)  # x0 y0 x1 y1 x2
+    assert size_of(block) == 5 and [part.size for part in find(block[0]).parts] == [4, 1]
+    last, _ = cut(a, 2, 3)
+    assert factors(last) == factors([find(block[0]).parts[1]])  # x2 is a part of its own, also in a
+
+
+def test_a_sum_is_tied_to_a_product_block_by_block():
+    a, b, product = atom(4), atom(6), (*atom(5), *atom(2))
+    known = unify(concatenate([a, b]), product)
+    assert size_of(known) == 10 and not any(map(is_frozen, (*a, *b, *product)))
+    assert sizes(a) == [2, 2] and sizes(b) == [3, 2]
+
+
+def test_blocks_of_several_parts_keep_what_stands_for_other_axes():
+    """Pitfall: what stands in the second part is not what stands in the first."""
+    whole, other = atom(6), atom(3)
+    (_, first), (_, second) = cut(whole, 0, 2), cut(whole, 2, 4)
+    one, two = first(other[0]), second(other[0])
+    block, both = cut(whole, 0, 4)
+    base = both(other[0])
+    assert [find(child_of(base[0], block[0], at)) for at in (0, 2)] == [find(one[0]), find(two[0])]

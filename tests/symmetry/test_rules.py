@@ -11,9 +11,20 @@ from probes import probe, r
 from torch.nn import functional as F
 
 
-@pytest.mark.parametrize("seed", range(40))
+def _strided_or_stacked(choose, kind, value, values):
+    if kind == "step":
+        axis, step = choose.randrange(value.ndim), choose.choice([2, 3])
+        taken = value.transpose(0, axis)[choose.randrange(step) :: step].transpose(0, axis)
+        return taken if taken.numel() else values[0]
+    if kind == "product":
+        return value.T @ value if value.ndim == 2 else value
+    alike = [v for v in values if v.shape == value.shape]
+    return torch.stack([value, choose.choice(alike)], -1) if value.ndim < 5 else value
+
+
+@pytest.mark.parametrize("seed", range(60))
 def test_views_cuts_and_joins_agree_with_index_arrays(seed):
-    """Random programs of views, transpositions, slices, concatenations and sums."""
+    """Random programs of views, transpositions, slices, concatenations, stacks, products and sums."""
     choose = random.Random(seed)
 
     def program(choose):
@@ -21,7 +32,9 @@ def test_views_cuts_and_joins_agree_with_index_arrays(seed):
             values = [x, y]
             for _ in range(6):
                 value = choose.choice(values)
-                kind = choose.choice(["view", "transpose", "slice", "cat", "add", "flatten"])
+                kind = choose.choice(
+                    ["view", "transpose", "slice", "cat", "add", "flatten", "step", "stack", "product"]
+                )
                 if kind == "view":
                     axis = choose.randrange(value.ndim)
                     divisors = [d for d in (2, 3, 4) if value.shape[axis] % d == 0 and value.shape[axis] > d]
@@ -38,6 +51,8 @@ def test_views_cuts_and_joins_agree_with_index_arrays(seed):
                     value = value.narrow(axis, start, choose.randint(1, value.shape[axis] - start))
                 elif kind == "cat":
                     value = torch.cat([value, choose.choice([value, value.exp()])], choose.randrange(value.ndim))
+                elif kind in ("step", "stack", "product"):
+                    value = _strided_or_stacked(choose, kind, value, values)
                 else:
                     alike = [v for v in values if v.shape == value.shape]
                     value = value + choose.choice(alike)
