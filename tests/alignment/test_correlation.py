@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,7 @@ from hand_made import network, planted, spec_of, unrelated
 from process_group import run_on
 from torch import nn
 
-from hf_lottery.alignment import matching, moments
+from hf_lottery.alignment import correlation, matching, moments
 from hf_lottery.alignment.correlation import correlations, sites
 from hf_lottery.symmetry.permutation import Permutation, permute_
 
@@ -157,7 +158,7 @@ def test_the_order_of_the_batches_does_not_choose_among_equal_units():
         torch.manual_seed(seed)
         source, target = (nn.Sequential(nn.Linear(9, 64), nn.ReLU(), nn.Linear(64, 3)) for _ in range(2))
         for model in (source, target):
-            nn.init.constant_(model[0].bias, -1)  # many fire on the same few samples
+            nn.init.constant_(model[0].get_parameter("bias"), -1)  # many fire on the same few samples
         batches = list(torch.randn(100, 9).split(7))
         first, *others = (
             activation_matching(spec, source=source, target=target, batches=order).permutation
@@ -185,3 +186,105 @@ def test_routed_tokens_that_do_not_pair_up_are_left_to_the_weights():
     p, target = spec.random(0, include="^r$"), copy.deepcopy(source)
     permute_(target, p)
     assert activation_matching(spec, source=source, target=target, batches=[torch.randn(40, 4)]).permutation == p
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet", "gqa", "attention"])
+def test_float32_finds_the_permutation_of_float64(name):
+    source, target, spec, x = unrelated(name)
+    pair = {"source": source, "target": target}
+    exact = activation_matching(spec, **pair, batches=x.split(16))
+    source.float()
+    target.float()
+    assert activation_matching(spec, **pair, batches=x.float().split(16)).permutation == exact.permutation
+
+
+def shapes_added(monkeypatch):
+    shapes, add = [], moments.Moments.add
+    monkeypatch.setattr(moments.Moments, "add", lambda *args: shapes.append(tuple(args[1].values.shape)) or add(*args))
+    return shapes
+
+
+def test_tokens_are_the_same_in_both_networks_and_at_all_places(monkeypatch):
+    source, target, spec, x, p = planted("mlp", noise=0)
+    pair = {"source": source, "target": target}
+    with torch.no_grad():
+        rows = [model[:2](x) for model in (target, source)]
+    sample = correlation.Sample(9, seed=3, batch=2)
+    assert torch.equal(*(sample(values.sum(1)) for values in (x, x.clone())))
+    torch.testing.assert_close(sample(rows[0]), sample(rows[1])[:, list(p.entry("h1"))])
+    assert not torch.equal(sample(x), correlation.Sample(9, seed=3, batch=3)(x))
+    assert torch.equal(sample(x[:9]), x[:9])
+    shapes = shapes_added(monkeypatch)
+    whole = activation_matching(spec, **pair, batches=x.split(16))
+    assert {n for n, _ in shapes} == {16}
+    shapes.clear()
+    assert activation_matching(spec, **pair, batches=x.split(16), tokens=16).permutation == whole.permutation
+    shapes.clear()
+    for one_place, count in ((False, 8), (True, 8)):
+        activation_matching(spec, **pair, batches=x.split(16), tokens=5, one_place=one_place)
+        assert {n for n, _ in shapes} == {5} and len(shapes) == count
+        shapes.clear()
+    with pytest.raises(ValueError, match="tokens must be at least 1, or None for all of them; received 0"):
+        activation_matching(spec, **pair, batches=[x], tokens=0)
+
+
+def test_maps_are_compared_whole(monkeypatch):
+    source, target, spec, x, _ = planted("resnet")
+    shapes = shapes_added(monkeypatch)
+    activation_matching(spec, source=source, target=target, batches=[x], tokens=2)
+    assert {n for n, _ in shapes} - {2} and min(n for n, _ in shapes if n != 2) >= len(x)
+
+
+@pytest.mark.parametrize("name", ["resnet", "gqa", "attention"])
+def test_one_place_for_each_group(name, monkeypatch):
+    source, target, spec, x, _ = planted(name, noise=0)
+    pair = {"source": source, "target": target, "batches": [x]}
+    shapes = shapes_added(monkeypatch)
+    every = activation_matching(spec, **pair).permutation
+    places = len(shapes)
+    shapes.clear()
+    assert activation_matching(spec, **pair, one_place=True).permutation == every
+    assert 0 < len(shapes) <= min(places, len(spec.free))
+
+
+def test_the_place_kept_is_the_last():
+    model, spec, _ = network("resnet")
+    groups = [name for name, group in spec.free.items() if group.frozen is None]
+    found = sites(spec, model, groups)
+    kept = correlation._last_of_each(found, groups)
+    for group in groups:
+        at = [n for n, site in enumerate(found) if group in site.axis.leaves]
+        assert not at or found[at[-1]] in kept
+
+
+class Shuffled(nn.Module):
+    """Units that another layer reads in an order of its own, by two layers and from one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        return self.a(x) + self.b(x)
+
+
+def test_indices_are_uploaded_once_and_a_tensor_read_twice_is_copied_once(monkeypatch):
+    spec = spec_of(
+        {"i": (4, (), "input"), "h": 6, "o": (2, (), "output")},
+        {f"{n}.weight": ("h", "i") if n == "first" else ("o", "h") for n in ("first", "a", "b")}
+        | {"first.bias": ("h",), "a.bias": ("o",), "b.bias": ("o",)},
+    )
+    source, target = Shuffled(), Shuffled()
+    order = np.array([3, 1, 2, 0, 5, 4])
+    found = [site._replace(axis=replace(site.axis, positions=order)) for site in sites(spec, source, ["h"])]
+    monkeypatch.setattr(correlation, "sites", lambda *_: found)
+    copies, copy_of = [], correlation.observe
+    monkeypatch.setattr(correlation, "observe", lambda *args: copies.append(0) or copy_of(*args))
+    uploads, upload = [], torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: uploads.append(0) or upload(array))
+    ((_, matrix),) = correlations(spec, ["h"], source=source, target=target, batches=[torch.randn(9, 4)] * 3)
+    assert len(copies) == 6 and len(uploads) == 1
+    monkeypatch.undo()
+    ((_, plain),) = correlations(spec, ["h"], source=source, target=target, batches=[torch.randn(9, 4)] * 3)
+    assert matrix.shape == plain.shape
