@@ -21,6 +21,7 @@ from ...storage.atomic import write_atomically
 from ..hub.ticket import Ticket
 from ..tasks.data import Data, trainer_arguments
 from ..tasks.models import ModelArguments, build_model
+from ..trainers.garbage import frozen_collector
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.run_lock import locked_folder
 from ..trainers.sparse_trainer import SparseTrainer
@@ -56,7 +57,7 @@ def train_controls(names: Sequence[str], trainer: LotteryTrainer, model_args: Mo
     """
     if not names:
         return
-    with locked_folder(str(trainer.args.output_dir), main=trainer.is_world_process_zero()):
+    with locked_folder(str(trainer.args.output_dir), main=trainer.is_world_process_zero()), frozen_collector():
         _train_missing(names, trainer, model_args, data)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -92,6 +93,8 @@ def _begin(command: Sequence[str], slots: Any, parent: int) -> None:
     torch.set_num_threads(1)
     _points.extend(points(command))
     set_up(_points[0].ladder.args)
+    gc.collect()
+    gc.freeze()  # as frozen_collector() does, for as long as the process lives: every training collects garbage
 
 
 def _end_with(parent: int) -> None:

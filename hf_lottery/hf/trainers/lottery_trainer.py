@@ -27,6 +27,7 @@ from ..hub.reference import Reference
 from ..prunable_weights import prunable
 from .arguments import SCORES, LotteryArguments
 from .callbacks import refuse_flat_weights
+from .garbage import frozen_collector
 from .level_bar import LevelBar
 from .level_pruning import check_same_mask, level_evidence
 from .run_folder import RunFolder
@@ -123,7 +124,7 @@ class LotteryTrainer(SparseTrainer):
                 f"a run must be resumed from its output_dir {base}; received {path}. Pass resume_from_checkpoint=True."
             )
         moment = self.rewind_step()
-        with locked_folder(base, main=self.is_world_process_zero()):
+        with locked_folder(base, main=self.is_world_process_zero()), frozen_collector():
             run = RunFolder(base, self.get_settings(), resume=bool(resume_from_checkpoint))
             self._identity.check(run)  # no process writes before all have read
             kept = {

@@ -45,6 +45,27 @@ def test_augmentation_follows_torchs_seed(load):
     assert any(not torch.equal(a, first[0]) for a in first)
 
 
+@pytest.mark.parametrize("augment", [False, True])
+def test_images_that_are_read_at_once_are_those_that_are_read_one_by_one(load, augment):
+    digits = load("digits", augment=augment).train
+    rows = [5, 900, 5, 17, 44]
+    torch.manual_seed(6)
+    alone = [digits[row] for row in rows]
+    after = torch.rand(())
+    torch.manual_seed(6)
+    batch = digits.__getitems__(rows)
+    assert torch.equal(torch.rand(()), after)
+    for name, values in batch.columns.items():
+        assert torch.equal(values, torch.stack([sample[name] for sample in alone]))
+        assert values.is_contiguous() and values.dtype == alone[0][name].dtype
+
+
+def test_decoded_images_are_read_at_once_as_samples(load, pictures):
+    train = load(pictures).train
+    for sample, row in zip(train.__getitems__([3, 0]), (3, 0), strict=True):
+        assert torch.equal(sample["pixel_values"], train[row]["pixel_values"])
+
+
 def test_imagefolder_gives_scaled_images_and_class_names(load, pictures):
     loaded = load(pictures)
     assert loaded.label_names == ("dark", "light") and (loaded.image_size, loaded.num_channels) == ((6, 10), 3)
