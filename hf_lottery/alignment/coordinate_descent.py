@@ -59,13 +59,13 @@ def descend(
     first = dict(start.entries) if start else {}
     entries, tallies, runs = dict(first), {}, []
     for part in connected(ties, among):
+        names = [name for family in part.families for name in family.members]
         best = part.descend(first, inward, seed, iterations)
         for restart in range(1, restarts + 1 if part.start_matters else 1):
-            names = [name for family in part.families for name in family.members]
             other = first if restart == 1 else first | random_permutation(spec, seed + restart, names).entries
             run = part.descend(other, restart == 1 and not inward, seed + restart, iterations)
             best = max(best, run, key=lambda run: run.objective[-1])
-        entries |= best.entries
+        entries |= {name: best.entries[name] for name in names if name in best.entries}
         tallies |= best.tallies
         runs.append(best)
     sweeps = max((len(run.objective) for run in runs), default=1)
