@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,11 +21,13 @@ from .inputs import Inputs, checked_inputs
 from .nodes import freeze as freeze_axis
 from .nodes import frozen
 from .outputs import chosen_outputs
+from .passes import EVALUATION, Pass
 from .proof import proven
 from .rules import pointwise  # noqa: F401  # importing them registers the rules
 from .solve import solve
 from .spec import PermutationSpec
 from .trace import Axes, Trace, call, plain_kernels
+from .unreached import reaching_passes, tie_unreached
 
 _PROOFS = ("full", "later")
 
@@ -87,8 +89,12 @@ def discover(
     if proof != "later":
         _check_loaded(named, inputs)
     before = identity_of(model)
-    trace, axes = _traced(model, inputs, outputs, named, parameters)
+    movable = parameters | moving_buffers(model, inputs, named, parameters)
+    trace, axes = _traced(model, inputs, outputs, named, movable)
     lost = [n for n, tensor in named.items() if n in parameters and tensor.numel() and not trace.was_reached(tensor)]
+    with _ghosts_in(model, named, inputs) as (_, given):
+        ways = reaching_passes(model, given, lost)
+    lost = tie_unreached(axes, lost, ways, lambda way: _traced(model, inputs, outputs, named, movable, way)[1])
     _freeze_unreached(lost, axes, strict)
     _freeze_excluded(axes, exclude)
     if trace.unknown:
@@ -102,10 +108,14 @@ def discover(
 
 
 def _traced(
-    model: nn.Module, inputs: Any, outputs: Sequence[str] | None, named: Mapping[str, Tensor], parameters: set[str]
+    model: nn.Module,
+    inputs: Any,
+    outputs: Sequence[str] | None,
+    named: Mapping[str, Tensor],
+    movable: Collection[str],
+    way: Pass = EVALUATION,
 ) -> tuple[Trace, dict[str, Axes]]:
     """Trace one forward pass; return the trace and the axes of the parameters and buffers."""
-    movable = parameters | moving_buffers(model, inputs, named, parameters)
     with plain_kernels(model), _ghosts_in(model, named, inputs) as (ghosts, given):
         trace, axes = Trace(ghosts), {}
         for name, tensor in named.items():
@@ -117,7 +127,7 @@ def _traced(
             if isinstance(value, Tensor):
                 trace.label(value, tuple(frozen(size, "an input") for size in value.shape))
         try:
-            with trace:
+            with trace, way.on(model):
                 result = call(model, given)
         except SymmetryError:
             raise

@@ -23,15 +23,14 @@ class Rare:
     inputs: Callable[[int], Inputs]
     both: float
     groups: int
-    strict: bool = True
     slow: bool = True
 
 
 RARE: dict[str, Rare] = {}
 
 
-def add(name, build, inputs, both, groups, strict=True, slow=True):
-    RARE[name] = Rare(build, inputs, both, groups, strict, slow)
+def add(name, build, inputs, both, groups, slow=True):
+    RARE[name] = Rare(build, inputs, both, groups, slow)
 
 
 TOKENS = dict(vocab_size=100, pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -42,6 +41,12 @@ PATCHES = {**SIZES, "image_size": 16, "patch_size": 4}
 
 def text_and_image(k: int) -> Inputs:
     return {"input_ids": ids(2 + k, 12 + k), "pixel_values": noise(2 + k, 3, 16, 16, seed=k)}
+
+
+def segments(k: int) -> Inputs:
+    """Text of two segments."""
+    inputs = text(k)
+    return {**inputs, "token_type_ids": (torch.arange(inputs["input_ids"].shape[1]) > 4).long().expand(2 + k, -1)}
 
 
 def llava() -> nn.Module:
@@ -193,14 +198,14 @@ add("jetmoe", make("JetMoeForCausalLM", "JetMoeConfig", **{k: v for k, v in TEXT
     lambda k: {"input_ids": ids(4 + k, 40 + 5 * k)}, 0.03, 7)  # fmt: skip
 add("longformer", make("LongformerForSequenceClassification", "LongformerConfig", **TEXT, attention_window=[4, 4]),
     text, 0.56, 6)  # fmt: skip
-add("dinov2", make("Dinov2ForImageClassification", "Dinov2Config", **PATCHES), image(16), 0.96, 9, strict=False)
-add("wav2vec2", make("Wav2Vec2ForCTC", "Wav2Vec2Config", **SPEECH), speech, 0.97, 13, strict=False)
-add("hubert", make("HubertForCTC", "HubertConfig", **SPEECH), speech, 0.97, 13, strict=False)
-add("wavlm", make("WavLMForCTC", "WavLMConfig", **SPEECH), speech, 0.97, 13, strict=False)
+add("dinov2", make("Dinov2ForImageClassification", "Dinov2Config", **PATCHES), image(16), 0.96, 9)
+add("wav2vec2", make("Wav2Vec2ForCTC", "Wav2Vec2Config", **SPEECH), speech, 0.97, 13)
+add("hubert", make("HubertForCTC", "HubertConfig", **SPEECH), speech, 0.97, 13)
+add("wavlm", make("WavLMForCTC", "WavLMConfig", **SPEECH), speech, 0.97, 13)
 add("xlnet", make("XLNetForSequenceClassification", "XLNetConfig", vocab_size=100, d_model=64, n_layer=2, n_head=4,
-                  d_inner=128), text, 0.99, 10, strict=False)  # fmt: skip
-add("dinov3", dinov3(0), image(16), 0.95, 7, strict=False, slow=False)
-add("dinov3-registers", dinov3(2), image(16), 0.95, 8, strict=False)
+                  d_inner=128), segments, 0.99, 10)  # fmt: skip
+add("dinov3", dinov3(0), image(16), 0.95, 7, slow=False)
+add("dinov3-registers", dinov3(2), image(16), 0.95, 8)
 add("funnel", make("FunnelForSequenceClassification", "FunnelConfig", vocab_size=100, block_sizes=[1, 1], d_model=64,
                    n_head=4, d_head=16, d_inner=128, num_decoder_layers=1), text, 0.0, 9)  # fmt: skip
 add("shufflenet", ShuffleNet, fixed(2, 3, 8, 8), 0.11, 5, slow=False)

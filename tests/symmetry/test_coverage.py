@@ -23,7 +23,7 @@ def test_coverage(name):
     rare = RARE[name]
     torch.manual_seed(0)
     model = rare.build().eval()
-    spec = discover(model, rare.inputs(0), strict=rare.strict)
+    spec = discover(model, rare.inputs(0))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that are computed from others, or that training leaves as they are
         names = [*prunable(model, include=".*")]
