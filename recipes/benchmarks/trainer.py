@@ -26,8 +26,17 @@ from accelerate.data_loader import SeedableRandomSampler
 from torch import nn, optim
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
-from hf_lottery import LotteryArguments, LotteryTrainer, Mask, SparseTrainer, keep_sparse, magnitude, prune
-from hf_lottery import prunable, score_weights
+from hf_lottery import (
+    LotteryArguments,
+    LotteryTrainer,
+    Mask,
+    SparseTrainer,
+    keep_sparse,
+    magnitude,
+    prunable,
+    prune,
+    score_weights,
+)
 from hf_lottery.hf.tasks.images import ImageDataset
 from hf_lottery.hf.tasks.paper_networks import (
     LeNetConfig,

@@ -25,7 +25,7 @@ def training_batches(trainer: Trainer, samples: int) -> list[dict[str, Any]]:
 def example_batch(trainer: Trainer) -> dict[str, Any]:
     """Make the first of the training batches, the same on every process."""
     rows = _order(trainer)[: trainer.args.per_device_train_batch_size]
-    return without_labels(_batch(trainer, trainer.train_dataset, rows))
+    return without_labels(_batch(trainer, _loader(trainer, trainer.train_dataset), rows))
 
 
 def evaluation_batches(trainer: Trainer) -> Iterator[dict[str, Any]]:
@@ -47,15 +47,20 @@ def _order(trainer: Trainer) -> list[int]:
 
 def _share(trainer: Trainer, dataset: Any, rows: Sequence[int], size: int) -> Iterator[dict[str, Any]]:
     """Deal the batches out in turn; the last processes may get one batch less."""
+    loader = _loader(trainer, dataset)
     for start in range(0, len(rows), size)[trainer.args.process_index :: trainer.args.world_size]:
-        yield _batch(trainer, dataset, rows[start : start + size])
+        yield _batch(trainer, loader, rows[start : start + size])
 
 
-def _batch(trainer: Trainer, dataset: Any, rows: Sequence[int]) -> dict[str, Any]:
-    collate = trainer._get_collator_with_removed_columns(trainer.data_collator)
+def _loader(trainer: Trainer, dataset: Any) -> Any:
+    """Make a loader that knows how the Trainer reads and collates a data set; that of evaluation draws no numbers."""
+    return trainer.get_eval_dataloader(dataset)
+
+
+def _batch(trainer: Trainer, loader: Any, rows: Sequence[int]) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.args.seed + rows[0])  # augmentation does not depend on the batches before
-        batch = collate(_read(dataset, rows))
+        batch = loader.collate_fn(_read(loader.dataset, rows))
     return trainer._prepare_inputs(batch)
 
 

@@ -3,7 +3,7 @@
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_lottery.hf.tasks.batches import training_batches
+from hf_lottery.hf.tasks.batches import evaluation_batches, training_batches
 
 
 def test_matching_sees_the_batches_of_a_training():
@@ -16,3 +16,22 @@ def test_matching_sees_the_batches_of_a_training():
     assert [batch["x"].tolist() for batch in training_batches(trainer, 10)] == trained
     assert [len(batch["x"]) for batch in training_batches(trainer, 4)] == [3, 1]
     assert list(training_batches(trainer, 3)[0]) == ["x"]
+
+
+def test_batches_are_read_at_once_without_columns_that_the_network_does_not_take(tmp_path):
+    class Rows(torch.utils.data.Dataset):
+        def __len__(self):
+            return 10
+
+        def __getitems__(self, rows):
+            return [{"input": torch.tensor(float(row)), "labels": 0, "number": row} for row in rows]
+
+    args = TrainingArguments(
+        str(tmp_path), per_device_train_batch_size=4, per_device_eval_batch_size=6, use_cpu=True,
+        dataloader_pin_memory=False, label_names=["labels"],
+    )  # fmt: skip
+    trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=Rows(), eval_dataset=Rows())
+    before = torch.get_rng_state()
+    assert [batch["input"].tolist() for batch in evaluation_batches(trainer)] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
+    assert all(batch.keys() == {"input"} for batch in training_batches(trainer, 10))
+    assert torch.equal(torch.get_rng_state(), before)

@@ -48,15 +48,15 @@ def test_objects_that_were_frozen_stay_frozen():
 
 
 def test_a_search_freezes_once_and_thaws_also_after_an_error(tmp_path):
-    class Look(TrainerCallback):
-        counts = []
+    counts = []
 
+    class Look(TrainerCallback):
         def on_train_begin(self, args, state, control, **kwargs):
-            self.counts.append(gc.get_freeze_count())
-            if len(self.counts) > 1:
+            counts.append(gc.get_freeze_count())
+            if len(counts) > 1:
                 raise KeyError("the second level")
 
     with pytest.raises(KeyError, match="the second level"):
         quick(tmp_path, callbacks=[Look()]).train()
-    assert Look.counts[0] >= Look.counts[1] > 0  # objects that nothing refers to go all the same
+    assert counts[0] >= counts[1] > 0  # objects that nothing refers to go all the same
     assert gc.get_freeze_count() == 0
