@@ -104,7 +104,7 @@ def discover(
     spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network, proof=proof)
     if proof == "later":
         return spec
-    return proven(spec, model, inputs, outputs=outputs, lost=lost)
+    return proven(spec, model, inputs, outputs=outputs, lost=lost, ways=ways)
 
 
 def _traced(

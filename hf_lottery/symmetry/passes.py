@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..networks.modes import restored_modes
+from .kept import kept_buffers
 
 _ATEN = torch.ops.aten
 
@@ -52,7 +53,7 @@ class Pass:
             finally:
                 hook.remove()
         elif self.training:
-            with restored_modes(model), _restored_buffers(model), _same_random_numbers(), _Means():
+            with restored_modes(model), kept_buffers(model), _same_random_numbers(), _Means():
                 model.train()
                 yield
         else:
@@ -109,16 +110,3 @@ def _same_random_numbers() -> Iterator[None]:
         finally:
             random.setstate(here)
             np.random.set_state(of_numpy)
-
-
-@contextmanager
-def _restored_buffers(model: nn.Module) -> Iterator[None]:
-    held = [(m, name, b, None if b is None else b.clone()) for m in model.modules() for name, b in m._buffers.items()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for module, name, buffer, value in held:
-                if buffer is not None and value is not None:
-                    buffer.copy_(value)
-                module._buffers[name] = buffer

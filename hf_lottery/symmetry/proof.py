@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from .in_place import InPlace
 from .inputs import Inputs
 from .kept import kept_buffers
+from .passes import Pass
 from .prover import Prover, culprits, failures, moved_by, witnesses
 from .randomised import Randomised
 from .spec import PermutationSpec
@@ -18,7 +19,13 @@ _WRONG_RULE = "The tracing rules are wrong for this architecture; please report 
 
 
 def proven(
-    spec: PermutationSpec, model: nn.Module, inputs: Inputs, *, outputs: Sequence[str] | None, lost: Sequence[str]
+    spec: PermutationSpec,
+    model: nn.Module,
+    inputs: Inputs,
+    *,
+    outputs: Sequence[str] | None,
+    lost: Sequence[str],
+    ways: Iterable[Pass],
 ) -> PermutationSpec:
     """Try a spec out, and freeze the groups that change an output after all.
 
@@ -31,7 +38,8 @@ def proven(
         model: The model; not changed in the end.
         inputs: The inputs that it was traced on.
         outputs: The output fields that must not change.
-        lost: The parameters that the traced pass did not reach.
+        lost: The parameters that no pass reached.
+        ways: Further passes that the spec must hold for, at the given inputs.
 
     Raises:
         SymmetryError: The model is random in evaluation mode, or its outputs prove nothing.
@@ -43,11 +51,11 @@ def proven(
         with kept_buffers(model):
             prover = Prover(InPlace(model, spec), inputs, outputs=outputs, moved=moved_by(spec))
             try:
-                return _without_culprits(spec, prover, reason)
+                return _on_ways(_without_culprits(spec, prover, reason), prover, ways)
             finally:
                 prover.restore()
     prover = Prover(Randomised(model), inputs, outputs=outputs, moved=moved_by(spec))
-    spec = _without_culprits(spec, prover, reason)
+    spec = _on_ways(_without_culprits(spec, prover, reason), prover, ways)
     if not spec.free:
         return spec
     both, error = prover.take_others(witnesses(spec)[0])
@@ -56,6 +64,18 @@ def proven(
     if not lost:
         reason = f"This was traced on {both[0]} and does not hold on {both[1]}: give longer or more inputs."
     return _without_culprits(spec, prover, reason)
+
+
+def _on_ways(spec: PermutationSpec, prover: Prover, ways: Iterable[Pass]) -> PermutationSpec:
+    """Return the spec with those groups frozen that change an output of other passes."""
+    for way in ways if spec.free else ():
+        prover.restore()
+        other = Prover(prover.stage, prover.inputs, outputs=prover.outputs, moved=moved_by(spec), way=way)
+        try:
+            spec = _without_culprits(spec, other, f"They do so {way}; in evaluation mode they do not.")
+        finally:
+            other.restore()
+    return spec
 
 
 def _without_culprits(spec: PermutationSpec, prover: Prover, reason: str) -> PermutationSpec:

@@ -16,6 +16,7 @@ from .in_place import InPlace
 from .inputs import Inputs, describe, other_inputs
 from .kept import kept_buffers
 from .outputs import chosen_outputs
+from .passes import EVALUATION, Pass
 from .permutation import Permutation, random_permutation
 from .randomised import Randomised
 from .structure import Structure
@@ -37,6 +38,7 @@ class Prover:
         inputs: One call's arguments.
         outputs: Output fields that must not change, as for ``discover``.
         moved: Names of the tensors that the free groups of the spec move; None for all parameters.
+        way: How to run the model.
     """
 
     def __init__(
@@ -46,8 +48,9 @@ class Prover:
         *,
         outputs: Sequence[str] | None = None,
         moved: Collection[str] | None = None,
+        way: Pass = EVALUATION,
     ):
-        self.stage, self.outputs, self.runs = stage, outputs, 0
+        self.stage, self.outputs, self.way, self.runs = stage, outputs, way, 0
         self._moved, self._now = moved, None
         self.inputs = stage.inputs(inputs)
         # A model may extend its tables while it runs, so its state is what the first pass leaves.
@@ -68,7 +71,7 @@ class Prover:
     def run(self) -> Outputs:
         """Return the outputs of the model as it is now. What the pass writes to buffers stays."""
         self.runs += 1
-        with plain_kernels(self.stage.model), self.stage.computing():
+        with plain_kernels(self.stage.model), self.way.on(self.stage.model), self.stage.computing():
             return chosen_outputs(call(self.stage.model, self.inputs), self.outputs)
 
     def rerun(self) -> Outputs:
@@ -96,7 +99,7 @@ class Prover:
 
     def _be(self, permutation: Permutation | None) -> None:
         """Let the model be permuted, or as it was; a second trial of one permutation moves nothing again."""
-        if permutation is not None and permutation is self._now:
+        if permutation is not None and permutation == self._now:
             return
         self._now = None
         self.stage.restore()
@@ -138,7 +141,7 @@ class Prover:
         again = self.rerun()
         if self.before.change(again) != 0 and not self.before.change_at_most(again) <= self.stage.rtol:
             raise SymmetryError(
-                "the model must give the same output twice in evaluation mode; received another one. "
+                f"the model must give the same output twice {self.way}; received another one. "
                 "Make it deterministic: fix what it samples, or pass that as an input."
             )
 

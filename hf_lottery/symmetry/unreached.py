@@ -23,6 +23,14 @@ from .reads import memory
 from .trace import Axes, call, plain_kernels
 
 
+def other_passes(model: nn.Module, inputs: Any) -> list[Pass]:
+    """Return the passes that read what a pass in evaluation mode leaves out, as :func:`reaching_passes` finds them."""
+    named = {plain_name(name): parameter for name, parameter in model.named_parameters() if parameter.numel()}
+    with plain_kernels(model):
+        reached = set(_reached_by(lambda: call(model, inputs), named))
+    return [*reaching_passes(model, inputs, named.keys() - reached)] if reached else []
+
+
 def reaching_passes(model: nn.Module, inputs: Any, lost: Collection[str]) -> dict[Pass, list[str]]:
     """Find passes that read parameters which a pass in evaluation mode does not.
 
@@ -39,7 +47,7 @@ def reaching_passes(model: nn.Module, inputs: Any, lost: Collection[str]) -> dic
     """
     named = {plain_name(name): parameter for name, parameter in model.named_parameters(remove_duplicate=False)}
     left, found = {name: named[name] for name in lost}, {}
-    for way in (TRAINING, *_with_masks(model, inputs, left)):
+    for way in itertools.chain([TRAINING], _with_masks(model, inputs, left)) if left else ():
         with plain_kernels(model), way.on(model):
             reached = _reached_by(lambda: call(model, inputs), left)
         if reached:

@@ -1,6 +1,7 @@
 """Parameters that evaluation does not read: they are tied to the stream they are put into, or refused."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_lottery.symmetry.discovery import discover
-from hf_lottery.symmetry.errors import SymmetryError
+from hf_lottery.symmetry.errors import SymmetryError, SymmetryVerificationError
+from hf_lottery.symmetry.groups import Axis, Block
 from hf_lottery.symmetry.permutation import permute_
+from hf_lottery.symmetry.spec import PermutationSpec
 
 
 class Masking(nn.Module):
@@ -79,6 +82,29 @@ def test_a_permuted_network_trains_as_before():
     with torch.no_grad():
         model.front.mask_vector.copy_(model.front.mask_vector.roll(1))
     assert not torch.allclose(loss(), before, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("asks", "way"), [(False, "in training mode"), (True, "with mask (3, 7) given to front")])
+def test_verify_runs_the_passes_that_read_the_vector(asks, way):
+    model = Network(asks=asks)
+    spec = discover(model, (X,))
+    report = spec.verify(model, (torch.randn(3, 7, 6),))
+    assert report.passes == [way] and f"also {way}" in repr(report) and report.error < 1e-10
+    alone = replace(spec.groups["front.mask_vector[0]"], name="alone")
+    blocks = (Block((Axis(("alone",), np.arange(8)),)),)
+    wrong = PermutationSpec([*spec.groups.values(), alone], {**spec.tensors, "front.mask_vector": blocks})
+    with pytest.raises(SymmetryVerificationError):
+        wrong.verify(model, (X,), negative_control=False)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 5))
+    assert discover(plain, (X,)).verify(plain, (X,)).passes == []
+
+
+def test_a_group_that_moves_in_evaluation_alone_is_frozen():
+    ramp = torch.arange(8.0)
+    model = Network(after=lambda x, training: x * ramp if training else x)
+    with pytest.warns(UserWarning, match=r"permuting .*'front.mask_vector.0.'.* in training mode"):
+        spec = discover(model, (X,))
+    assert not spec.free
 
 
 def test_a_vector_that_nothing_reads_is_refused():
