@@ -26,10 +26,10 @@ from .proof import proven
 from .rules import pointwise  # noqa: F401  # importing them registers the rules
 from .solve import solve
 from .spec import PermutationSpec
+from .spec_file import PROOFS
 from .trace import Axes, Trace, call, plain_kernels
 from .unreached import reaching_passes, tie_unreached
 
-_PROOFS = ("full", "later")
 
 
 def discover(
@@ -43,8 +43,8 @@ def discover(
 ) -> PermutationSpec:
     """Trace one forward pass and find which axes may be permuted together, without changing what the model computes.
 
-    A group that the traced operations do not surely allow to move is frozen, with the reason. The result is proved on a
-    randomised float64 copy of the model; a group that fails is frozen with a warning. Weights, modes and gradients of
+    A group that the traced operations do not surely allow to move is frozen, with the reason. The result is proved by
+    computation, as ``proof`` says; a group that fails is frozen with a warning. Weights, modes and gradients of
     the model are not changed. Give inputs that use every part of the model, such as every expert of a mixture.
 
     A model on the meta device is traced without its weights, so its size does not matter; pass ``proof="later"``. Ids
@@ -53,13 +53,20 @@ def discover(
     Args:
         model: Any module with floating parameters, in any precision and on any device.
         inputs: One call's arguments, on the model's device: a dict of keywords, or a tuple.
-        outputs: Output fields that must not change. Default: all but hidden states, attentions and caches.
+        outputs: Output fields that must not change. Default: all but hidden states, pooled states, attentions and
+            caches, known by their names, also in the outputs of parts. Reasons in the spec name those that were kept.
         exclude: Parameters and buffers whose axes are not permuted: a regular expression that may match anywhere in a
             name, or several. A full name selects that tensor alone.
-        strict: Refuse a model with a parameter that the pass did not reach. Otherwise such parameters are frozen, and
-            the spec holds for inputs that do not reach them either.
-        proof: "full" proves the spec as said above. "later" does not: the spec says so until ``spec.verify`` is called
-            with loaded weights. A model with weights on the meta device can only be proven later.
+        strict: Refuse a model with a parameter that neither this pass reached, nor one in training mode or with a mask
+            given to the part that owns it. Otherwise such parameters are frozen, and the spec holds for inputs that do
+            not reach them either.
+        proof: "full" permutes all groups at once in a float64 copy of the model with noise on every weight, on the
+            inputs and on others of another length, size or batch, if the model takes any: outputs stay within 1e-8.
+            "fast" does so in the model itself, in its own precision and on the inputs alone; it needs no copy, and the
+            model is put back bit for bit, also after an error or Ctrl-C. It does not show errors that rounding hides,
+            that weights hide while they are zero or all the same, or that occur at other lengths alone. "later" tries
+            nothing: the spec says so until ``spec.verify`` is called with loaded weights. A model with weights on the
+            meta device can only be proven later.
 
     Returns:
         The spec; print it for a table of its groups.
@@ -162,8 +169,8 @@ def _ghosts_in(model: nn.Module, named: Mapping[str, Tensor], inputs: Inputs) ->
 
 
 def _checked_arguments(model: Any, inputs: Any, outputs: Any, proof: Any) -> Inputs:
-    if proof not in _PROOFS:
-        raise ValueError(f"proof must be one of {_PROOFS}; received {proof!r}.")
+    if proof not in PROOFS:
+        raise ValueError(f"proof must be one of {PROOFS}; received {proof!r}.")
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch module; received {type(model).__name__}.")
     if isinstance(outputs, str):

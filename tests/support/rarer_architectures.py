@@ -190,14 +190,14 @@ add("siglip", make("SiglipModel", "SiglipConfig", text_config=TEXT, vision_confi
 add("llava", llava, llava_inputs, 0.93, 19)
 add("gpt_oss", make("GptOssForCausalLM", "GptOssConfig", **{**TEXT, "max_position_embeddings": 128},
                     num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2),
-    lambda k: {"input_ids": ids(4 + k, 40 + 5 * k)}, 0.1, 9)  # fmt: skip
+    lambda k: {"input_ids": ids(4 + k, 40 + 5 * k)}, 0.97, 11)  # fmt: skip
 add("detr", detr, image(64), 0.79, 30)
 add("rt_detr", rt_detr, image(64), 0.95, 64)
 add("jetmoe", make("JetMoeForCausalLM", "JetMoeConfig", **{k: v for k, v in TEXT.items() if "heads" not in k},
                    num_key_value_heads=2, kv_channels=16, num_local_experts=4, num_experts_per_tok=2),
     lambda k: {"input_ids": ids(4 + k, 40 + 5 * k)}, 0.03, 7)  # fmt: skip
 add("longformer", make("LongformerForSequenceClassification", "LongformerConfig", **TEXT, attention_window=[4, 4]),
-    text, 0.56, 6)  # fmt: skip
+    text, 0.99, 12)  # fmt: skip
 add("dinov2", make("Dinov2ForImageClassification", "Dinov2Config", **PATCHES), image(16), 0.96, 9)
 add("wav2vec2", make("Wav2Vec2ForCTC", "Wav2Vec2Config", **SPEECH), speech, 0.97, 13)
 add("hubert", make("HubertForCTC", "HubertConfig", **SPEECH), speech, 0.97, 13)
@@ -207,12 +207,12 @@ add("xlnet", make("XLNetForSequenceClassification", "XLNetConfig", vocab_size=10
 add("dinov3", dinov3(0), image(16), 0.95, 7, slow=False)
 add("dinov3-registers", dinov3(2), image(16), 0.95, 8)
 add("funnel", make("FunnelForSequenceClassification", "FunnelConfig", vocab_size=100, block_sizes=[1, 1], d_model=64,
-                   n_head=4, d_head=16, d_inner=128, num_decoder_layers=1), text, 0.0, 9)  # fmt: skip
-add("shufflenet", ShuffleNet, fixed(2, 3, 8, 8), 0.11, 5, slow=False)
-add("lstm-two-layers", lambda: DeepRecurrent(nn.LSTM, num_layers=2), tokens_like(2, 7, 6), 0.78, 3, slow=False)
-add("lstm-bidirectional", lambda: DeepRecurrent(nn.LSTM, bidirectional=True), tokens_like(2, 7, 6), 0.87, 3, slow=False)
+                   n_head=4, d_head=16, d_inner=128, num_decoder_layers=1), text, 0.99, 10)  # fmt: skip
+add("shufflenet", ShuffleNet, fixed(2, 3, 8, 8), 0.83, 9, slow=False)
+add("lstm-two-layers", lambda: DeepRecurrent(nn.LSTM, num_layers=2), tokens_like(2, 7, 6), 0.78, 4, slow=False)
+add("lstm-bidirectional", lambda: DeepRecurrent(nn.LSTM, bidirectional=True), tokens_like(2, 7, 6), 0.87, 4, slow=False)
 add("gru-two-layers-bidirectional", lambda: DeepRecurrent(nn.GRU, num_layers=2, bidirectional=True),
-    tokens_like(2, 7, 6), 0.87, 3)  # fmt: skip
-add("spectral-norm", Spectral, tokens_like(2, 7, 6), 0.0, 0, slow=False)
-add("bilinear", TwoInputs, tokens_like(2, 7, 6), 0.0, 0, slow=False)
-add("embedding-bag", BagOfWords, text, 0.0, 1, slow=False)
+    tokens_like(2, 7, 6), 0.87, 6)  # fmt: skip
+add("spectral-norm", Spectral, tokens_like(2, 7, 6), 0.0, 3, slow=False)
+add("bilinear", TwoInputs, tokens_like(2, 7, 6), 0.0, 3, slow=False)
+add("embedding-bag", BagOfWords, text, 0.86, 2, slow=False)
