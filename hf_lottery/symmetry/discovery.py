@@ -31,7 +31,6 @@ from .trace import Axes, Trace, call, plain_kernels
 from .unreached import reaching_passes, tie_unreached
 
 
-
 def discover(
     model: nn.Module,
     inputs: Mapping[str, Any] | tuple[Any, ...],
