@@ -53,15 +53,31 @@ def solve(
     return groups, placed
 
 
-def _nodes(axes: Axes) -> list[Node]:
+def _nodes(axes: Sequence[Sequence[_Entry]]) -> list[Node]:
     """Return every atom and sum of a tensor, also inside sums."""
-    found, todo = [], [node for axis in axes for node in factors(axis)]
+    found: list[Node] = []
+    todo: list[_Entry] = [entry for axis in axes for entry in axis]
     while todo:
-        node = find(todo.pop())
-        found.append(node)
-        if node.kind == "sum":
-            todo += [inner for part in node.parts for inner in factors([part])]
+        entry = todo.pop()
+        if isinstance(entry, _Fixed):
+            todo += entry.inner
+            continue
+        found.append(entry)
+        if entry.kind == "sum":
+            todo += [inner for part in entry.parts for inner in factors([part])]
     return found
+
+
+def _appearances(axes: Axes) -> Iterator[Counter[Node]]:
+    """Count the nodes of a tensor, of each of its blocks, of the blocks of these and so on.
+
+    What stands for a node in a block appears only there. The sums that a block was taken from count as its nodes.
+    """
+    whole = [tuple(factors(axis)) for axis in axes]
+    if not any(node.children for node in _nodes(whole)):
+        return  # nothing stands for another node
+    for entries, inside in _levels(whole):
+        yield Counter([*_nodes(entries), *(sum_ for sum_, _ in inside)])
 
 
 def _merge_children(seen: Sequence[Axes]) -> bool:
@@ -72,10 +88,10 @@ def _merge_children(seen: Sequence[Axes]) -> bool:
     """
     together: dict[Node, list[Counter[Node]]] = {}
     for axes in seen:
-        nodes = Counter(_nodes(axes))
-        for node in nodes:
-            if node.children:
-                together.setdefault(node, []).append(nodes)
+        for nodes in _appearances(axes):
+            for node in nodes:
+                if node.children:
+                    together.setdefault(node, []).append(nodes)
     changed = False
     for base, tensors in together.items():
         sums = {find(sum_) for (sum_, _), child in find(base).children.items() if find(child) is not find(base)}
@@ -102,11 +118,17 @@ _Entry = Node | _Fixed
 
 def _blocks(axes: Axes) -> Iterator[list[_Part]]:
     """Take a tensor apart at its sums; yield the blocks, in which every axis is a product of atoms."""
-    yield from _expand([tuple(factors(axis)) for axis in axes])
+    for entries, _ in _levels([tuple(factors(axis)) for axis in axes]):
+        if not any(map(_first_sum, entries)):
+            yield [_place(axis) for axis in entries]
 
 
-def _expand(axes: list[tuple[_Entry, ...]], inside: tuple[tuple[Node, int], ...] = ()) -> Iterator[list[_Part]]:
-    """Take the first sum apart, then the next; ``inside`` are the parts of sums that the block lies in."""
+_Inside = tuple[tuple[Node, int], ...]
+
+
+def _levels(axes: list[tuple[_Entry, ...]], inside: _Inside = ()) -> Iterator[tuple[list[tuple[_Entry, ...]], _Inside]]:
+    """Take the first sum apart, then the next; yield all that comes up, and the parts of sums that it lies in."""
+    yield axes, inside
     for i, entries in enumerate(axes):
         sum_ = _first_sum(entries)
         if sum_ is None:
@@ -118,10 +140,9 @@ def _expand(axes: list[tuple[_Entry, ...]], inside: tuple[tuple[Node, int], ...]
             block = []
             for k, other in enumerate(axes):
                 block.append(_substitute(other, sum_, (*inside, (sum_, offset)), todo if k == i else []))
-            yield from _expand(block, (*inside, (sum_, offset)))
+            yield from _levels(block, (*inside, (sum_, offset)))
             offset += part.size
         return
-    yield [_place(entries) for entries in axes]
 
 
 def _first_sum(entries: Iterable[_Entry]) -> Node | None:

@@ -10,62 +10,54 @@ import torch
 from probes import probe, r
 from torch.nn import functional as F
 
+KINDS = ["view", "transpose", "slice", "cat", "add", "flatten", "step", "stack", "product"]
 
-def _strided_or_stacked(choose, kind, value, values):
-    if kind == "step":
-        axis, step = choose.randrange(value.ndim), choose.choice([2, 3])
-        taken = value.transpose(0, axis)[choose.randrange(step) :: step].transpose(0, axis)
-        return taken if taken.numel() else values[0]
-    if kind == "product":
-        return value.T @ value if value.ndim == 2 else value
+
+def _view(choose, value):
+    axis = choose.randrange(value.ndim)
+    divisors = [d for d in (2, 3, 4) if value.shape[axis] % d == 0 and value.shape[axis] > d]
+    return value.unflatten(axis, (choose.choice(divisors), -1)) if divisors and value.ndim < 5 else value
+
+
+def _sliced(choose, kind, value):
+    axis = choose.randrange(value.ndim)
+    start = choose.randrange(value.shape[axis])
+    if kind == "slice":
+        return value.narrow(axis, start, choose.randint(1, value.shape[axis] - start))
+    return value.transpose(0, axis)[start :: choose.choice([2, 3])].transpose(0, axis)
+
+
+def _next(choose, values):
+    """Return a random function of the values so far."""
+    value, kind = choose.choice(values), choose.choice(KINDS)
     alike = [v for v in values if v.shape == value.shape]
-    return torch.stack([value, choose.choice(alike)], -1) if value.ndim < 5 else value
+    if kind == "view":
+        return _view(choose, value)
+    if kind == "flatten" and value.ndim > 2:
+        at = choose.randrange(value.ndim - 1)
+        return value.flatten(at, at + 1)
+    if kind == "transpose":
+        return value.transpose(0, choose.randrange(value.ndim))
+    if kind in ("slice", "step"):
+        return _sliced(choose, kind, value)
+    if kind == "cat":
+        return torch.cat([value, choose.choice([value, value.exp()])], choose.randrange(value.ndim))
+    if kind == "stack" and value.ndim < 5:
+        return torch.stack([value, choose.choice(alike)], -1)
+    if kind == "product" and value.ndim == 2:
+        return value.T @ value
+    return value + choose.choice(alike)
 
 
 @pytest.mark.parametrize("seed", range(60))
 def test_views_cuts_and_joins_agree_with_index_arrays(seed):
     """Random programs of views, transpositions, slices, concatenations, stacks, products and sums."""
-    choose = random.Random(seed)
-
-    def program(choose):
-        def run(x, y):
-            values = [x, y]
-            for _ in range(6):
-                value = choose.choice(values)
-                kind = choose.choice(
-                    ["view", "transpose", "slice", "cat", "add", "flatten", "step", "stack", "product"]
-                )
-                if kind == "view":
-                    axis = choose.randrange(value.ndim)
-                    divisors = [d for d in (2, 3, 4) if value.shape[axis] % d == 0 and value.shape[axis] > d]
-                    if divisors and value.ndim < 5:
-                        value = value.unflatten(axis, (choose.choice(divisors), -1))
-                elif kind == "flatten" and value.ndim > 2:
-                    at = choose.randrange(value.ndim - 1)
-                    value = value.flatten(at, at + 1)
-                elif kind == "transpose":
-                    value = value.transpose(0, choose.randrange(value.ndim))
-                elif kind == "slice":
-                    axis = choose.randrange(value.ndim)
-                    start = choose.randrange(value.shape[axis])
-                    value = value.narrow(axis, start, choose.randint(1, value.shape[axis] - start))
-                elif kind == "cat":
-                    value = torch.cat([value, choose.choice([value, value.exp()])], choose.randrange(value.ndim))
-                elif kind in ("step", "stack", "product"):
-                    value = _strided_or_stacked(choose, kind, value, values)
-                else:
-                    alike = [v for v in values if v.shape == value.shape]
-                    value = value + choose.choice(alike)
-                values.append(value)
-            return values[2:]
-
-        return run
-
-    state = choose.getstate()
 
     def function(x, y):
-        choose.setstate(state)
-        return program(choose)(x, y)
+        choose, values = random.Random(seed), [x, y]
+        for _ in range(6):
+            values.append(_next(choose, values))
+        return values[2:]
 
     probe(function, r(12, 8), r(12, 8))
 
