@@ -66,5 +66,5 @@ def _batch(trainer: Trainer, loader: Any, rows: Sequence[int]) -> dict[str, Any]
 
 def _read(dataset: Any, rows: Sequence[int]) -> Sequence[Any]:
     """Read samples as torch's ``DataLoader`` does: all at once, where the data set can."""
-    at_once = getattr(dataset, "__getitems__", None)
+    at_once: Any = getattr(dataset, "__getitems__", None)
     return at_once(list(rows)) if callable(at_once) else [dataset[row] for row in rows]

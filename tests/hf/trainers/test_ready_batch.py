@@ -83,7 +83,7 @@ def test_any_other_collator_gets_samples(tmp_path):
 def test_a_ready_batch_is_a_sequence_of_samples(tmp_path):
     batch = WholeBatches().__getitems__([4, 9, 2])
     assert [int(sample["number"]) for sample in batch] == [4, 9, 2] and int(batch[-1]["number"]) == 2
-    assert equal(default_data_collator(batch), batch.columns) and equal(default_collate(list(batch)), batch.columns)
+    assert equal(default_data_collator(list(batch)), batch.columns) and equal(default_collate(list(batch)), batch.columns)
     assert batch[1:].columns["number"].tolist() == [9, 2]
     with pytest.raises(IndexError, match="below 3; received 3"):
         batch[3]
