@@ -16,7 +16,8 @@ import time
 
 import torch
 import transformers
-from masked_step import NETWORKS, OPTIMIZERS, SPARSITY, processor, spread
+from masked_step import NETWORKS, OPTIMIZERS, SPARSITY
+from timing import processor, ratios, spread
 from torch import Tensor, nn, optim
 
 from hf_lottery import (
@@ -30,6 +31,7 @@ from hf_lottery import (
 )
 from hf_lottery.report import markdown_table
 
+HEADER = ["network", "norm tensors", "masked ms", "AWS (goal <= 1.02)", "masked, again", "% in the block's ends"]
 STEPS = ("masked", "AWS", "masked, again")
 
 
@@ -73,13 +75,16 @@ def measure(network: str, rounds: int) -> list[str]:
             timed.step(name)
     seconds = {name: values[warm_up:] for name, values in timed.seconds.items()}
     masked = seconds["masked"]
-    ratios = [
-        spread([mine / base for mine, base in zip(seconds[name], masked, strict=True)])
-        for name in ("AWS", "masked, again")
-    ]
+    shares = [spread(ratios(seconds[name], masked)) for name in ("AWS", "masked, again")]
     middle = statistics.median(masked)
-    share = spread([100 * end / middle for end in timed.ends[warm_up:]], 2)
-    return [network, str(len(timed.norms)), f"{middle * 1e3:.1f}", *ratios, share]
+    ends = spread([100 * end / middle for end in timed.ends[warm_up:]], 2)
+    return [network, str(len(timed.norms)), f"{middle * 1e3:.1f}", *shares, ends]
+
+
+def rows(*, quick: bool = False) -> list[list[str]]:
+    """Return the rows of all networks, under ``HEADER``; quick ones are of one network and few rounds."""
+    transformers.logging.set_verbosity_error()
+    return [measure(network, 2 if quick else 15) for network in (["ResNet-18"] if quick else NETWORKS)]
 
 
 def main() -> None:
@@ -89,13 +94,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    rows = [measure(network, arguments.rounds) for network in arguments.networks]
+    found = [measure(network, arguments.rounds) for network in arguments.networks]
     print(
         f"{processor()}, 1 thread; Python {platform.python_version()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}; {arguments.rounds} rounds. Spreads: min / q1 / median / max.\n"
     )
-    header = ["network", "norm tensors", "masked ms", "AWS (goal <= 1.02)", "masked, again", "% in the block's ends"]
-    print(markdown_table(header, rows))
+    print(markdown_table(HEADER, found))
 
 
 if __name__ == "__main__":

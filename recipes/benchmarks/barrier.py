@@ -4,18 +4,17 @@
 
 It uses a ResNet-20 (width 1, 28x28 inputs), a 4-layer ViT and one thread, and measures the CPU time of the process.
 Barriers and bare evaluations take turns; a ratio compares two neighbours. "Again" compares bare evaluations with
-themselves and shows the noise.
+themselves and shows the noise. Spreads: least / first quartile / median / largest.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from timing import cpu_seconds, spread
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
@@ -26,6 +25,10 @@ from hf_lottery.hf.tasks.paper_networks import ResNetCifarConfig, ResNetCifarFor
 from hf_lottery.report import markdown_table
 
 POINTS, BATCH = 11, 100
+HEADER = [
+    "network", "weights", "evaluation, ms", "moving to a point, ms", "x evaluation, summed", "x evaluations, whole",
+    "again", "with recalibration on half, whole",
+]  # fmt: skip
 
 
 def networks() -> dict[str, tuple[Callable[[], nn.Module], int]]:
@@ -39,17 +42,6 @@ def networks() -> dict[str, tuple[Callable[[], nn.Module], int]]:
         "ResNet-20": (lambda: ResNetCifarForImageClassification(resnet), 1),
         "ViT, 4 layers of 128": (lambda: ViTForImageClassification(vit), 1),
     }
-
-
-def cpu_seconds(action: Callable[[], Any]) -> float:
-    start = time.process_time()
-    action()
-    return time.process_time() - start
-
-
-def spread(values: list[float]) -> str:
-    """Return least / median / largest as text."""
-    return " / ".join(f"{value:.3f}" for value in (min(values), statistics.median(values), max(values)))
 
 
 def measure(name: str, images: int, repeats: int) -> list[str]:
@@ -100,6 +92,11 @@ def move_seconds(a: nn.Module, b: nn.Module) -> float:
         return statistics.median(cpu_seconds(lambda: held.to_line(0.3)) for _ in range(50))
 
 
+def rows(*, quick: bool = False) -> list[list[str]]:
+    """Return the rows of both networks, under ``HEADER``; quick ones are of few images."""
+    return [measure(name, 20 if quick else 300, 2 if quick else 3) for name in networks()]
+
+
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -108,11 +105,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    header = [
-        "network", "weights", "evaluation, ms", "moving to a point, ms", "x evaluation, summed", "x evaluations, whole",
-        "again", "with recalibration on half, whole",
-    ]  # fmt: skip
-    print(markdown_table(header, [measure(name, args.images, args.repeats) for name in networks()]))
+    print(markdown_table(HEADER, [measure(name, args.images, args.repeats) for name in networks()]))
 
 
 if __name__ == "__main__":

@@ -13,34 +13,42 @@ import argparse
 import itertools
 import math
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 import zstandard
+from timing import timed
 from torch import nn
 
 from hf_lottery import Mask, magnitude, prunable, prune, score_weights
 from hf_lottery.hf.tasks.built_in import fashion_mnist
 from hf_lottery.masks.file import MASK_NAME, write_mask
 from hf_lottery.masks.mask_series import MaskSeries
+from hf_lottery.report import markdown_table
 from hf_lottery.storage.encoding import pack_bits
 
+FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
+HEADER = ["sparsity", "encoding", "bytes", "bits per weight", "size / bound", "write ns/weight", "read ns/weight"]
 SPARSITIES = (0.8, 0.9, 0.95)
 LEVELS = 10
 STEP = 0.2
 T = TypeVar("T")
 
 
-def train(folder: str, steps: int, batch: int = 128) -> nn.Module:
-    """Train the network for a short time, and print its training accuracy."""
-    (images, labels, _, _), _ = fashion_mnist(folder)
+def network() -> nn.Module:
+    """Make the network; its layers have different densities from the start, as their weights have different scales."""
     torch.manual_seed(0)
     sizes = (784, 4096, 4096, 1024, 10)
     layers = [layer for a, b in itertools.pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
-    model = nn.Sequential(nn.Flatten(), *layers[:-1])
+    return nn.Sequential(nn.Flatten(), *layers[:-1])
+
+
+def train(folder: str, steps: int, batch: int = 128) -> nn.Module:
+    """Train the network for a short time, and print its training accuracy."""
+    (images, labels, _, _), _ = fashion_mnist(folder)
+    model = network()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     right = 0
     for step, rows in enumerate(torch.randperm(len(images))[: steps * batch].split(batch)):
@@ -66,24 +74,28 @@ def bound(mask: Mask) -> float:
 
 def least_time(run: Callable[[], T], repeats: int) -> tuple[float, T]:
     """Return the least CPU seconds of the repeats, and the result of the last one."""
-    seconds, result = [], run()
-    for _ in range(repeats):
-        start = time.process_time()
-        result = run()
-        seconds.append(time.process_time() - start)
-    return min(seconds), result
+    run()
+    spent = [timed(run) for _ in range(repeats)]
+    return min(seconds for seconds, _ in spent), spent[-1][1]
 
 
-def mask_row(mask: Mask, sparsity: float, compress: bool, repeats: int) -> str:
+def mask_row(mask: Mask, sparsity: float, compress: bool, repeats: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         write, _ = least_time(lambda: write_mask(folder, mask, compress=compress), 1 if compress else repeats)
         read, loaded = least_time(lambda: Mask.from_pretrained(folder), repeats)
         size = (Path(folder) / MASK_NAME).stat().st_size
     assert loaded == mask
-    return (
-        f"| {sparsity:.0%} | {'zstd' if compress else 'bits'} | {size:,} | {8 * size / mask.weights:.3f} "
-        f"| {size / bound(mask):.3f} | {1e9 * write / mask.weights:.2f} | {1e9 * read / mask.weights:.2f} |"
-    )
+    numbers = (size / mask.weights * 8, size / bound(mask), 1e9 * write / mask.weights, 1e9 * read / mask.weights)
+    texts = [f"{number:.{digits}f}" for number, digits in zip(numbers, (3, 3, 2, 2), strict=True)]
+    return [f"{sparsity:.0%}", "zstd" if compress else "bits", f"{size:,}", *texts]
+
+
+def rows(*, quick: bool = False) -> list[list[str]]:
+    """Return the rows of masks of the network before training, under ``HEADER``; quick ones are of one sparsity."""
+    scores = score_weights(prunable(network()), magnitude)
+    masks = {sparsity: prune(scores, sparsity) for sparsity in SPARSITIES[: 1 if quick else None]}
+    cases = [(sparsity, compress) for sparsity in masks for compress in (False, True)]
+    return [mask_row(masks[sparsity], sparsity, compress, 1 if quick else 3) for sparsity, compress in cases]
 
 
 def series_rows(masks: list[Mask], repeats: int) -> None:
@@ -115,7 +127,7 @@ def zstd_rows(mask: Mask, sparsity: float, levels: list[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset-dir", default="/usr/share/datasets/fashion-mnist")
+    parser.add_argument("--dataset-dir", default=FASHION_MNIST)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--zstd-levels", default="", help="comma-separated levels to compare")
@@ -126,11 +138,9 @@ def main() -> None:
     masks = {sparsity: prune(scores, sparsity) for sparsity in SPARSITIES}
     for sparsity, mask in masks.items():
         print(f"- densities at {sparsity:.0%}:", ", ".join(f"{1 - s:.3f}" for s in mask.layer_sparsities().values()))
-    print("\n| sparsity | encoding | bytes | bits per weight | size / bound | write ns/weight | read ns/weight |")
-    print("|---|---|---|---|---|---|---|")
-    for sparsity, mask in masks.items():
-        for compress in (False, True):
-            print(mask_row(mask, sparsity, compress, arguments.repeats), flush=True)
+    cases = [(sparsity, compress) for sparsity in masks for compress in (False, True)]
+    found = [mask_row(masks[sparsity], sparsity, compress, arguments.repeats) for sparsity, compress in cases]
+    print("\n" + markdown_table(HEADER, found))
     series_rows([prune(scores, 1 - (1 - STEP) ** level) for level in range(LEVELS + 1)], arguments.repeats)
     if arguments.zstd_levels:
         print("\n| sparsity | zstd level | size / bound | encode ns/weight |\n|---|---|---|---|")

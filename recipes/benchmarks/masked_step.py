@@ -17,11 +17,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from timing import processor, ratios, spread
 from torch import Tensor, optim
 from torch.nn.utils.prune import custom_from_mask
 from transformers import PreTrainedModel
@@ -30,6 +30,9 @@ from hf_lottery import Mask, keep_sparse, magnitude, prunable, prune, score_weig
 from hf_lottery.report import markdown_table
 
 SPARSITY = 0.8
+CASE = ["network", "optimizer", "variant"]
+HEADER = [*CASE, "ms", "x dense default", "goal", "x dense fused", "goal"]
+MASK_HEADER = [*CASE, "weights", "ns/weight in the mask", "goal", "% of dense fused", "goal", "bytes/weight", "goal"]
 TOKENS = 64  # in a sequence of BERT and GPT-2; an image has 64 patches for ViT
 TRANSFORMER: Any = dict(hidden_size=256, num_hidden_layers=4, num_attention_heads=4, intermediate_size=1024)
 OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
@@ -160,19 +163,13 @@ def measure(network: str, make_optimizer: Callable, batch: int, rounds: int) -> 
     return runs, mask.weights
 
 
-def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Return least / first quartile / median / largest as text."""
-    lower, middle, _ = statistics.quantiles(values, n=4, method="inclusive")
-    return " / ".join(f"{value:.{digits}f}" for value in (min(values), lower, middle, max(values)))
-
-
 def step_rows(case: list[str], runs: dict[Variant, Run]) -> list[list[str]]:
     rows, goals = [], STEP_GOALS[case[0] == "ResNet-18"]
     for variant, run in runs.items():
         row = [*case, variant.name, f"{statistics.median(run.seconds) * 1e3:.1f}"]
         for base, goal in zip((PLAIN, FUSED), goals, strict=True):
-            ratios = [mine / dense for mine, dense in zip(run.seconds, runs[base].seconds, strict=True)]
-            row += ["1" if variant is base else spread(ratios), goal if variant in MASK_GOALS else "-"]
+            shares = spread(ratios(run.seconds, runs[base].seconds))
+            row += ["1" if variant is base else shares, goal if variant in MASK_GOALS else "-"]
         rows.append(row)
     return rows
 
@@ -189,10 +186,24 @@ def mask_rows(case: list[str], runs: dict[Variant, Run], weights: int) -> list[l
     return rows
 
 
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}"
+def measure_all(
+    networks: Sequence[str], optimizers: Sequence[str], *, rounds: int, shrink: int
+) -> tuple[list[list[str]], list[list[str]]]:
+    """Return the rows of whole steps, under ``HEADER``, and of the time inside the mask, under ``MASK_HEADER``."""
+    transformers.logging.set_verbosity_error()
+    steps, masks = [], []
+    for network in networks:
+        for optimizer in optimizers:
+            runs, weights = measure(network, OPTIMIZERS[optimizer], NETWORKS[network][1] // shrink, rounds)
+            steps += step_rows([network, optimizer], runs)
+            masks += mask_rows([network, optimizer], runs, weights)
+    return steps, masks
+
+
+def rows(*, quick: bool = False) -> list[list[str]]:
+    """Return the rows of whole steps of two networks, under ``HEADER``; quick ones are of small batches."""
+    networks, optimizers = (["BERT-4"], ["SGD"]) if quick else (["ResNet-18", "BERT-4"], list(OPTIMIZERS))
+    return measure_all(networks, optimizers, rounds=3 if quick else 7, shrink=8 if quick else 1)[0]
 
 
 def main() -> None:
@@ -203,24 +214,15 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a quarter of the batch, 5 rounds")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
     rounds, shrink = (5, 4) if arguments.quick else (arguments.rounds, 1)
 
-    steps, masks = [], []
-    for network in arguments.networks:
-        for optimizer in arguments.optimizers:
-            batch = NETWORKS[network][1] // shrink
-            runs, weights = measure(network, OPTIMIZERS[optimizer], batch, rounds)
-            steps += step_rows([network, optimizer], runs)
-            masks += mask_rows([network, optimizer], runs, weights)
+    steps, masks = measure_all(arguments.networks, arguments.optimizers, rounds=rounds, shrink=shrink)
     print(
         f"{processor()}, 1 thread; Python {platform.python_version()}, torch {torch.__version__}, transformers "
         f"{transformers.__version__}; sparsity {SPARSITY}, {rounds} rounds. Spreads: min / q1 / median / max.\n"
     )
-    case = ["network", "optimizer", "variant"]
-    print(markdown_table([*case, "ms", "x dense default", "goal", "x dense fused", "goal"], steps), end="\n\n")
-    header = ["weights", "ns/weight in the mask", "goal", "% of dense fused", "goal", "bytes/weight", "goal"]
-    print(markdown_table([*case, *header], masks))
+    print(markdown_table(HEADER, steps), end="\n\n")
+    print(markdown_table(MASK_HEADER, masks))
 
 
 if __name__ == "__main__":

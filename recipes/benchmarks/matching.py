@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from timing import cpu_seconds
 from transformers import BertConfig, BertForSequenceClassification
 
 from hf_lottery import activation_matching, discover, weight_matching
@@ -25,15 +25,12 @@ from hf_lottery.alignment.assignment import assign
 from hf_lottery.hf.tasks.paper_networks import ResNetCifarConfig, ResNetCifarForImageClassification
 from hf_lottery.report import markdown_table
 
+HEADER = ["networks", "groups", "both forwards, s", "activations, s", "layer after layer, s", "weights, s"]
 
-def cpu_seconds(action: Callable[[], Any], repeats: int) -> float:
+
+def median_seconds(action: Callable[[], Any], repeats: int) -> float:
     """Measure the median CPU time of the process."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        action()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
+    return statistics.median(cpu_seconds(action) for _ in range(repeats))
 
 
 def pairs() -> dict[str, tuple[Callable[[], torch.nn.Module], dict[str, torch.Tensor]]]:
@@ -62,13 +59,13 @@ def measure(name: str, repeats: int) -> list[str]:
         a(**batch)
         b(**batch)
 
-    floor = cpu_seconds(forwards, repeats)
-    whole = cpu_seconds(lambda: activation_matching(spec, source=a, target=b, batches=[batch]), repeats)
+    floor = median_seconds(forwards, repeats)
+    whole = median_seconds(lambda: activation_matching(spec, source=a, target=b, batches=[batch]), repeats)
     groups = list(spec.free)
-    parts = cpu_seconds(
+    parts = median_seconds(
         lambda: [activation_matching(spec, source=a, target=b, batches=[batch], include=[g]) for g in groups], 1
     )
-    weights = cpu_seconds(lambda: weight_matching(spec, source=a, target=b), repeats)
+    weights = median_seconds(lambda: weight_matching(spec, source=a, target=b), repeats)
     return [name, str(len(groups)), f"{floor:.3f}", f"{whole:.3f} ({whole / floor:.2f} x)",
             f"{parts:.3f} ({parts / whole:.1f} x ours)", f"{weights:.3f}"]  # fmt: skip
 
@@ -81,9 +78,14 @@ def assignment(n: int, repeats: int) -> list[str]:
               for _ in range(2)]  # fmt: skip
     x, y = ((layer - layer.mean(0)) / layer.std(0) for layer in layers)
     cost = -(x.T @ y) / len(x)
-    plain = cpu_seconds(lambda: linear_sum_assignment(cost), repeats)
-    reduced = cpu_seconds(lambda: assign(-cost), repeats)
+    plain = median_seconds(lambda: linear_sum_assignment(cost), repeats)
+    reduced = median_seconds(lambda: assign(-cost), repeats)
     return [str(n), f"{plain:.3f}", f"{reduced:.3f}", f"{plain / reduced:.2f}"]
+
+
+def rows(*, quick: bool = False) -> list[list[str]]:
+    """Return the rows of both pairs, under ``HEADER``; quick ones are of one pair."""
+    return [measure(name, 1 if quick else 5) for name in [*pairs()][: 1 if quick else None]]
 
 
 def main() -> None:
@@ -92,11 +94,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    header = ["networks", "groups", "both forwards, s", "activations, s", "layer after layer, s", "weights, s"]
-    print(markdown_table(header, [measure(name, args.repeats) for name in pairs()]))
+    print(markdown_table(HEADER, [measure(name, args.repeats) for name in pairs()]))
     print()
-    rows = [assignment(n, args.repeats) for n in (512, 1024, 2048)]
-    print(markdown_table(["n", "scipy, s", "reduced first, s", "ratio"], rows))
+    found = [assignment(n, args.repeats) for n in (512, 1024, 2048)]
+    print(markdown_table(["n", "scipy, s", "reduced first, s", "ratio"], found))
 
 
 if __name__ == "__main__":

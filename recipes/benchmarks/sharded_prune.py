@@ -11,18 +11,22 @@ import argparse
 import os
 import resource
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from timing import timed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.multiprocessing.spawn import start_processes
 
 from hf_lottery.pruning import histogram_selection
 from hf_lottery.pruning.selection import remove_lowest
+from hf_lottery.report import markdown_table
 
+HEADER = [
+    "weights", "processes", "CPU s", "ns a weight of a process", "extra bytes a weight", "sent", "sums", "exact",
+]  # fmt: skip
 TENSORS, COLUMNS, SPARSITY = 20, 1000, 0.8
 
 
@@ -40,9 +44,8 @@ def measure(rank: int, processes: int, folder: str, weights: int) -> None:
     remove, sums = round(SPARSITY * rows * processes * COLUMNS * TENSORS), []
     add = histogram_selection.sum_over_shards
     histogram_selection.sum_over_shards = lambda numbers, like: (sums.append(numbers.nbytes), add(numbers, like))[1]
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    keep = remove_lowest(scores, remove)  # type: ignore[arg-type]
-    seconds = time.process_time() - start
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds, keep = timed(lambda: remove_lowest(scores, remove))  # type: ignore[arg-type]
     extra = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     gone = sum(entry.numel() - int(entry.sum()) for entry in keep.values())
     found = torch.tensor([seconds, float(extra)], dtype=torch.float64)
@@ -54,21 +57,28 @@ def measure(rank: int, processes: int, folder: str, weights: int) -> None:
     os._exit(0)  # gloo's threads may abort an interpreter that ends in the usual way
 
 
+def row(weights: int, processes: int) -> list[str]:
+    """Measure one size on a number of processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        start_processes(measure, (processes, folder, weights), nprocs=processes, start_method="spawn")
+        seconds, extra, sent, sums, exact = torch.load(Path(folder) / "found")
+    each = seconds * processes / weights * 1e9
+    numbers = [f"{weights:,}", str(processes), f"{seconds:.2f}", f"{each:.1f}", f"{extra / weights:.2f}"]
+    return [*numbers, f"{sent / 1e6:.1f} MB", str(sums), "yes" if exact else "no"]
+
+
+def rows(*, quick: bool = False) -> list[list[str]]:
+    """Return the rows of one and two processes, under ``HEADER``; quick ones are of a million weights."""
+    return [row(1_000_000 if quick else 10_000_000, processes) for processes in (1, 2)]
+
+
 def main() -> None:
     """Print a row for every size and number of processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", type=int, nargs="+", default=[10_000_000, 100_000_000])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     args = parser.parse_args()
-    print("| weights | processes | CPU s | ns a weight of a process | extra bytes a weight | sent | sums | exact |")
-    for weights in args.weights:
-        for processes in args.processes:
-            with tempfile.TemporaryDirectory() as folder:
-                start_processes(measure, (processes, folder, weights), nprocs=processes, start_method="spawn")
-                seconds, extra, sent, sums, exact = torch.load(Path(folder) / "found")
-            each = seconds * processes / weights * 1e9
-            row = (f"{weights:,}", processes, f"{seconds:.2f}", f"{each:.1f}", f"{extra / weights:.2f}")
-            print(*("", *row, f"{sent / 1e6:.1f} MB", sums, exact, ""), sep=" | ", flush=True)
+    print(markdown_table(HEADER, [row(weights, n) for weights in args.weights for n in args.processes]))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import copy
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 import transformers
 from accelerate.data_loader import SeedableRandomSampler
+from timing import cpu_seconds
 from torch import nn, optim
 from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification
 
@@ -126,17 +126,17 @@ class Comparison:
 
     def bare(self, folder: str) -> tuple[PreTrainedModel, float]:
         model = copy.deepcopy(self.start)
-        return model, seconds(lambda: bare_loop(model, self.mask, self.data, self.task, self.epochs))
+        return model, cpu_seconds(lambda: bare_loop(model, self.mask, self.data, self.task, self.epochs))
 
     def sparse_trainer(self, folder: str) -> tuple[PreTrainedModel, float]:
         model, args = copy.deepcopy(self.start), arguments(folder, self.task, self.epochs)
         trainer = SparseTrainer(model, args, train_dataset=self.data, mask=self.mask)
-        return model, seconds(trainer.train)
+        return model, cpu_seconds(trainer.train)
 
     def lottery_trainer(self, folder: str) -> tuple[PreTrainedModel, float]:
         """Time a search of two levels, and count half of it."""
         model, args = copy.deepcopy(self.start), arguments(folder, self.task, self.epochs)
-        return model, seconds(LotteryTrainer(model, args, train_dataset=self.data).train) / 2
+        return model, cpu_seconds(LotteryTrainer(model, args, train_dataset=self.data).train) / 2
 
     def measure(self, rounds: int) -> dict[str, list[float]]:
         """Return the seconds of every way in every round."""
@@ -157,12 +157,6 @@ class Comparison:
             for name in bare:
                 torch.testing.assert_close(trained[name], bare[name], rtol=1e-3, atol=1e-3)
         return {name: spent[1:] for name, spent in found.items()}  # the first round warms up
-
-
-def seconds(call: Callable[[], Any]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def rows(*, quick: bool = False, networks: Sequence[str] = tuple(TASKS)) -> list[list[str]]:

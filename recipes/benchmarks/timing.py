@@ -1,0 +1,50 @@
+"""How all benchmarks here measure: CPU time of the process, of ways that take turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def timed(action: Callable[[], T]) -> tuple[float, T]:
+    """Return the CPU seconds of the process for one call, which other processes disturb little, and its result."""
+    start = time.process_time()
+    result = action()
+    return time.process_time() - start, result
+
+
+def cpu_seconds(action: Callable[[], Any]) -> float:
+    """Return the CPU seconds of the process for one call."""
+    return timed(action)[0]
+
+
+def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: int = 1) -> dict[str, list[float]]:
+    """Call some ways in turn, and return the CPU seconds of each in every round after the warm-up."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(warm_up + rounds):
+        for name, way in ways.items():
+            seconds[name].append(cpu_seconds(way))
+    return {name: spent[warm_up:] for name, spent in seconds.items()}
+
+
+def ratios(seconds: Sequence[float], base: Sequence[float]) -> list[float]:
+    """Return the ratio in every round."""
+    return [mine / theirs for mine, theirs in zip(seconds, base, strict=True)]
+
+
+def spread(values: Sequence[float], digits: int = 3) -> str:
+    """Return least / first quartile / median / largest as text."""
+    lower, middle, _ = statistics.quantiles(values, n=4, method="inclusive")
+    return " / ".join(f"{value:.{digits}f}" for value in (min(values), lower, middle, max(values)))
+
+
+def processor() -> str:
+    """Return number and name of the processors."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else "unknown processor"
