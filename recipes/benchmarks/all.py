@@ -34,6 +34,7 @@ PARTS = {
     "evidence": "Evidence, over a forward pass",
     "proof": "Proofs of symmetries, over forward passes",
     "weights": "Weight matching, beside the plain way",
+    "activations": "Activation matching, over forward passes of both networks",
     "matching": "Matching layer after layer, and the assignment",
     "trainer": "SparseTrainer and LotteryTrainer, over a bare loop",
     "masked_step": "Training steps with a mask, over dense ones",
