@@ -23,14 +23,17 @@ def counted(monkeypatch, owner, name):
     return calls
 
 
-def always_anew(self, run, whole=Part._sweep_inward):
-    whole(self, run)
+INWARD = "_sweep_inward"
+
+
+def always_anew(part, run, whole=getattr(Part, INWARD)):  # noqa: B008
+    whole(part, run)
     run.kept.clear()
 
 
 PLAIN = {
     "every block on its own": (objective, "_SMALL", 0),
-    "every product anew": (Part, "_sweep_inward", always_anew),
+    "every product anew": (Part, INWARD, always_anew),
     "every pair of heads on its own": (Family, "_alone", lambda self, children, terms: ([], list(children))),
     "no reduction": (assignment, "_REDUCED", 10**9),
 }
@@ -56,9 +59,23 @@ def test_what_was_compared_is_not_compared_again(monkeypatch):
     products = counted(monkeypatch, WeightTie, "_gram")
     weight_matching(spec, source=source, target=target)
     saved = len(products)
-    monkeypatch.setattr(Part, "_sweep_inward", always_anew)
+    monkeypatch.setattr(Part, INWARD, always_anew)
     weight_matching(spec, source=source, target=target)
     assert saved < len(products) - saved
+
+
+def test_a_neighbour_that_changed_is_compared_again(monkeypatch):
+    groups = {"in": (9, (), "input"), "a": 8, "b": 8, "c": 8, "d": 8, "out": (9, (), "output")}
+    layers = {"1": ("a", "in"), "2": ("b", "a"), "3": ("c", "b"), "4": ("d", "c"), "5": ("out", "d")}
+    spec, generator = spec_of(groups, layers), torch.Generator().manual_seed(0)
+    found: list[list[Any]] = [[], []]
+    pairs = [
+        [{name: torch.randn(spec.shapes[name], generator=generator) for name in layers} for _ in "12"] for _ in range(9)
+    ]
+    for matches in found:
+        matches.extend(weight_matching(spec, source=source, target=target).permutation for source, target in pairs)
+        monkeypatch.setattr(Part, INWARD, always_anew)
+    assert found[0] == found[1]
 
 
 def test_small_blocks_share_a_product(monkeypatch):
