@@ -5,6 +5,9 @@ exchanging these units of it alone never changes the outputs, then neither does 
 the outputs are a function that is symmetric there. So an axis where the gradient changes matters. This is asked of many
 tensors in one pass, as long as other tensors tell the units apart. The axes that no gradient shows are permuted, all at
 once, and in ever smaller sets if that changes an output.
+
+One thing may look visible and is not: units that are only compared, such as by a maximum, in a group that a spec has
+merged of two that are independent. Which of two equal units a maximum takes, and so the gradient, depends on the order.
 """
 
 from __future__ import annotations

@@ -87,6 +87,10 @@ def _longer(length: int) -> int:
     return length + (length + 1) // 2
 
 
+def _some_longer(length: int) -> int:
+    return min(_longer(length), length + 16)  # a long text costs what it has more
+
+
 def _half(length: int) -> int:
     return max(length // 2, 1)
 
@@ -95,7 +99,7 @@ def _lengths(tensors: Sequence[Tensor]) -> Iterator[tuple[_Axes, tuple[_Size, ..
     """Yield what may be lengths: the axes to change of any tensor, and how to change them."""
     words = [tensor for tensor in tensors if not tensor.is_floating_point()]
     if found := {tensor.shape[1] for tensor in words if tensor.ndim == 2}:
-        yield lambda tensor: _positions(tensor, found), (_longer, _half)
+        yield lambda tensor: _positions(tensor, found), (_some_longer, _half)
     elif words and all(tensor.ndim == 1 for tensor in tensors):
         yield lambda tensor: (0,), (_longer, _half)
     elif len(words) < len(tensors):

@@ -283,7 +283,7 @@ def permute_(model: nn.Module, permutation: Permutation) -> None:
         held = tensor.detach()
         if (moved := permutation.move(name, held)) is not held:
             held.copy_(moved)
-    _forget_caches(inner)
+    forget_caches(inner)
 
 
 def movable_tensors(model: nn.Module, spec: Structure) -> dict[str, Tensor]:
@@ -310,7 +310,7 @@ def movable_tensors(model: nn.Module, spec: Structure) -> dict[str, Tensor]:
     return found
 
 
-def _forget_caches(model: nn.Module) -> None:
+def forget_caches(model: nn.Module) -> None:
     """Call ``train()`` once: some modules keep what they computed from their weights until then."""
     with restored_modes(model):
         model.train()

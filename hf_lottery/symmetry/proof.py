@@ -11,6 +11,7 @@ from .in_place import InPlace
 from .inputs import Inputs
 from .kept import kept_buffers
 from .passes import Pass
+from .permutation import forget_caches
 from .prover import Prover, culprits, failures, moved_by, witnesses
 from .randomised import Randomised
 from .spec import PermutationSpec
@@ -48,12 +49,7 @@ def proven(
     if lost:
         reason = f"Parameters that the traced pass did not reach, such as {lost[0]!r}, take part: give more inputs."
     if spec.proof == "fast":
-        with kept_buffers(model):
-            prover = Prover(InPlace(model, spec), inputs, outputs=outputs, moved=moved_by(spec))
-            try:
-                return _on_ways(_without_culprits(spec, prover, reason), prover, ways)
-            finally:
-                prover.restore()
+        return _proven_in_place(spec, model, inputs, outputs, reason, ways)
     prover = Prover(Randomised(model), inputs, outputs=outputs, moved=moved_by(spec))
     spec = _on_ways(_without_culprits(spec, prover, reason), prover, ways)
     if not spec.free:
@@ -66,19 +62,41 @@ def proven(
     return _without_culprits(spec, prover, reason)
 
 
-def _on_ways(spec: PermutationSpec, prover: Prover, ways: Iterable[Pass]) -> PermutationSpec:
+def _on_ways(spec: PermutationSpec, prover: Prover, ways: Iterable[Pass], *, level: int = 5) -> PermutationSpec:
     """Return the spec with those groups frozen that change an output of other passes."""
     for way in ways if spec.free else ():
         prover.restore()
         other = Prover(prover.stage, prover.inputs, outputs=prover.outputs, moved=moved_by(spec), way=way)
         try:
-            spec = _without_culprits(spec, other, f"They do so {way}; in evaluation mode they do not.")
+            reason = f"They do so {way}; in evaluation mode they do not."
+            spec = _without_culprits(spec, other, reason, level=level)
         finally:
             other.restore()
     return spec
 
 
-def _without_culprits(spec: PermutationSpec, prover: Prover, reason: str) -> PermutationSpec:
+def _proven_in_place(
+    spec: PermutationSpec,
+    model: nn.Module,
+    inputs: Inputs,
+    outputs: Sequence[str] | None,
+    reason: str,
+    ways: Iterable[Pass],
+) -> PermutationSpec:
+    stage = InPlace(model, spec)
+    with kept_buffers(model):
+        try:
+            prover = Prover(stage, inputs, outputs=outputs, moved=moved_by(spec))
+            return _on_ways(_without_culprits(spec, prover, reason, level=5), prover, ways, level=6)
+        finally:
+            try:
+                stage.restore()
+            finally:
+                stage.restore()  # Ctrl-C may have come before the first one began
+                forget_caches(model)
+
+
+def _without_culprits(spec: PermutationSpec, prover: Prover, reason: str, *, level: int = 4) -> PermutationSpec:
     if not spec.free:
         prover.check_repeats()
     while failed := next(failures(spec, prover), None):
@@ -86,7 +104,7 @@ def _without_culprits(spec: PermutationSpec, prover: Prover, reason: str) -> Per
         wrong = culprits(spec, prover, groups)
         warnings.warn(
             f"permuting {wrong[:3]} ({len(wrong)} groups) changes the outputs by {error:.2g}: frozen. {reason}",
-            stacklevel=4,
+            stacklevel=level,
         )
         spec = spec.freeze(wrong, "verification failed")
     return spec
