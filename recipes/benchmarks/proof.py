@@ -52,7 +52,7 @@ def _images() -> dict[str, Tensor]:
 def networks(quick: bool) -> dict[str, tuple[Callable[[], nn.Module], dict[str, Tensor]]]:
     """Return name -> network and a batch; in quick runs only small ones."""
 
-    def bert(layers: int, **sizes: int) -> Callable[[], nn.Module]:
+    def bert(layers: int, **sizes: Any) -> Callable[[], nn.Module]:
         return lambda: BertForSequenceClassification(BertConfig(num_hidden_layers=layers, **sizes))
 
     if quick:
