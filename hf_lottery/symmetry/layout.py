@@ -90,12 +90,12 @@ def _align_sums(a: Node, b: Node) -> None:
         unify([left], [right])
     # Both sums are cut at the same places, so the children of their blocks are the same too.
     a.stacked = a.stacked and b.stacked
-    b_children = [(node, key, child) for node, key, child in _with_children(b)]
     a_offsets = _offsets(a)
-    b.link = a
-    for node, (_, offset), child in b_children:
-        if offset in a_offsets:
-            unify([child], [child_of(node, a, offset)])
+    pairs = [(child, child_of(node, a, at)) for node, (_, at), child in _with_children(b) if at in a_offsets]
+    b.link = a  # after this, a node may have two children for one block
+    a.members += b.members  # a later cut of the one sum must reach the children in both
+    for child, other in pairs:
+        unify([child], [other])
 
 
 def _with_children(sum_: Node) -> list[tuple[Node, tuple[Node, int], Node]]:

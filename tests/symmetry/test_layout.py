@@ -165,3 +165,11 @@ def test_blocks_of_several_parts_keep_what_stands_for_other_axes():
     block, both = cut(whole, 0, 4)
     base = both(other[0])
     assert [find(child_of(base[0], block[0], at)) for at in (0, 2)] == [find(one[0]), find(two[0])]
+
+
+def test_a_node_with_children_in_two_sums_that_turn_out_to_be_one():
+    """Pitfall: both are its child in that block, and must be tied."""
+    first, second, other = atom(4), atom(4), atom(3)
+    children = [child_of(other[0], cut(axis, 1, 4) and axis[0], 1) for axis in (first, second)]
+    unify(first, second)
+    assert find(children[0]) is find(children[1])
