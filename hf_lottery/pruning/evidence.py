@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -72,7 +73,8 @@ def gather_evidence(
             model.eval()
             model.zero_grad(set_to_none=True)
             for count, batch in enumerate(batches, start=1):  # noqa: B007
-                value = loss(model, batch)
+                with squares.reading():
+                    value = loss(model, batch)
                 if differentiate:
                     _check_loss(value)
                     value.backward()
@@ -148,12 +150,28 @@ class _Squares:
     def __init__(self):
         self.sums: dict[str, Tensor] = {}
         self.seen = WeakTensorKeyDictionary()  # input -> (its version, axis of its features), sum of its squares
+        self.reads = False
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Add up inside this block: the loss of one batch. Checkpointed layers run once more when it is differentiated.
+
+        What was seen is forgotten at the end, because a loader may put the next batch into the same memory.
+        """
+        self.reads = True
+        try:
+            yield
+        finally:
+            self.reads = False
+            self.seen.clear()
 
     def hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         """Return a hook that adds the input of a layer to the sums of its weight."""
 
         def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if inputs and isinstance(inputs[0], Tensor):  # the module itself says what else it cannot take
+            if (
+                self.reads and inputs and isinstance(inputs[0], Tensor)
+            ):  # the module itself says what else it cannot take
                 square = _for_weight(module, self.of(inputs[0], _feature_axis(module, inputs[0])))
                 self.sums[name] = self.sums[name] + square if name in self.sums else square
 
@@ -163,7 +181,7 @@ class _Squares:
         """Return the sum of squares of each feature along an axis."""
         known = None if x.is_inference() else (x._version, axis)  # who writes to an input raises its version
         if x not in self.seen or known is None or self.seen[x][0] != known:
-            self.seen[x] = known, _squares(x.detach().float(), axis)
+            self.seen[x] = known, _sum_of_squares(x.detach().float(), axis)
         return self.seen[x][1]
 
 
@@ -182,7 +200,7 @@ def _feature_axis(module: nn.Module, x: Tensor) -> int:
     return x.ndim - module.weight.ndim + 1 if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) else x.ndim - 1
 
 
-def _squares(x: Tensor, axis: int) -> Tensor:
+def _sum_of_squares(x: Tensor, axis: int) -> Tensor:
     """Return the sum of squares of each feature along an axis."""
     if axis < x.ndim - 1 and x.is_contiguous():  # the places of a feature lie together: nothing is allocated
         x, axis = torch.linalg.vector_norm(x.flatten(axis + 1), dim=-1), -1

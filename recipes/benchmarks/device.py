@@ -61,8 +61,8 @@ def seconds_and_bytes(action: Callable[[], Any], device: torch.device) -> tuple[
 
 def network(quick: bool, device: torch.device) -> nn.Module:
     sizes: Any = {**TRANSFORMER, "hidden_size": 64, "intermediate_size": 256} if quick else {}
-    make: Callable[..., nn.Module] = BertForSequenceClassification
-    return make(BertConfig(**sizes)).to(device=device)
+    model: Any = BertForSequenceClassification(BertConfig(**sizes))
+    return model.to(device)
 
 
 def batch(device: torch.device, quick: bool) -> dict[str, torch.Tensor]:

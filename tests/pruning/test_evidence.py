@@ -1,8 +1,10 @@
 """Evidence of chosen fields only."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from hf_lottery import gather_evidence, prunable
 from hf_lottery.pruning import evidence
@@ -134,8 +136,8 @@ class Shared(nn.Module):
 
 
 def test_what_several_layers_read_is_summed_once_and_again_if_it_was_written_to(monkeypatch):
-    calls, squares = [], evidence._squares
-    monkeypatch.setattr(evidence, "_squares", lambda *args: calls.append(args) or squares(*args))
+    calls, squares = [], evidence._sum_of_squares
+    monkeypatch.setattr(evidence, "_sum_of_squares", lambda *args: calls.append(args) or squares(*args))
     model = Shared()
     batches = [batch.clone() for batch in BATCHES]
     found = gather_evidence(model, batches, lambda m, b: m(b), within=prunable(model), fields=["input_norm"])
@@ -169,3 +171,30 @@ def test_inputs_in_inference_mode_have_norms():
             model, batches, lambda m, b: m(b).sum(), within={"w": model.weight}, fields=["input_norm"]
         )
     assert found["w"].input_norm.tolist() == [[2.0] * 3]
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpointed_layer_that_runs_again_for_its_gradient_is_read_once(reentrant):
+    class Checkpointed(nn.Sequential):
+        def forward(self, x):
+            return self[1](checkpoint(self[0], x, use_reentrant=reentrant))
+
+    model = Checkpointed(nn.Linear(3, 3), nn.Linear(3, 2))
+    batches = [batch.clone().requires_grad_() for batch in BATCHES]
+    found = gather_evidence(model, batches, lambda m, b: m(b).sum(), within=prunable(model))
+    assert found["0.weight"].input_norm.tolist() == [[pytest.approx(12**0.5)] * 3]
+
+
+def test_a_loader_may_put_every_batch_into_the_same_memory():
+    numbers = np.zeros((4, 3), np.float32)
+    batch, model = torch.from_numpy(numbers), nn.Linear(3, 2)
+
+    def batches():
+        for value in (1, 2):
+            numbers[:] = value  # which torch does not notice
+            yield batch
+
+    found = gather_evidence(
+        model, batches(), lambda m, b: m(b).sum(), within={"w": model.weight}, fields=["input_norm"]
+    )
+    assert found["w"].input_norm.tolist() == [[pytest.approx(20**0.5)] * 3]
