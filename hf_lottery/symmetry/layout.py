@@ -90,12 +90,12 @@ def _align_sums(a: Node, b: Node) -> None:
         unify([left], [right])
     # Both sums are cut at the same places, so the children of their blocks are the same too.
     a.stacked = a.stacked and b.stacked
-    a_offsets = _offsets(a)
-    pairs = [(child, child_of(node, a, at)) for node, (_, at), child in _with_children(b) if at in a_offsets]
+    pairs = [(child, known_child(node, a, at)) for node, (_, at), child in _with_children(b)]
     b.link = a  # after this, a node may have two children for one block
     a.members += b.members  # a later cut of the one sum must reach the children in both
     for child, other in pairs:
-        unify([child], [other])
+        if other is not None:
+            unify([child], [other])
 
 
 def _with_children(sum_: Node) -> list[tuple[Node, tuple[Node, int], Node]]:
