@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from ..trainers.sparse_trainer import changed
+
 
 def training_batches(trainer: Trainer, samples: int) -> list[dict[str, Any]]:
     """Make batches of the first training samples, without labels: this process's share of them.
@@ -54,7 +56,9 @@ def _share(trainer: Trainer, dataset: Any, rows: Sequence[int], size: int) -> It
 
 def _loader(trainer: Trainer, dataset: Any) -> Any:
     """Make a loader that knows how the Trainer reads and collates a data set; that of evaluation draws no numbers."""
-    return trainer.get_eval_dataloader(dataset)
+    # The Trainer keeps a loader with persistent workers, and hands it out again for whatever data set it is asked.
+    with changed(trainer.args, dataloader_persistent_workers=False):
+        return trainer.get_eval_dataloader(dataset)
 
 
 def _batch(trainer: Trainer, loader: Any, rows: Sequence[int]) -> dict[str, Any]:
@@ -67,4 +71,4 @@ def _batch(trainer: Trainer, loader: Any, rows: Sequence[int]) -> dict[str, Any]
 def _read(dataset: Any, rows: Sequence[int]) -> Sequence[Any]:
     """Read samples as torch's ``DataLoader`` does: all at once, where the data set can."""
     at_once: Any = getattr(dataset, "__getitems__", None)
-    return at_once(list(rows)) if callable(at_once) else [dataset[row] for row in rows]
+    return [dataset[row] for row in rows] if at_once is None else at_once(list(rows))

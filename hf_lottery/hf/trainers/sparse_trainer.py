@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -152,8 +152,9 @@ class SparseTrainer(ExactResume):
         Args:
             inputs: A batch.
         """
-        main = inputs.get(getattr(self.model, "main_input_name", "input_ids"))
-        size = None if main is None else main.numel()
+        name = getattr(self.model, "main_input_name", "input_ids")
+        main = inputs.get(name) if isinstance(inputs, Mapping) else None  # a loss of one's own may take tuples or lists
+        size = main.numel() if isinstance(main, torch.Tensor) else None
         if size not in self._operations:
             self._operations[size] = super().floating_point_ops(inputs)
         return self._operations[size]

@@ -35,3 +35,16 @@ def test_batches_are_read_at_once_without_columns_that_the_network_does_not_take
     assert [batch["input"].tolist() for batch in evaluation_batches(trainer)] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9]]
     assert all(batch.keys() == {"input"} for batch in training_batches(trainer, 10))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_persistent_workers_of_an_evaluation_do_not_hand_out_other_data(tmp_path):
+    train, test = ([{"x": torch.tensor(float(row))} for row in rows] for rows in (range(10), range(20, 24)))
+    args = TrainingArguments(
+        str(tmp_path), use_cpu=True, dataloader_pin_memory=False, remove_unused_columns=False,
+        dataloader_num_workers=1, dataloader_persistent_workers=True,
+    )  # fmt: skip
+    trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=train, eval_dataset=test)
+    for _ in range(2):  # before and after the Trainer has made the loader that it keeps
+        assert sorted(x for batch in training_batches(trainer, 10) for x in batch["x"].tolist()) == list(range(10))
+        assert trainer.get_eval_dataloader().dataset is test
+    assert args.dataloader_persistent_workers

@@ -4,7 +4,8 @@ import pytest
 import torch
 from small_searches import Record, equal, mask_for, state
 from small_task import Net, Points, arguments, net
-from torch.utils.data import Subset, default_collate
+from torch import nn
+from torch.utils.data import Subset, TensorDataset, default_collate
 from transformers import Trainer, TrainerCallback, default_data_collator
 
 from hf_lottery import SparseTrainer
@@ -83,7 +84,9 @@ def test_any_other_collator_gets_samples(tmp_path):
 def test_a_ready_batch_is_a_sequence_of_samples(tmp_path):
     batch = WholeBatches().__getitems__([4, 9, 2])
     assert [int(sample["number"]) for sample in batch] == [4, 9, 2] and int(batch[-1]["number"]) == 2
-    assert equal(default_data_collator(list(batch)), batch.columns) and equal(default_collate(list(batch)), batch.columns)
+    assert equal(default_data_collator(list(batch)), batch.columns) and equal(
+        default_collate(list(batch)), batch.columns
+    )
     assert batch[1:].columns["number"].tolist() == [9, 2]
     with pytest.raises(IndexError, match="below 3; received 3"):
         batch[3]
@@ -121,3 +124,40 @@ def test_operations_are_those_of_the_trainer_and_parameters_are_counted_once(tmp
         models.append(model)
     assert seen[0] == seen[1] and seen[0][-1] > 0
     assert models[1].counts == 2 < models[0].counts  # one for each size of a batch
+
+
+class Bare(nn.Module):
+    """A network that takes one tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.outer = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.outer(x)
+
+
+class OwnLoss(SparseTrainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        x, labels = inputs
+        return nn.functional.cross_entropy(model(x), labels)
+
+
+def test_batches_may_be_what_only_the_loss_understands(tmp_path):
+    """Pairs, and lists of tensors in place of one tensor, in which nothing can be counted."""
+    args = arguments(tmp_path, save_strategy="no", max_steps=2)
+    pairs = TensorDataset(Points().x, Points().labels)
+    OwnLoss(Bare(), args, train_dataset=pairs, data_collator=default_collate).train()
+
+    class Lists(Net):
+        main_input_name = "x"
+
+        def forward(self, x, labels=None):
+            return super().forward(torch.stack(x), labels)
+
+    def collate(samples):
+        return {"x": [s["x"] for s in samples], "labels": torch.stack([s["labels"] for s in samples])}
+
+    trainer = SparseTrainer(Lists(), args, train_dataset=Points(), data_collator=collate)
+    trainer.train()
+    assert trainer.state.global_step == 2
