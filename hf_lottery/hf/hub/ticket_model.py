@@ -49,12 +49,14 @@ def build_start(
             put into the model.
         where: For weights on the Hub: ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
     """
-    kind = model_class(architecture, config)
-    if isinstance(start, Reference) and start.kind == "pretrained":
-        return kind.from_pretrained(cast(str, start.repo_id), revision=cast(str, start.revision), **where)
+    kind, config = model_class(architecture, config), copy.deepcopy(config)
     with kept_generators():
+        if isinstance(start, Reference) and start.kind == "pretrained":
+            # The repository's own configuration may have another dropout, or another precision.
+            place = {"revision": start.revision, "config": config, **where}
+            return kind.from_pretrained(cast(str, start.repo_id), **place)
         set_seed(cast(int, start.seed) if isinstance(start, Reference) else 0)
-        model = cast(Any, kind)(copy.deepcopy(config))
+        model = cast(Any, kind)(config)
     if isinstance(start, Snapshot):
         _take_dtypes_(model, start)
     return model

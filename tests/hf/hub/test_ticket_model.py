@@ -98,3 +98,24 @@ def test_the_card_says_how_and_its_code_runs(tmp_path, name):
 def test_the_card_of_a_model_that_only_the_user_knows_says_to_build_it():
     assert "\nticket.apply_(model)  #" in ticket_of(net()).card("me/x")
     assert "\nmodel = ticket.build_model()  #" in ticket_of(vit(0)).card("me/x")
+
+
+@pytest.mark.parametrize(("stored", "trained"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_weights_on_the_hub_get_the_configuration_and_precision_of_the_ticket(tmp_path, monkeypatch, stored, trained):
+    bert(BertModel).to(stored).save_pretrained(tmp_path / "me/base")
+    monkeypatch.chdir(tmp_path)  # transformers takes a folder for a repository
+    model = BertModel.from_pretrained("me/base", hidden_dropout_prob=0.4, dtype=trained)
+    start = Reference("pretrained", Snapshot.capture(model).sha256(), "me/base", "main")
+    ticket_of(model, start).save_pretrained(tmp_path / "ticket")
+    built = Ticket.from_pretrained(tmp_path / "ticket").build_model()
+    assert built.config.hidden_dropout_prob == 0.4 and built.dtype == trained
+
+
+def test_a_head_that_the_hub_does_not_hold_draws_no_numbers(tmp_path, monkeypatch):
+    bert(BertModel).save_pretrained(tmp_path / "me/base")
+    monkeypatch.chdir(tmp_path)
+    ticket = ticket_of(bert(), Reference("pretrained", "0" * 64, "me/base", "main"))
+    before = torch.get_rng_state()
+    with pytest.raises(RewindMismatchError):
+        ticket.build_model()
+    assert torch.equal(torch.get_rng_state(), before)
