@@ -231,15 +231,17 @@ def _keep_in_tensor(name: str, score: Tensor, alive: Tensor | None, n: int, m: i
 def _keep_by_comparing(groups: Tensor, live: Tensor | None, n: int, keep: Tensor) -> None:
     """Keep a weight if it beats enough of its group: it is higher, or as high and later, or alone in being alive."""
     m = groups.shape[1]
-    wins = groups.new_zeros((m, len(groups)), dtype=torch.uint8).unbind(0)
-    columns: Any = [wins, groups.unbind(1), keep.unbind(1), () if live is None else live.unbind(1)]
+    tables: Any = [groups.T, keep.T, groups.new_zeros((m, len(groups)), dtype=torch.uint8)]
+    if live is not None:
+        tables.append(live.T)
     if groups.is_cpu:  # the same operators of numpy compare columns twice as fast
-        columns = [[column.numpy() for column in one] for one in columns]
-    wins, scores, stay, alive = map(list, columns)
+        tables = [table.numpy() for table in tables]
+    scores, stay, wins, *rest = map(list, tables)
+    alive = rest[0] if rest else None
     for i in range(m):
         for j in range(i + 1, m):
             first = scores[i] > scores[j]
-            if alive:
+            if alive is not None:
                 first = (first | ~alive[j]) & alive[i]
             wins[i] += first
             wins[j] += ~first
