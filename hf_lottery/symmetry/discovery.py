@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from ..networks.generators import kept_generators
 from ..networks.identity import identity_of, without_counters
 from ..networks.names import named_tensors, plain_name, unwrap
 from ..networks.selection import Patterns, select_names
@@ -18,10 +20,11 @@ from .buffers import moving_buffers
 from .errors import SymmetryError
 from .ghosts import Ghosts, haunted
 from .inputs import Inputs, checked_inputs
+from .kept import unchanged
 from .nodes import freeze as freeze_axis
 from .nodes import frozen
 from .outputs import chosen_outputs
-from .passes import EVALUATION, Pass
+from .passes import EVALUATION, TRAINING, Pass
 from .proof import proven
 from .rules import pointwise  # noqa: F401  # importing them registers the rules
 from .solve import solve
@@ -94,23 +97,28 @@ def discover(
     _check_tensors(named, parameters)
     if proof != "later":
         _check_loaded(named, inputs)
-    before = identity_of(model)
-    movable = parameters | moving_buffers(model, inputs, named, parameters)
-    trace, axes = _traced(model, inputs, outputs, named, movable)
-    lost = [n for n, tensor in named.items() if n in parameters and tensor.numel() and not trace.was_reached(tensor)]
-    with _ghosts_in(model, named, inputs) as (_, given):
-        ways = reaching_passes(model, given, lost)
-    lost = tie_unreached(axes, lost, ways, lambda way: _traced(model, inputs, outputs, named, movable, way)[1])
+    with kept_generators(accelerators=torch.cuda.is_initialized()), unchanged(model):
+        before = identity_of(model)
+        movable = parameters | moving_buffers(model, inputs, named, parameters)
+        trace, axes = _traced(model, inputs, outputs, named, movable)
+        lost = [n for n, t in named.items() if n in parameters and t.numel() and not trace.was_reached(t)]
+        with _ghosts_in(model, named, inputs) as (_, given):
+            ways = reaching_passes(model, given, lost)
+        by = partial(_traced, model, inputs, outputs, named, movable)
+        lost = tie_unreached(axes, lost, ways, lambda way: by(way)[1])
+        unread = [n for n in named if n in movable - parameters and not trace.was_reached(named[n])]
+        _tie_unread_buffers(unread, axes, by)
+        network = without_counters(before, identity_of(model))
     _freeze_unreached(lost, axes, strict)
     _freeze_excluded(axes, exclude)
     if trace.unknown:
         warnings.warn(f"operations without a rule froze what they touch: {trace.unknown}", stacklevel=2)
-    network = without_counters(before, identity_of(model))
     axes = {name: its_axes for name, its_axes in axes.items() if named[name].numel()}  # an empty tensor has no units
     spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network, proof=proof)
     if proof == "later":
         return spec
-    return proven(spec, model, inputs, outputs=outputs, lost=lost, ways=ways)
+    with kept_generators(accelerators=torch.cuda.is_initialized()):
+        return proven(spec, model, inputs, outputs=outputs, lost=lost, ways=ways)
 
 
 def _traced(
@@ -207,6 +215,15 @@ def _check_tensors(named: Mapping[str, Tensor], parameters: set[str]) -> None:
                 f"parameters must be plain floating tensors; received {name!r} of {tensor.dtype} "
                 f"({type(tensor.data).__name__}). Load the model without quantization or sharding."
             )
+
+
+def _tie_unread_buffers(unread: Sequence[str], axes: Mapping[str, Axes], traced: Callable[[Pass], Any]) -> None:
+    """Tie buffers that evaluation does not read, such as counts of codes, as training does; freeze the others."""
+    with suppress(SymmetryError):  # the model need not run in training mode on these inputs
+        unread = tie_unreached(axes, unread, [TRAINING], lambda way: traced(way)[1])
+    for name in unread:
+        for axis in axes[name]:
+            freeze_axis(axis, "a buffer that evaluation does not read")
 
 
 def _freeze_unreached(lost: Sequence[str], axes: Mapping[str, Axes], strict: bool) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..networks.numbers import check_numbers
 from .inputs import Inputs
+from .kept import unchanged
 from .permutation import Permutation, movable_tensors
 from .structure import Structure
 
@@ -48,8 +49,9 @@ class InPlace:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Compute as the model does."""
-        yield
+        """Compute as the model does, and put back what a pass writes to it."""
+        with unchanged(self.model):
+            yield
 
     def permute(self, permutation: Permutation) -> None:
         """Permute the model, which has its own values."""

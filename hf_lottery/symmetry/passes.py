@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..networks.modes import restored_modes
-from .kept import kept_buffers
+from .kept import unchanged
 
 _ATEN = torch.ops.aten
 
@@ -45,7 +45,7 @@ class Pass:
 
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
-        """Prepare a model for this pass; afterwards its modes, buffers and the random state are as before."""
+        """Prepare a model for this pass; afterwards the model and the random state are as before."""
         if self.argument is not None:
             hook = model.get_submodule(self.module).register_forward_pre_hook(self._give, with_kwargs=True)
             try:
@@ -53,7 +53,7 @@ class Pass:
             finally:
                 hook.remove()
         elif self.training:
-            with restored_modes(model), kept_buffers(model), _same_random_numbers(), _Means():
+            with restored_modes(model), unchanged(model), _same_random_numbers(), _Means():
                 model.train()
                 yield
         else:

@@ -181,11 +181,14 @@ class _InDouble(TorchDispatchMode):
 
 def _in_double(model: nn.Module, device: torch.device) -> nn.Module:
     """Copy a model to float64 without a copy in its own precision; the values of its parameters are left open."""
-    memo = {
+    memo: dict[int, Tensor] = {
         id(p): nn.Parameter(torch.empty(p.shape, dtype=torch.float64, device=device), requires_grad=p.requires_grad)
         for p in model.parameters()
         if type(p) is nn.Parameter and p.is_floating_point()
     }
+    # torch copies no tensor with a history, such as a weight that a norm of weights has computed.
+    computed = [v for m in model.modules() for v in vars(m).values() if isinstance(v, Tensor) and v.grad_fn is not None]
+    memo |= {id(value): value.detach().clone() for value in computed}
     return copy.deepcopy(model, memo).to(device, torch.float64)
 
 

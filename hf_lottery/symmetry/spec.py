@@ -14,8 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
+from ..networks.generators import kept_generators
 from ..networks.selection import Patterns
 from .permutation import Permutation, random_permutation
 from .structure import Structure
@@ -89,6 +91,7 @@ class PermutationSpec(Structure):
             SymmetryError: The model is random in evaluation mode.
             SpecMismatchError: The spec is for another model.
         """
-        report = verify(self, model, inputs, **options)
+        with kept_generators(accelerators=torch.cuda.is_initialized()):
+            report = verify(self, model, inputs, **options)
         self.proof = "full"
         return report

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..networks.names import plain_name
+from .kept import unchanged
 from .layout import factors, unify
 from .passes import TRAINING, Pass
 from .reads import memory
@@ -26,9 +27,10 @@ from .trace import Axes, call, plain_kernels
 def other_passes(model: nn.Module, inputs: Any) -> list[Pass]:
     """Return the passes that read what a pass in evaluation mode leaves out, as :func:`reaching_passes` finds them."""
     named = {plain_name(name): parameter for name, parameter in model.named_parameters() if parameter.numel()}
-    with plain_kernels(model):
-        reached = set(_reached_by(lambda: call(model, inputs), named))
-    return [*reaching_passes(model, inputs, named.keys() - reached)] if reached else []
+    with unchanged(model):
+        with plain_kernels(model):
+            reached = set(_reached_by(lambda: call(model, inputs), named))
+        return [*reaching_passes(model, inputs, named.keys() - reached)] if reached else []
 
 
 def reaching_passes(model: nn.Module, inputs: Any, lost: Collection[str]) -> dict[Pass, list[str]]:

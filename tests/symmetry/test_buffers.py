@@ -79,3 +79,28 @@ def test_a_model_that_cannot_run_in_training_mode_is_left_as_it_is():
 
     model = Fails()
     assert not spec_and_state(model).free and not any(module.training for module in model.eval().modules())
+
+
+class Codes(nn.Module):
+    """A codebook, whose counts only training reads, and a queue of what it saw."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.codes = nn.Linear(6, 8), nn.Linear(8, 5), nn.Parameter(torch.randn(4, 8))
+        self.register_buffer("counts", torch.zeros(4))
+        self.register_buffer("queue", torch.randn(7, 8))
+
+    def forward(self, x):
+        x = self.a(x).tanh()
+        near = torch.softmax(x @ self.codes.T, -1)
+        if self.training:
+            self.counts.mul_(0.9).add_(near.detach().mean((0, 1)))
+            self.queue.copy_(torch.cat([self.queue[4:], x.detach()[:, 0], x.detach()[:1, 1]]))
+        return self.b(near @ self.codes)
+
+
+def test_a_buffer_that_only_training_reads_follows_what_training_ties_it_to():
+    spec = spec_and_state(Codes())
+    assert spec.tensors["counts"][0].axes[0].leaves == spec.tensors["codes"][0].axes[0].leaves
+    assert spec.groups[spec.tensors["codes"][0].axes[0].leaves[0]].frozen is None
+    assert all(spec.groups[leaf].frozen for block in spec.tensors["queue"] for leaf in block.axes[0].leaves)

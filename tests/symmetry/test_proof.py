@@ -37,13 +37,13 @@ class Counting(TwoLayers):
     def __init__(self, fails_at=None, error=ZeroDivisionError):
         super().__init__()
         self.register_buffer("passes", torch.zeros(1))
-        self.calls, self.fails_at, self.error = 0, fails_at, error
+        self.calls, self.fails_at, self.error = [], fails_at, error  # a list keeps what a pass puts into it
 
     def forward(self, x):
-        self.calls += 1
+        self.calls.append(1)
         self.passes += 1
         out = super().forward(x)
-        if self.calls == self.fails_at:
+        if len(self.calls) == self.fails_at:
             raise self.error("in the middle")
         return out
 
@@ -111,7 +111,6 @@ def test_a_pass_that_fails_leaves_the_model_as_it_was(proof, error):
         state = state_of(model)
         with pytest.raises((SymmetryError, error)):
             discover(model, x(3, 6), proof=proof)
-        state["passes"] += 1  # by the traced pass
         assert same_state(model, state)
 
 
