@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+_RENAMED = {"label", "label_ids"}  # which the default collator hands to the model as labels
+
 
 class ReadyBatch(Sequence):
     """What ``__getitems__`` of a data set may return: a sequence of samples whose batch is made already.
@@ -47,7 +49,7 @@ class ReadyCollator:
     columns: Collection[str] | None = None
 
     def __call__(self, samples: Any) -> Any:
-        if not isinstance(samples, ReadyBatch):
+        if not isinstance(samples, ReadyBatch) or samples.columns.keys() & _RENAMED:
             return self.collate(samples)
         keep = samples.columns if self.columns is None else self.columns
         return {name: values for name, values in samples.columns.items() if name in keep}

@@ -94,6 +94,16 @@ def test_a_ready_batch_is_a_sequence_of_samples(tmp_path):
     trainer.train()
 
 
+@pytest.mark.parametrize("name", ["label", "label_ids"])
+def test_labels_of_another_name_reach_the_model_as_the_default_collator_hands_them_over(tmp_path, name):
+    class Renamed(WholeBatches):
+        def __getitems__(self, rows):
+            return ReadyBatch({"x": self.x[rows], name: self.labels[rows]})
+
+    ours, plain = (trained(tmp_path, data, net()) for data in (Renamed(), WholeBatches()))
+    assert equal(ours[0], plain[0]) and ours[1:] == plain[1:]
+
+
 class Counted(Net):
     """A network that can tell how many parameters it has."""
 
