@@ -287,7 +287,7 @@ def permute_(model: nn.Module, permutation: Permutation) -> None:
 
 
 def movable_tensors(model: nn.Module, spec: Structure) -> dict[str, Tensor]:
-    """Return the parameters and buffers by name, a tied one under its first name.
+    """Return the parameters and buffers by name, under the first name those that are tied or show the same memory.
 
     Args:
         model: A model that the spec fits, without wrappers.
@@ -296,10 +296,10 @@ def movable_tensors(model: nn.Module, spec: Structure) -> dict[str, Tensor]:
     Raises:
         SpecMismatchError: The model ties tensors that the spec moves apart.
     """
-    names: dict[int, str] = {}
+    names: dict[Any, str] = {}
     found: dict[str, Tensor] = {}
     for name, tensor in named_tensors(model).items():
-        first = names.setdefault(id(tensor), name)
+        first = names.setdefault(_place(tensor), name)
         if spec.tensors.get(name) != spec.tensors.get(first):
             raise SpecMismatchError(
                 f"tied tensors must move together; received {first!r} and {name!r}, one tensor in this model but of "
@@ -308,6 +308,15 @@ def movable_tensors(model: nn.Module, spec: Structure) -> dict[str, Tensor]:
         if first == name:
             found[name] = tensor
     return found
+
+
+def _place(tensor: Tensor) -> Any:
+    """Return what two tensors have in common if to write to one is to write to the other."""
+    try:
+        at = tensor.data_ptr() if tensor.numel() else 0
+    except RuntimeError:  # it has no memory of its own
+        at = 0
+    return (at, tensor.shape, tensor.stride(), tensor.dtype) if at else id(tensor)
 
 
 def forget_caches(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ from sealed_files import sealed
 from torch import nn
 
 from hf_lottery import Mask
+from hf_lottery.symmetry.discovery import discover
 from hf_lottery.symmetry.errors import SpecMismatchError, SymmetryError
 from hf_lottery.symmetry.permutation import Permutation, permute_
 from hf_lottery.symmetry.spec import PermutationSpec
@@ -113,6 +114,27 @@ def test_a_mask_moves_with_its_weights(name):
     assert moved == Mask({key: w.detach() != 0 for key, w in model.named_parameters() if w.ndim > 1})
     assert moved.layer_sparsities() == mask.layer_sparsities()
     assert moved != mask
+
+
+def test_two_parameters_in_one_memory_move_once():
+    first, second, last = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3)
+    second.weight = nn.Parameter(first.weight.data)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = first, second, last
+
+        def forward(self, x):
+            return self.last(self.first(x).relu() + self.second(x).tanh())
+
+    model, x = Twice(), torch.randn(5, 4)
+    before = model(x)
+    for proof in ("full", "fast"):
+        spec = discover(model, (x,), proof=proof)
+        assert [*spec.free] == ["first.weight[0]"]
+        permute_(model, spec.random(0))
+        torch.testing.assert_close(model(x), before)
 
 
 def test_a_tied_weight_moves_once_and_stays_tied():
