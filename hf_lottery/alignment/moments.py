@@ -47,7 +47,7 @@ class Moments:
 
     def __init__(self, size: int):
         self.count = 0.0
-        self._size = size
+        self._size, self._precision = size, 0.0
         self._start: list[Tensor] = []  # for target and source: the means of the first batch,
         self._sums: list[Tensor] = []  # the sums of all values less these means,
         self._squares: list[Tensor] = []  # and of their squares
@@ -83,6 +83,7 @@ class Moments:
             else:
                 products.add_(batch).addr_(step, steps[1], alpha=rows)
         self.count += rows
+        self._precision = max(self._precision, torch.finfo(target.values.dtype).eps)
 
     def spoil(self) -> None:
         """Discard everything: the networks made different numbers of observations here, as for routed tokens."""
@@ -102,13 +103,15 @@ class Moments:
         if self._products is None:
             self._products = torch.zeros(n, n, dtype=torch.float64, device=device)
             self._start, self._sums, self._squares = ([self._products.new_zeros(n)] * 2 for _ in range(3))
+        mine = torch.tensor(count * self._precision, dtype=torch.float64, device=device)
+        precision = sum_over_processes(mine) / everywhere
         offsets, scales = [], []
         for start, sums, squares in zip(self._start, self._sums, self._squares, strict=True):
             mean = sum_over_processes(count * start + sums) / everywhere
             offset = mean - start
             around = sum_over_processes(squares - offset * (2 * sums - count * offset))
             offsets.append(offset)
-            scales.append(_scale(around, mean, everywhere))
+            scales.append(_scale(around, mean, everywhere, precision))
         # The products around the means of all processes, in one pass over them.
         left = torch.stack([self._sums[0], offsets[0]], 1)
         right = torch.stack([offsets[1], self._sums[1] - count * offsets[1]])
@@ -116,10 +119,10 @@ class Moments:
         return products.mul_(scales[0][:, None]).mul_(scales[1]).cpu().numpy()
 
 
-def _scale(squares: Tensor, means: Tensor, count: Tensor) -> Tensor:
+def _scale(squares: Tensor, means: Tensor, count: Tensor, precision: Tensor) -> Tensor:
     """Return one over the norm of every unit's deviations: 0 if it never varies, NaN if it is not finite."""
-    # The variance of a unit that never varies is a rounding error, small against the squares of its values.
-    alive = squares > 1e-10 * (means * means * count + 1e-30)
+    # The mean of a unit that never varies is rounded, which moved it by up to five last digits where we measured it.
+    alive = squares > (8 * precision).square() * (means * means * count + 1e-30)
     scale = torch.where(alive, squares, torch.inf).rsqrt()
     return torch.where(squares.isfinite(), scale, torch.nan)
 

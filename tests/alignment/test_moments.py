@@ -97,3 +97,20 @@ def test_other_numbers_of_rows_are_no_pairs():
     sums = Moments(3)
     sums.add(observe(torch.randn(0, 3), -1), observe(torch.randn(0, 3), -1))
     assert sums.correlation() is None
+
+
+@pytest.mark.parametrize(
+    "dtype, mean, spread", [(torch.float32, 1e3, 1e-2), (torch.float32, 1e4, 3e-2), (torch.float64, 1e4, 1e-4)]
+)
+def test_units_far_from_zero_vary(dtype, mean, spread):
+    x = torch.randn(4000, 6, dtype=torch.float64)
+    batches = [(mean + spread * x.roll(1, 1)[k::2], mean + spread * x[k::2]) for k in (0, 1)]
+    found = correlated([[part.to(dtype) for part in pair] for pair in batches])
+    assert found.argmax(1).tolist() == [5, 0, 1, 2, 3, 4] and found.max(1).min() > 0.95
+
+
+@pytest.mark.parametrize("value", [0.1, -7.7e-3, 1e4 + 0.3])
+@pytest.mark.parametrize("rows", [100, 4097, 200_000])
+def test_units_that_never_vary_have_no_correlation(value, rows):
+    constant, other = torch.full((rows, 2), value), torch.randn(rows, 2)
+    assert not correlated([(constant, other), (constant[:7], other[:7])]).any()
