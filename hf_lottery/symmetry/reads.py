@@ -109,7 +109,7 @@ def _used(places: set[_Place], source: Tensor, axis: int) -> np.ndarray | None:
     for place in places:
         _view(used, place, unit).fill_(True)
     shown = _view(used, _place(source), unit).numpy()  # whose reductions of bools take a tenth of torch's time
-    return shown.any(axis=tuple(i for i in range(shown.ndim) if i != axis % source.ndim))
+    return np.asarray(shown.any(axis=tuple(i for i in range(shown.ndim) if i != axis % source.ndim)))
 
 
 def _place(tensor: Tensor) -> _Place:

@@ -126,7 +126,9 @@ def _blocks(axes: Axes) -> Iterator[list[_Part]]:
 _Inside = tuple[tuple[Node, int], ...]
 
 
-def _levels(axes: list[tuple[_Entry, ...]], inside: _Inside = ()) -> Iterator[tuple[list[tuple[_Entry, ...]], _Inside]]:
+def _levels(
+    axes: Sequence[tuple[_Entry, ...]], inside: _Inside = ()
+) -> Iterator[tuple[Sequence[tuple[_Entry, ...]], _Inside]]:
     """Take the first sum apart, then the next; yield all that comes up, and the parts of sums that it lies in."""
     yield axes, inside
     for i, entries in enumerate(axes):
