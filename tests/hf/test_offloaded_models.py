@@ -109,7 +109,8 @@ CALLS = {
 def test_refused(ready, call, offload, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = offload(ready.model, tmp_path / "offloaded")
-    message = "the weights must be loaded; received '.+' on the meta device" if call == "discover" else NAMED
+    unproven = "the weights and inputs must be loaded to prove the spec; received '.+' on the meta device"
+    message = unproven if call == "discover" else NAMED
     with pytest.raises(ValueError, match=message):
         CALLS[call](ready, model)
     assert not list(tmp_path.glob("unused*"))

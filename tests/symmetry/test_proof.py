@@ -134,7 +134,8 @@ def test_ctrl_c_at_any_line_leaves_the_model_as_it_was():
         stop[0] = number
         sys.settrace(enter)
         try:
-            discover(model, inputs, proof="fast")
+            with torch.enable_grad():  # Python may skip the end of any other block, which would leave gradients off
+                discover(model, inputs, proof="fast")
             finished = True
         except KeyboardInterrupt:
             pass
