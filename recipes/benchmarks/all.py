@@ -33,6 +33,7 @@ PARTS = {
     "peers": "Beside other packages",
     "evidence": "Evidence, over a forward pass",
     "proof": "Proofs of symmetries, over forward passes",
+    "without_weights": "Symmetries of models without their weights",
     "weights": "Weight matching, beside the plain way",
     "activations": "Activation matching, over forward passes of both networks",
     "matching": "Matching layer after layer, and the assignment",
