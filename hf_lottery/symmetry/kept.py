@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from .ghosts import written
 from .reads import memory
 
-_HELD = ("_parameters", "_buffers", "_modules")
+# What a module holds by name: parameters, buffers, modules, and hooks, which transformers adds in the first pass that
+# needs them, with an attribute that says so.
+_HELD = [name for name, value in vars(nn.Module()).items() if isinstance(value, dict)]
 
 
 @contextmanager
@@ -43,14 +45,16 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Put a model back at the end of a block of forward passes, bit for bit, also after an error.
 
-    Parameters and buffers get their numbers back and their places, and modules the attributes that they had. A tensor
-    is copied only once something is to be written into it. What a pass changes inside an object that is neither a
-    tensor nor a module, such as a list, stays changed.
+    Parameters and buffers get their numbers back and their places, and modules the attributes and hooks that they had.
+    A tensor is copied only once something is to be written into it. What a pass changes inside an object that is
+    neither a tensor nor a module, such as a list, stays changed.
     """
     modules = [
         (module, {**vars(module)}, {kind: {**vars(module)[kind]} for kind in _HELD}) for module in model.modules()
     ]
-    guard = _Guard(tensor for _, _, held in modules for kind in _HELD[:2] for tensor in held[kind].values())
+    guard = _Guard(
+        tensor for _, _, held in modules for kind in ("_parameters", "_buffers") for tensor in held[kind].values()
+    )
     try:
         with guard:
             yield

@@ -119,3 +119,29 @@ def test_a_weight_that_a_norm_has_computed_is_put_back():
     spec = discover(model, INPUTS)
     spec.verify(model, INPUTS)
     assert model[0].weight is computed and computed.requires_grad
+
+
+class Capturing(nn.Module):
+    """Adds a hook in its first pass, and an attribute that says so, as transformers does to collect hidden states."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last, self.seen = nn.Linear(6, 5), nn.Linear(5, 2), []
+
+    def forward(self, x):
+        if not getattr(self, "hooked", False):
+            self.first.register_forward_hook(lambda module, args, output: self.seen.append(output))
+            self.hooked = True
+        self.seen.clear()
+        self.first(x)
+        assert len(self.seen) == 1
+        return self.last(self.seen[0].relu())
+
+
+@pytest.mark.parametrize("proof", ["full", "fast", "later"])
+def test_hooks_of_the_first_pass_go_with_the_attribute_that_tells_of_them(proof):
+    model, inputs = Capturing(), (torch.randn(3, 6),)
+    spec = discover(model, inputs, proof=proof)
+    assert not model.first._forward_hooks and not hasattr(model, "hooked") and spec.free
+    assert spec.verify(model, inputs).error < 1e-8
+    model(*inputs)
