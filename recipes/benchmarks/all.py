@@ -1,6 +1,6 @@
 """Run all benchmarks and write their tables into docs/results.md.
 
-    OMP_NUM_THREADS=1 python recipes/benchmarks/all.py               # about 10 minutes of CPU time
+    OMP_NUM_THREADS=1 python recipes/benchmarks/all.py               # half an hour of CPU time or more
     OMP_NUM_THREADS=1 python recipes/benchmarks/all.py --only peers  # one of them; the others stay as they are
 
 Every benchmark runs in a process of its own, with one thread. One that fails is reported, the others go on, and the
