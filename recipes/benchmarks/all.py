@@ -60,7 +60,7 @@ def measure(name: str, quick: bool) -> tuple[str, float]:
 def replaced(page: str, name: str, section: str) -> str:
     """Return the page with a benchmark's section in it, in place of the one that it had or after all others."""
     begin, end = f"<!-- benchmark {name} -->", f"<!-- end of benchmark {name} -->"
-    block = f"{begin}\n{section}\n{end}"
+    block = f"{begin}\n{section}\n\n{end}"  # the end of a table needs an empty line
     if begin in page:
         return re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: block, page, flags=re.DOTALL)
     return f"{page.rstrip()}\n\n{block}\n"
