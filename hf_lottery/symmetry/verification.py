@@ -14,7 +14,7 @@ from .control import inert_ties, ties
 from .errors import SymmetryVerificationError
 from .inputs import checked_inputs
 from .passes import Pass
-from .permutation import Permutation
+from .permutation import Permutation, random_permutation
 from .prover import Prover, culprits, moved_by, witnesses
 from .randomised import Randomised
 from .structure import SHOWN, Structure
@@ -118,7 +118,7 @@ def verify(
     if negative_control:
         report.inert = [(tie.group, tie.tensor, tie.axis) for tie in inert_ties(spec, prover, seed=seed)]
         report.visible = sum(1 for _ in ties(spec)) - len(report.inert)
-    everything = witnesses(spec, seed)[0]
+    everything = random_permutation(spec, seed, spec.free)
     for way in other_passes(unwrap(model), inputs) if spec.free else ():
         report.error = max(report.error, _error_on(way, spec, prover, everything))
         report.passes.append(str(way))

@@ -373,3 +373,10 @@ def test_a_long_report_shows_the_worst_group_first():
     html = report._repr_html_()
     assert "&lt;b&gt;29" in html and "<b>" not in html and "and 10 more" in html
     assert repr(VerifyReport(1e-13)).splitlines()[0] == "VerifyReport(groups: 0, largest change of an output: 1.0e-13)"
+
+
+@pytest.mark.parametrize("negative_control", [True, False])
+def test_a_spec_in_which_nothing_moves_is_verified(negative_control):
+    model, inputs = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (torch.randn(5, 4),)
+    report = discover(model, inputs, exclude=".*").verify(model, inputs, negative_control=negative_control)
+    assert report.error == 0 and not report.errors and not report.inert and not report.visible
