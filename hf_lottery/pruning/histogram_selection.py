@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..masks.mask import count_kept
 from ..networks.shards import block, counts_here, from_local, is_sharded, local, part_of, sum_over_shards, whole
+from ..storage.encoding import count_ones
 from .chunks import chunk_size, common_dtype, pieces, refuse_nan
 
 _BITS = 16  # bits of the number that one pass reads
@@ -75,7 +75,7 @@ class _Count:
 
     def competing(self, name: str) -> int:
         """Count the scores of a tensor that compete."""
-        return self.parts[name].numel() if self.alive is None else count_kept(self.alive[name])
+        return self.parts[name].numel() if self.alive is None else count_ones(self.alive[name])
 
     def chunks(self, name: str) -> Iterator[Tensor]:
         """Yield the competing scores of a tensor on their device, flat, chunk by chunk."""

@@ -9,8 +9,9 @@ from numbers import Real
 
 from torch import Tensor
 
-from ..masks.mask import Mask, MaskMismatchError, count_kept
+from ..masks.mask import Mask, MaskMismatchError
 from ..networks.numbers import check_numbers
+from ..storage.encoding import count_ones
 from .scopes import PruneRequest, Scope, global_ranking
 
 
@@ -85,7 +86,7 @@ def prune(
             )
     keep = scope(request)
     mask = Mask({name: keep[name] for name in scores}, copy=False)
-    if empty := [name for name, entry in mask.items() if entry.numel() and not count_kept(entry)]:
+    if empty := [name for name, entry in mask.items() if entry.numel() and not count_ones(entry)]:
         warnings.warn(
             f"no weight is left in {', '.join(map(repr, empty))}. Pass min_density to prevent this.", stacklevel=2
         )

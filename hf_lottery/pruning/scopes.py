@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from ..masks.mask import Mask, count_kept
+from ..masks.mask import Mask
+from ..storage.encoding import count_ones
 from .selection import keep_highest_of_groups, remove_lowest
 
 
@@ -57,7 +58,7 @@ class PruneRequest:
         """Return how many weights each tensor has before pruning."""
         if self.within is None:
             return {name: score.numel() for name, score in self.scores.items()}
-        return {name: count_kept(self.within[name]) for name in self.scores}
+        return {name: count_ones(self.within[name]) for name in self.scores}
 
     def to_remove(self) -> int:
         """Return how many weights still have to be removed.
@@ -96,7 +97,7 @@ def global_ranking(request: PruneRequest) -> dict[str, Tensor]:
     while True:
         keep |= remove_lowest(pool, remove, alive=request.within)
         # Without these tensors the threshold only rises, so a tensor that falls below its floor now does so later too.
-        over = [name for name in pool if request.floors[name] and count_kept(keep[name]) < request.floors[name]]
+        over = [name for name in pool if request.floors[name] and count_ones(keep[name]) < request.floors[name]]
         if not over:
             return keep
         left = request.only(over).left()

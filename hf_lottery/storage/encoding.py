@@ -44,8 +44,8 @@ def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def count_ones(mask: Tensor) -> int:
-    """Count the True values of a bool tensor; several times faster than its ``sum()``."""
-    return int(np.count_nonzero(mask.cpu().numpy()))
+    """Count the True values of a bool tensor on any device; several times faster than its ``sum()``."""
+    return int(np.count_nonzero(mask.numpy(force=True)))
 
 
 def encode(packed: Tensor, *, compress: bool) -> tuple[Tensor, str]:
