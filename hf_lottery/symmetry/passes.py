@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..networks.generators import kept_generators
 from ..networks.modes import restored_modes
 from .kept import unchanged
 
@@ -100,13 +101,8 @@ class _Means(TorchDispatchMode):
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
     """Draw the same numbers in every block, and go on afterwards as if there had been none."""
-    here, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with kept_generators():
         torch.manual_seed(0)
         random.seed(0)
         np.random.seed(0)
-        try:
-            yield
-        finally:
-            random.setstate(here)
-            np.random.set_state(of_numpy)
+        yield
