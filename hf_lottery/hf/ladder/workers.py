@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import sys
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from ..commands.launch import set_up
+from ..trainers.garbage import freeze_collector
 from ..trainers.run_lock import locked_folder
 from .cells import Cell
 from .compute import compute_cell
@@ -93,8 +93,7 @@ def _begin(command: Sequence[str], slots: Any, parent: int) -> None:
     torch.set_num_threads(1)
     _points.extend(points(command))
     set_up(_points[0].ladder.args)
-    gc.collect()
-    gc.freeze()  # as frozen_collector() does, for as long as the process lives: every training collects garbage
+    freeze_collector()  # every training collects garbage
 
 
 def _end_with(parent: int) -> None:

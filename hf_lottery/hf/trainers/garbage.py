@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def freeze_collector() -> None:
+    """Leave the objects that exist now out of garbage collections, for as long as the process lives."""
+    gc.collect()
+    gc.freeze()
+
+
 @contextmanager
 def frozen_collector() -> Iterator[None]:
     """Leave the objects that exist now out of garbage collections inside the block.
@@ -21,8 +27,7 @@ def frozen_collector() -> Iterator[None]:
     if gc.get_freeze_count():
         yield
         return
-    gc.collect()
-    gc.freeze()
+    freeze_collector()
     try:
         yield
     finally:
