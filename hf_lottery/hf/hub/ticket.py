@@ -243,7 +243,8 @@ class Ticket(HubMixin):
         else:
             start = f"It starts from the weights of `{self.start}`, and checks that the model is at them."
         drawn = len(self._accuracies()) > 1 and _can_draw()
-        builds = self.model_config is not None and known_class(self.info.get("architecture"), self.model_config)
+        architecture = self.info.get("architecture", "")
+        builds = self.model_config is not None and known_class(architecture, self.model_config) is not None
         return ticket_card(self.mask, self.info, source, start, _PICTURE_NAME if drawn else None, builds=builds)
 
     def _accuracies(self) -> dict[float, list[float]]:

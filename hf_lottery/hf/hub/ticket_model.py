@@ -17,24 +17,21 @@ from ...training.snapshot import Snapshot
 from .reference import Reference
 
 
-def known_class(architecture: object, config: PreTrainedConfig) -> bool:
-    """Tell whether :func:`model_class` finds a class."""
-    return isinstance(architecture, str) and _find_class(architecture, config) is not None
-
-
-def model_class(architecture: str, config: PreTrainedConfig) -> type[PreTrainedModel]:
+def known_class(architecture: str, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """Return the class of a model: one of transformers, or one that ``AutoModel.register`` was called for.
 
-    Raises:
-        ValueError: There is no class of this name that takes such a configuration.
+    Args:
+        architecture: Its name.
+        config: A configuration that it takes.
+
+    Returns:
+        The class; None if there is none.
     """
-    if (found := _find_class(architecture, config)) is not None:
-        return found
-    raise ValueError(
-        f"the model's class must be one that transformers knows for a {type(config).__name__}; received "
-        f"{architecture!r:.80}. Import the module that registers it with AutoModel.register, or build the "
-        "model yourself and call ticket.apply_(model)."
-    )
+    for kind in (getattr(transformers, architecture, None), *_registered(type(config))):
+        fits = isinstance(kind, type) and issubclass(kind, PreTrainedModel) and kind.__name__ == architecture
+        if fits and isinstance(config, cast(Any, kind).config_class or PreTrainedConfig):
+            return kind
+    return None
 
 
 def build_start(
@@ -48,8 +45,17 @@ def build_start(
         start: The weights. Those on the Hub are downloaded, those of a seed are drawn again; stored ones are not yet
             put into the model.
         where: For weights on the Hub: ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
+
+    Raises:
+        ValueError: There is no class of this name that takes such a configuration.
     """
-    kind, config = model_class(architecture, config), copy.deepcopy(config)
+    kind, config = known_class(architecture, config), copy.deepcopy(config)
+    if kind is None:
+        raise ValueError(
+            f"the model's class must be one that transformers knows for a {type(config).__name__}; received "
+            f"{architecture!r:.80}. Import the module that registers it with AutoModel.register, or build the "
+            "model yourself and call ticket.apply_(model)."
+        )
     with kept_generators():
         if isinstance(start, Reference) and start.kind == "pretrained":
             # The repository's own configuration may have another dropout, or another precision.
@@ -60,14 +66,6 @@ def build_start(
     if isinstance(start, Snapshot):
         _take_dtypes_(model, start)
     return model
-
-
-def _find_class(architecture: str, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    for kind in (getattr(transformers, architecture, None), *_registered(type(config))):
-        fits = isinstance(kind, type) and issubclass(kind, PreTrainedModel) and kind.__name__ == architecture
-        if fits and isinstance(config, cast(Any, kind).config_class or PreTrainedConfig):
-            return kind
-    return None
 
 
 def _registered(config: type[PreTrainedConfig]) -> Iterator[Any]:
