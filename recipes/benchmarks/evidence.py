@@ -9,18 +9,16 @@ median / largest.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from typing import Any
 
 import torch
 import transformers
-from timing import ratios, spread, take_turns
+from timing import ratios, show, spread, take_turns
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 from hf_lottery import gather_evidence, prunable
-from hf_lottery.report import markdown_table
 
 HEADER = [
     "network",
@@ -71,14 +69,5 @@ def rows(*, quick: bool = False) -> list[list[str]]:
     return [measure(network, 2 if quick else 7) for network in [*NETWORKS][: 1 if quick else None]]
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one network, two rounds")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(1)
-    print(markdown_table(HEADER, rows(quick=quick)))
-
-
 if __name__ == "__main__":
-    main()
+    show(__doc__, HEADER, rows, quick="one network, two rounds")

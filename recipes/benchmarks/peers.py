@@ -10,7 +10,6 @@ network.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 import itertools
@@ -19,12 +18,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timing import take_turns
+from timing import show, take_turns
 from torch import nn
 from torch.nn.utils.prune import L1Unstructured, global_unstructured
 
 from hf_lottery import discover, magnitude, permute_, prunable, prune, score_weights, weight_matching
-from hf_lottery.report import markdown_table
 
 HEADER = ["what", "peer", "ours, ms, least", "median", "peer, ms, least", "median", "peer / ours"]
 Ways = tuple[Callable[[], Any], Callable[[], Any]]
@@ -108,14 +106,5 @@ def rows(*, quick: bool = False) -> list[list[str]]:
     return [measure(what, 8 if quick else 64, 2 if quick else 7) for what in CASES]
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a narrow network, two rounds")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(1)
-    print(markdown_table(HEADER, rows(quick=quick)))
-
-
 if __name__ == "__main__":
-    main()
+    show(__doc__, HEADER, rows, quick="a narrow network, two rounds")

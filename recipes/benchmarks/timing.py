@@ -1,12 +1,17 @@
-"""How all benchmarks here measure: CPU time of the process, of ways that take turns."""
+"""How all benchmarks here measure, CPU time of the process of ways that take turns, and how most print it."""
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
+
+from hf_lottery.report import markdown_table
 
 T = TypeVar("T")
 
@@ -41,6 +46,22 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     """Return least / first quartile / median / largest as text."""
     lower, middle, _ = statistics.quantiles(values, n=4, method="inclusive")
     return " / ".join(f"{value:.{digits}f}" for value in (min(values), lower, middle, max(values)))
+
+
+def show(doc: str | None, header: list[str], rows: Callable[..., list[list[str]]], *, quick: str) -> None:
+    """Run a benchmark from the command line: print its table.
+
+    Args:
+        doc: What the script says of itself.
+        header: The names of the columns.
+        rows: Measures the rows of the table; it is given ``quick``.
+        quick: What ``--quick`` does, for the help.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help=quick)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print(markdown_table(header, rows(quick=args.quick)))
 
 
 def processor() -> str:

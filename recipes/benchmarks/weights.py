@@ -10,7 +10,6 @@ process.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 from typing import Any
@@ -20,14 +19,13 @@ import torch
 import torch.nn.functional as F
 from plain_matching import axes_of, permuted, plain_weight_matching
 from sklearn.datasets import load_digits
-from timing import take_turns
+from timing import show, take_turns
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, ResNetConfig, ResNetForImageClassification
 
 from hf_lottery import Permutation, PermutationSpec, discover, permute_, weight_matching
 from hf_lottery.alignment import MatchReport
 from hf_lottery.hf.tasks.paper_networks import ResNetCifarConfig, ResNetCifarForImageClassification
-from hf_lottery.report import markdown_table
 
 HEADER = ["pair", "way", "CPU, s, least", "median", "objective", "units recovered"]
 Pair = tuple[nn.Module, nn.Module, PermutationSpec]
@@ -137,14 +135,5 @@ def _seconds(times: list[float]) -> tuple[str, str]:
     return f"{min(times):.4f}", f"{statistics.median(times):.4f}"
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="the small pair alone, hardly trained, two rounds")
-    quick = parser.parse_args().quick
-    torch.set_num_threads(1)
-    print(markdown_table(HEADER, rows(quick=quick)))
-
-
 if __name__ == "__main__":
-    main()
+    show(__doc__, HEADER, rows, quick="the small pair alone, hardly trained, two rounds")

@@ -8,14 +8,13 @@ transformers. The spec is not proven (``proof="later"``). Models are traced with
 
 from __future__ import annotations
 
-import argparse
 import resource
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
-from timing import timed
+from timing import show, timed
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -27,7 +26,6 @@ from transformers import (
 )
 
 from hf_lottery import discover
-from hf_lottery.report import markdown_table
 
 HEADER = [
     "model",
@@ -82,12 +80,5 @@ def rows(*, quick: bool = False) -> list[list[str]]:
     return found
 
 
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="small models of the same kinds")
-    print(markdown_table(HEADER, rows(quick=parser.parse_args().quick)))
-
-
 if __name__ == "__main__":
-    main()
+    show(__doc__, HEADER, rows, quick="small models of the same kinds")
