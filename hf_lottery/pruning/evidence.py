@@ -169,9 +169,8 @@ class _Squares:
         """Return a hook that adds the input of a layer to the sums of its weight."""
 
         def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if (
-                self.reads and inputs and isinstance(inputs[0], Tensor)
-            ):  # the module itself says what else it cannot take
+            # Of anything else the module itself says that it cannot take it.
+            if self.reads and inputs and isinstance(inputs[0], Tensor):
                 square = _for_weight(module, self.of(inputs[0], _feature_axis(module, inputs[0])))
                 self.sums[name] = self.sums[name] + square if name in self.sums else square
 

@@ -32,12 +32,12 @@ def remove_lowest_where_it_is(
         raise ValueError(f"remove must be from 0 to {competing}, the number of competing weights; received {remove}.")
     score, ties = _threshold(count, remove) if competing else (-math.inf, 0)
     last, cut = _last_tie(count, score, ties)
-    names = sorted(scores)
+    order = {name: k for k, name in enumerate(sorted(scores))}
     keep = {}
     for name in scores:
         values = count.parts[name].to(count.dtype)
-        kept = values >= score if names.index(name) > last else values > score
-        if names.index(name) == last:
+        kept = values >= score if order[name] > last else values > score
+        if order[name] == last:
             tied = count.equal(name, score)
             kept[tied] = _positions(scores[name], tied) >= cut
         if count.live is not None:
