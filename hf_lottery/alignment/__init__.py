@@ -1,5 +1,6 @@
 """Alignment: the permutation that brings one network as close as possible to another."""
 
+from .learned import learned_matching
 from .match_report import GroupMatch, MatchReport
 from .matching import Match, activation_matching, weight_matching
 
@@ -8,5 +9,6 @@ __all__ = [
     "Match",
     "MatchReport",
     "activation_matching",
+    "learned_matching",
     "weight_matching",
 ]

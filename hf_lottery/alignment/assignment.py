@@ -138,13 +138,34 @@ class Family:
 
     def value(self, terms: Terms, entries: Mapping[str, np.ndarray]) -> float:
         """Return the sum of the terms at given entries; a member without an entry keeps its order."""
-        outer = tuple(self.sizes[name] for name in self.outer)
-        found = 0.0
-        for at in np.ndindex(*outer):
-            here = {name: entries[name][at] for name in self.members if name in entries}
-            for key, array in terms.items():
-                found += float(self._fix(key, array[at], set(key), here)[1])
-        return found
+        return sum(float(array[self._places(key, entries)].sum()) for key, array in terms.items())
+
+    def at(self, terms: Terms, entries: Mapping[str, np.ndarray]) -> Solution:
+        """Return given entries of all members as a solution, with the scores of each, all the others as given."""
+        solved = {}
+        for name in self.members:
+            size, outer = self.sizes[name], len(self.outer)
+            rows = entries[name].reshape(-1, size)
+            score = np.zeros((len(rows), size, size))
+            for key in (key for key in terms if name in key):
+                index = [place[..., None] for place in self._places(key, entries)]
+                index[outer + len(key) + key.index(name)] = np.arange(size)  # all sources instead of the one given
+                around = [outer + k for k, other in enumerate(key) if name not in self._branches[other]]
+                score = score + terms[key][tuple(index)].sum(axis=tuple(around)).reshape(-1, size, size)
+            solved[name] = list(zip(score, rows, strict=True))
+        return Solution(self.value(terms, entries), {name: entries[name] for name in self.members}, solved)
+
+    def _places(self, key: tuple[str, ...], entries: Mapping[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+        """Return the index of a term's elements that match at given entries: ``[*outer, *destination, *source]``."""
+        line = (*self.outer, *key)
+        grid = np.ix_(*(np.arange(self.sizes[name]) for name in line))
+        at = dict(zip(line, grid, strict=True))
+        above = {name: [o for o in line if o in self.outer or name in self._branches[o][1:]] for name in key}
+        sources = [
+            entries[name][(*(at[other] for other in above[name]), at[name])] if name in entries else at[name]
+            for name in key
+        ]
+        return (*grid, *sources)
 
     @cached_property
     def _branches(self) -> dict[str, tuple[str, ...]]:

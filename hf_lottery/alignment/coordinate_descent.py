@@ -238,11 +238,32 @@ class Part:
 
     def _note(self, n: int, solution: Solution, run: Run) -> None:
         """Note how well the groups of a family were matched."""
+        ties = [self._ties[k] for k in self._of[n]]
         for name, tally in solution.tallies().items():
-            norm = sum(
-                self._ties[k].norm * sum(slot.group == name for slot in self._ties[k].slots) for k in self._of[n]
-            )
-            run.tallies[name] = tally, norm
+            run.tallies[name] = tally, _norm(ties, name)
+
+
+def measured(ties: Sequence[Tie], among: Sequence[Family], permutation: Permutation) -> dict[str, GroupMatch]:
+    """Measure how well a permutation matches the groups of some families, wherever it comes from.
+
+    Args:
+        ties: Where groups of the families meet each other and the groups that stay.
+        among: The families.
+        permutation: The permutation.
+    """
+    found = {}
+    for family in among:
+        entries = permutation.entries | {name: permutation.entry(name) for name in family.members}
+        near = [tie for tie in ties if not tie.groups.isdisjoint(family.members)]
+        solution = family.at(summed_terms(tie.terms(family, entries) for tie in near), entries)
+        tallies = solution.tallies().items()
+        found |= {name: _match(permutation, name, tally, _norm(near, name)) for name, tally in tallies}
+    return found
+
+
+def _norm(ties: Sequence[Tie], name: str) -> float:
+    """Return the largest score that a group can have."""
+    return sum(tie.norm * sum(slot.group == name for slot in tie.slots) for tie in ties)
 
 
 def _match(permutation: Permutation, name: str, tally: Tally, norm: float) -> GroupMatch:

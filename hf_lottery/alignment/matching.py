@@ -99,8 +99,8 @@ def weight_matching(
         Ainsworth et al., 2023, "Git Re-Basin", arXiv:2209.04836, Algorithm 1.
     """
     if start is not None:
-        _check_start(spec, start)
-    chosen, left_out = _chosen(spec, include, exclude, residual)
+        check_start(spec, start)
+    chosen, left_out = chosen_groups(spec, include, exclude, residual)
     ties = weight_ties(spec, source, target, chosen)
     found = descend(
         spec,
@@ -176,7 +176,7 @@ def activation_matching(
     for which, network in (("source", source), ("target", target)):
         if not isinstance(network, nn.Module):
             raise TypeError(f"the {which} must be a model, which can be run; received {type(network).__name__}.")
-    chosen, left_out = _chosen(spec, include, exclude, residual)
+    chosen, left_out = chosen_groups(spec, include, exclude, residual)
     weight_ties(spec, source, target, chosen)  # refuse what does not fit before all batches run
     observed = correlations(
         spec,
@@ -226,7 +226,7 @@ def residual_streams(spec: PermutationSpec) -> list[str]:
     ]
 
 
-def _check_start(spec: PermutationSpec, start: Any) -> None:
+def check_start(spec: PermutationSpec, start: Any) -> None:
     if not isinstance(start, Permutation):
         raise TypeError(
             f"start must be a permutation; received {type(start).__name__}. Of a match, pass match.permutation; the "
@@ -239,7 +239,7 @@ def _check_start(spec: PermutationSpec, start: Any) -> None:
         )
 
 
-def _chosen(
+def chosen_groups(
     spec: PermutationSpec, include: Patterns | None, exclude: Patterns | None, residual: bool | None
 ) -> tuple[list[str], dict[str, str]]:
     """Return the groups to match, and why each residual stream among them is left out."""
@@ -277,7 +277,7 @@ def _reported(found: Match, left_out: Mapping[str, str], residual: bool | None) 
 
 def weight_ties(spec: PermutationSpec, source: Any, target: Any, chosen: Sequence[str]) -> list[WeightTie]:
     """Return the blocks of the weights that some chosen group lies on, those of a tied weight once."""
-    mine, theirs = _weights(spec, source=source, target=target)
+    mine, theirs = weights_to_match(spec, source=source, target=target)
     if mine.keys() != theirs.keys():
         raise SpecMismatchError(
             "source and target must hold the same weights and tie the same ones; "
@@ -313,7 +313,7 @@ def _refuse_infinite(names: Collection[str], **networks: Mapping[str, Tensor]) -
     )
 
 
-def _weights(spec: PermutationSpec, **networks: Any) -> list[dict[str, Tensor]]:
+def weights_to_match(spec: PermutationSpec, **networks: Any) -> list[dict[str, Tensor]]:
     """Return the tensors to match of each network, by the first of their names.
 
     They are those that are parameters of some network, or, if these are not known, all tensors except norm statistics.
