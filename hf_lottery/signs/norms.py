@@ -109,7 +109,7 @@ def norm_parameters(
 
 @contextmanager
 def interpolated_norms(
-    model: nn.Module | Mapping[str, Tensor], initial: Mapping[str, Tensor], alpha: float
+    model: nn.Module | Mapping[str, Tensor], initial: Mapping[str, Tensor], alpha: float | Tensor
 ) -> Iterator[None]:
     """Run forward and backward with every norm parameter at ``(1 - alpha) * psi + alpha * psi_init``.
 
@@ -125,7 +125,8 @@ def interpolated_norms(
             FSDP2 pass the module, unless every forward pass since the last step had its backward pass.
         initial: Name -> ``psi_init`` of the norm parameters, as :meth:`NormParameters.snapshot` of the fresh model
             returns them.
-        alpha: Share of the initial value, in [0, 1]; 0 changes nothing.
+        alpha: Share of the initial value, in [0, 1]; 0 changes nothing. A tensor without axes on the parameters' device
+            is read there, unchecked, so that a CUDA graph can run with many values.
 
     Raises:
         ValueError: ``alpha`` is out of range, or the model has no such name or shape.
@@ -144,7 +145,7 @@ def interpolated_norms(
     Reference:
         Oh et al., 2025, arXiv:2504.05357, where ``psi_init`` is gain 1 and shift 0 by definition.
     """
-    if not 0 <= alpha <= 1:
+    if not isinstance(alpha, Tensor) and not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in [0, 1]; received {alpha}. It is the share of the initial value.")
     named = named_weights(model)
     _check_initial(named, initial)

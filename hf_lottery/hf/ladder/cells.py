@@ -10,25 +10,31 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from ...storage.atomic import sweep
+from ...training.rewind import RewindPoint, parse_rewind
 from ..commands.parser import RecipeParser
 from ..tasks.data import Data, DataArguments, trainer_arguments
 from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments
 from ..trainers.arguments import LotteryArguments
+from ..trainers.lottery_trainer import LotteryTrainer
+from ..trainers.run_folder import REWIND_NAME
 from ..trainers.run_settings import run_settings
+from ..trainers.sparse_trainer import SparseTrainer
+from ..trainers.winning_sign_trainer import WinningSignTrainer
+from .bare_loop import BareLotteryTrainer, BareSparseTrainer, BareWinningSignTrainer
 from .paired import split_pair
-from .rows import ROWS, SEARCHES
+from .rows import REFERENCES, ROWS, SEARCHES
 
 _ABOUT = "; ".join(f"{name}: {row.about}" for name, row in ROWS.items())
-# Settings that only the searches for signs use.
-_SIGN_SETTINGS = ("dense_epochs", "level_epochs", "level_lr_scheduler_type")
+# Settings of the levels of a search. Rewinding has none: its levels are trained as the dense network is.
+_LEVEL_SETTINGS = ("dense_epochs", "level_epochs", "level_lr_scheduler_type")
 
 
 @dataclass
@@ -51,15 +57,62 @@ class LadderArguments:
         metadata={"help": "Pairs of rows whose paired difference is shown too, such as aws_signs-aws_mask."},
     )
     match_batches: int = field(default=32, metadata={"help": "Number of training batches to match activations on."})
+    start: str | None = field(
+        default=None,
+        metadata={
+            "help": "The point of the dense training of a network that its rows start from: init, step:K or epoch:K. "
+            "Default: the rewind point of the search for its mask."
+        },
+    )
+    row_learning_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rate of the rows, on a fresh schedule over row_epochs. Default: a row goes on with the "
+            "schedule of the dense training where it starts."
+        },
+    )
+    row_epochs: float | None = field(
+        default=None,
+        metadata={"help": "Epochs of a row with a learning rate of its own. Default: those after its start."},
+    )
+    scan: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Sparsities to choose from, on pilot seeds: the one at which lth is furthest above naive, while it "
+            "loses at most max_loss to the dense network."
+        },
+    )
+    pilot_seeds: list[int] = field(
+        default_factory=lambda: [100, 101], metadata={"help": "Seeds of the networks that choose; two or more."}
+    )
+    converged_within: float = field(
+        default=0.01,
+        metadata={
+            "help": "On the pilot seeds, epochs are doubled, up to eight times as many, until that improves accuracy "
+            "(a fraction) or loss by less than this."
+        },
+    )
+    max_loss: float = field(
+        default=0.03, metadata={"help": "What lth may lose to dense at a scanned sparsity, in accuracy or loss."}
+    )
     title: str | None = field(
         default=None, metadata={"help": "Name of the ladder in tables and pictures. Default: network and data."}
     )
     sparsities: list[float] | None = field(
-        default=None, metadata={"help": "Make a ladder at each of these sparsities."}
+        default=None,
+        metadata={
+            "help": "Make a ladder at each of these sparsities, at the nearest levels of one search to the last."
+        },
+    )
+    at: float | None = field(
+        default=None, metadata={"help": "Take the masks of the level of this sparsity. Default: of the last level."}
     )
     rewinds: list[str] | None = field(default=None, metadata={"help": "Make a ladder for each of these rewind points."})
     widths: list[int] | None = field(
         default=None, metadata={"help": "Make a ladder for each of these values of width in the configuration."}
+    )
+    lengths: list[float] | None = field(
+        default=None, metadata={"help": "Make a ladder for each of these values of row_epochs."}
     )
     workers: int | None = field(
         default=None, metadata={"help": "How many cells are computed side by side. Default: one a GPU, or one a core."}
@@ -76,8 +129,11 @@ class LadderArguments:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; received {value}.")
         asked = {*self.rows, *paired}
-        needed = {"lth", "naive", *(end for name in asked if (end := ROWS[name].end))}
+        needed = {end for name in asked if (end := ROWS[name].end)}
+        needed |= {*REFERENCES} if "lth" in asked | needed else set()
         self.rows = [name for name in ROWS if name in asked | needed]
+        if (self.row_epochs or self.lengths) and self.row_learning_rate is None:
+            raise ValueError("row_epochs must come with row_learning_rate; received it alone. Give both.")
 
 
 @dataclass(frozen=True, order=True)
@@ -149,7 +205,10 @@ class Ladder:
         row, source = ROWS[cell.kind], self.source(cell.seed)
         needed = [Cell(f"search_{kind}", source) for kind in row.of_source]
         needed += [Cell(f"search_{kind}", cell.seed) for kind in row.of_target]
-        return needed if (end := self.end(cell)) is None else [*needed, end]
+        if cell.kind != "dense" and self.start != "init":
+            needed.append(Cell("search_imp", cell.seed))  # which saves where the rows start
+        needed += [] if (end := self.end(cell)) is None else [end]
+        return list(dict.fromkeys(needed))
 
     def end(self, cell: Cell) -> Cell | None:
         """Return the cell to whose solution the barrier of a row leads; None if the row has no barrier."""
@@ -172,8 +231,12 @@ class Ladder:
                 "settings": run_settings(self.arguments_of(cell), {"data": asdict(self.data_args)}),
                 "model": [model.task, model.model_name_or_path, model.model_revision, model.load_config().to_dict()],
                 "match_batches": self.which.match_batches if cell.kind.startswith("permuted") else None,
+                "start": None if cell.kind == "dense" else self.start,
+                "trainer": self.trainers["row"].__name__,
                 "needs": [self.digest(needed) for needed in self.needs(cell)],
             }
+            if self.is_row(cell) and cell.kind != "dense":
+                what["row"] = [self.level, self.which.row_learning_rate, self.which.row_epochs]
             text = json.dumps(what, sort_keys=True, default=str)
             self._digests[cell] = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self._digests[cell]
@@ -201,6 +264,26 @@ class Ladder:
         cell = Cell(f"search_{kind}", seed)
         return self.folder / "searches" / f"{cell}-{self.digest(cell)}"
 
+    def start_file(self, seed: int) -> Path:
+        """Return the file of the weights of a network where its rows start."""
+        search = self.searched("imp", seed)
+        if self.which.start is None:
+            return search / f"level-{self.level:02d}" / REWIND_NAME
+        return search / "rows_start.safetensors"
+
+    @property
+    def start(self) -> str:
+        """Where rows start on the dense training of their network."""
+        return self.which.start or self.args.rewind or "init"
+
+    @cached_property
+    def level(self) -> int:
+        """The level of the searches whose masks are taken."""
+        sparsities = self.args.get_sparsities()
+        if self.which.at is None:
+            return len(sparsities) - 1
+        return min(range(1, len(sparsities)), key=lambda level: abs(sparsities[level] - cast(float, self.which.at)))
+
     def solution(self, cell: Cell) -> Path:
         """Return the file of the network that a row trained."""
         return self.folder / "solutions" / f"{cell}-{self.digest(cell)}.safetensors"
@@ -210,12 +293,30 @@ class Ladder:
         args = copy.copy(self.args)
         args.seed, args.save_strategy = cell.seed, "no"
         interpolation = SEARCHES.get(cell.kind.removeprefix("search_"))
-        if interpolation is None or self.is_row(cell):
-            for name in _SIGN_SETTINGS:
-                setattr(args, name, None)
-        else:
+        if interpolation is not None and not self.is_row(cell):
             args.norm_interpolation, args.rewind = interpolation, "learning_rate"
+        elif self.is_row(cell) or args.rewind != "none":
+            for name in _LEVEL_SETTINGS:
+                setattr(args, name, None)
+        rate, epochs = self.which.row_learning_rate, self.which.row_epochs
+        if self.is_row(cell) and cell.kind != "dense" and rate is not None:
+            args.learning_rate = rate
+            args.num_train_epochs = args.num_train_epochs if epochs is None else epochs
         return args
+
+    def start_point(self) -> RewindPoint:
+        """Return where rows start."""
+        return parse_rewind(self.start)
+
+    @property
+    def trainers(self) -> Mapping[str, type[SparseTrainer]]:
+        """The Trainers of searches, of searches for signs and of rows.
+
+        The bare loop needs samples that stay as they are.
+        """
+        if self.data_args.augment:
+            return {"search": LotteryTrainer, "signs": WinningSignTrainer, "row": SparseTrainer}
+        return {"search": BareLotteryTrainer, "signs": BareWinningSignTrainer, "row": BareSparseTrainer}
 
     @cached_property
     def data(self) -> Data:

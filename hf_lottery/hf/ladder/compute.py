@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from ...alignment.match import Match
-from ...alignment.matching import activation_matching
 from ...connectivity.barrier import error_barrier
 from ...masks.mask import Mask
 from ...signs.norms import norm_parameters
@@ -21,16 +20,16 @@ from ...storage.atomic import write_atomically
 from ...symmetry.discovery import discover
 from ...symmetry.permutation import permute_
 from ...training.snapshot import Snapshot
-from ..commands.align_mask import match_networks
 from ..commands.report_sections import measure_of
-from ..hub.ticket import Ticket
 from ..tasks.batches import example_batch, training_batches
 from ..tasks.judge import Judge
 from ..tasks.models import build_model
+from ..trainers.callbacks import SnapshotCallback
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.sparse_trainer import SparseTrainer
 from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .cells import Cell, Ladder
+from .matchings import MATCHINGS, Pairing
 from .rows import ROWS, Reused, Target
 
 _ENDS = {row.end for row in ROWS.values()}  # barriers lead to the solutions of these rows
@@ -53,36 +52,67 @@ def _search(ladder: Ladder, cell: Cell) -> dict[str, Any]:
     kind, args = cell.kind.removeprefix("search_"), ladder.arguments_of(cell)
     args.output_dir = str(ladder.searched(kind, cell.seed))
     model = build_model(ladder.model_args, ladder.data, cell.seed)
-    trainer = (LotteryTrainer if kind == "imp" else WinningSignTrainer)(model=model, args=args, **ladder.arguments)
+    make = ladder.trainers["search" if kind == "imp" else "signs"]
+    trainer = cast(LotteryTrainer, make(model=model, args=args, **ladder.arguments))
+    if kind == "imp" and ladder.which.start is not None:
+        trainer.add_callback(_KeepStart(_start_step(ladder, trainer), ladder.start_file(cell.seed)))
     trainer.train(resume_from_checkpoint=True)
     state = json.loads((Path(args.output_dir) / "lottery_state.json").read_text())
     steps = sum(record["steps"] for record in state["finished"])
-    first, last = trainer.history[0]["metrics"], trainer.history[-1]
+    measures = [record["metrics"] for record in trainer.history]
     found = {
-        "dense": first[measure_of(first)], "sparsity": last["sparsity"], "steps": steps,
-        "sign_flips": [record["metrics"]["sign_flips"] for record in trainer.history],
+        "levels": [[record["sparsity"], record["metrics"][measure_of(measures[0])]] for record in trainer.history],
+        "steps": steps, "sign_flips": [metrics["sign_flips"] for metrics in measures],
     }  # fmt: skip
     if isinstance(trainer, WinningSignTrainer) and trainer.norms:
-        _, metrics = trainer.norm_path(points=2)[-1]
-        found["initial_norms"] = metrics[measure_of(metrics)]
+        found["norm_path"] = [[alpha, metrics[measure_of(metrics)]] for alpha, metrics in trainer.norm_path(points=5)]
+        found["initial_norms"] = found["norm_path"][-1][1]
     return found
 
 
+class _KeepStart(SnapshotCallback):
+    """Saves where rows start, in the dense training, which comes first."""
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if not self.path.exists():
+            super().on_step_end(args, state, control, model=model, **kwargs)
+
+
+def _start_step(ladder: Ladder, trainer: SparseTrainer) -> int:
+    """Return the optimizer step that rows start at."""
+    return ladder.start_point().in_steps(steps_per_epoch=trainer.count_steps()[0])
+
+
+def _started(ladder: Ladder, seed: int) -> Snapshot:
+    """Load the weights of a network where its rows start."""
+    if ladder.start == "init":
+        return Snapshot.capture(build_model(ladder.model_args, ladder.data, seed))
+    return Snapshot.load(ladder.start_file(seed))
+
+
 def _row(ladder: Ladder, cell: Cell) -> dict[str, Any]:
-    ticket = Ticket.from_pretrained(ladder.searched("imp", cell.seed) / "ticket")
     network = build_model(ladder.model_args, ladder.data, cell.seed)
-    cast(Snapshot, ticket.start).restore_(network)
-    reused = ROWS[cell.kind].reuse(_target(ladder, cell, network))
-    found = _train(ladder, cell, network, reused.mask, ticket.start.step)
+    step = 0
+    if cell.kind != "dense":
+        start = _started(ladder, cell.seed)
+        start.restore_(network)
+        step = start.step
+    target = _target(ladder, cell, network)
+    reused = ROWS[cell.kind].reuse(target)
+    found = _train(ladder, cell, network, reused.mask, step)
     if reused.signed is not None:
         found["kept_signs"] = reused.signed.agreement(network).overall
     if reused.mask is not None:
-        overlap = reused.mask.overlap(ticket.mask)
-        found |= {"sparsity": reused.mask.sparsity, "overlap": overlap.iou, "chance": overlap.chance}
+        found["sparsity"] = reused.mask.sparsity
+        if Cell("search_imp", cell.seed) in ladder.needs(cell):
+            overlap = reused.mask.overlap(target.mask("imp", cell.seed))
+            found |= {"overlap": overlap.iou, "chance": overlap.chance}
     if reused.match is not None:
         groups = reused.match.report.groups
         found["correlation"] = sum(group.matched for group in groups.values()) / len(groups)
         found["match"] = {name: [group.identity, group.matched] for name, group in groups.items()}
+    if cell.kind == "naive" or reused.match is not None:
+        found["dense_barrier"] = _dense_barrier(ladder, target, reused.match)
     if (end := ladder.end(cell)) is not None:
         found["barrier"] = _barrier(ladder, network, end, reused)
     return found
@@ -91,8 +121,8 @@ def _row(ladder: Ladder, cell: Cell) -> dict[str, Any]:
 def _target(ladder: Ladder, cell: Cell, network: PreTrainedModel) -> Target:
     chosen = {"include": ladder.args.norm_include, "exclude": ladder.args.norm_exclude}
     return Target(
-        network, cell.seed, ladder.source(cell.seed), ladder.searched, partial(_match, ladder, cell.seed),
-        partial(norm_parameters, **chosen),
+        network, cell.seed, ladder.source(cell.seed), ladder.level, ladder.searched, partial(_started, ladder),
+        partial(_match, ladder, cell.seed), partial(norm_parameters, **chosen),
     )  # fmt: skip
 
 
@@ -100,7 +130,12 @@ def _train(ladder: Ladder, cell: Cell, network: PreTrainedModel, mask: Mask | No
     args = ladder.arguments_of(cell)
     args.output_dir = str(ladder.folder / "trainings" / str(cell))
     set_seed(cell.seed)
-    trainer = SparseTrainer(model=network, args=args, mask=mask, first_step=step, **ladder.arguments)
+    make = ladder.trainers["row"]
+    trainer = make(model=network, args=args, mask=mask, first_step=step, **ladder.arguments)
+    if step and ladder.which.row_learning_rate is not None:  # a schedule of its own
+        if ladder.which.row_epochs is None:
+            args.max_steps = trainer.count_steps()[1] - step
+        trainer.first_step = 0
     steps = trainer.train().global_step
     metrics = trainer.evaluate()
     if cell.kind in _ENDS:
@@ -118,14 +153,23 @@ def _trainer(ladder: Ladder, model: PreTrainedModel, seed: int) -> SparseTrainer
 def _match(ladder: Ladder, seed: int, how: str, source: PreTrainedModel, target: PreTrainedModel) -> Match:
     trainer = _trainer(ladder, target, seed)
     cast(Any, source).to(ladder.args.device)
-    spec = discover(source, example_batch(trainer))
-    if how == "residual":
-        samples = ladder.which.match_batches * ladder.args.per_device_train_batch_size
-        options: dict[str, Any] = {"batches": training_batches(trainer, samples), "seed": seed, "residual": True}
-        return activation_matching(spec, source=source, target=target, **options)
-    method = "weight" if how == "weight" else "activation"
-    # Where streams stay, it is this row's choice; the row "permuted_residual" moves them.
-    return match_networks(method, spec, source, target, trainer, ladder.which.match_batches, residual=False)
+    pairing = Pairing(
+        spec=discover(source, example_batch(trainer)), source=source, target=target,
+        batches=partial(training_batches, trainer, ladder.which.match_batches * ladder.args.train_batch_size),
+        error=Judge(trainer, ladder.model_args.task, 512), seed=seed,
+    )  # fmt: skip
+    return MATCHINGS["activation" if how == "early" else how](pairing)
+
+
+def _dense_barrier(ladder: Ladder, target: Target, match: Match | None) -> float:
+    """Measure the error barrier between the dense networks of source and target, as they were matched."""
+    source, other = target.dense(target.source), target.dense(target.seed)
+    if match is not None:
+        permute_(source, match.permutation)
+    judge = Judge(_trainer(ladder, other, target.seed), ladder.model_args.task, 512)
+    cast(Any, source).to(ladder.args.device)
+    with torch.no_grad():
+        return error_barrier(source, other, judge, points=5).barrier
 
 
 def _barrier(ladder: Ladder, solution: PreTrainedModel, end: Cell, reused: Reused) -> float:

@@ -21,22 +21,24 @@ The command lines are in recipes/transfer_ladder.py; where only the package is i
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from ...report import markdown_table, write_report
 from ..commands.errors import command
 from ..commands.launch import set_up
+from .pilot import pilot_tables, settle
 from .plan import plan_ladders
 from .results import write_results
-from .sweep import points
-from .table import comparison, difference_table, label, ladder_table, sections
+from .sweep import Point, points
+from .table import comparison, conclusions, difference_table, label, ladder_table, sections
 from .workers import run_all
 
 
 @command
 def main() -> None:
     """Run the command."""
-    command = sys.argv[1:]
+    command, pilot = sys.argv[1:], None
     asked = points(command)
     ladder = asked[0].ladder
     set_up(ladder.args, ladder.model_args, ladder.data_args, draws=not ladder.which.plan)
@@ -48,22 +50,37 @@ def main() -> None:
     if ladder.which.plan:
         print(plan_ladders(asked))
         return
-    try:
-        failed = run_all(asked, command, ladder.which.workers)
-    except BrokenProcessPool:
-        sys.exit("a worker was killed, perhaps because memory ran out. Run the same command again to go on.")
-    if failed:
-        sys.exit(f"these cells failed, or need one that failed: {', '.join(failed)}. Run the command again to retry.")
-    results = [write_results(point) for point in asked]
+    if ladder.which.scan:
+        command, pilot = settle(command, _run)
+        print("\n" + "\n\n".join(markdown_table(*table) for table in pilot_tables(pilot)) + "\n")
+    asked = _run(command)
+    results = [write_results(point, pilot) for point in asked]
     for found in results:
         tables = [ladder_table(found), difference_table(found)]
-        print("\n" + "\n\n".join([label(found), *(markdown_table(*table) for table in tables if table.rows)]))
+        texts = [markdown_table(*table) for table in tables if table.rows]
+        print("\n" + "\n\n".join([label(found), *texts, *conclusions(found)]))
     if len(results) > 1:
         for name in ("minus_naive", "gap_closed"):
             print(f"\n{markdown_table(*comparison(results, name))}")
     page = ladder.folder / "report.html"
     write_report(page, sections(results, ladder.folder), title="Transfer ladder")
     print(f"\nreport: {page}")
+
+
+def _run(command: Sequence[str]) -> list[Point]:
+    """Compute every cell that a command line asks for.
+
+    Raises:
+        SystemExit: A cell failed.
+    """
+    asked = points(command)
+    try:
+        failed = run_all(asked, command, asked[0].ladder.which.workers)
+    except BrokenProcessPool:
+        sys.exit("a worker was killed, perhaps because memory ran out. Run the same command again to go on.")
+    if failed:
+        sys.exit(f"these cells failed, or need one that failed: {', '.join(failed)}. Run the command again to retry.")
+    return asked
 
 
 if __name__ == "__main__":

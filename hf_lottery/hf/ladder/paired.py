@@ -24,14 +24,27 @@ def mean_and_std(values: np.ndarray, *, digits: int = 2) -> str:
     return f"{values.mean():.{digits}f} ± {deviation:.{digits}f}"
 
 
-def interval(differences: np.ndarray) -> tuple[float, float]:
+def interval(differences: np.ndarray, *, ring: bool = False) -> tuple[float, float]:
     """Return the mean and the half-width of the 95 % t-interval of paired differences.
 
     Args:
         differences: One difference for every target, shape [seeds].
+        ring: Whether neighbours share a network, as the targets of a ladder do: each network is the source of the next
+            target. The wider of two intervals is returned: one ignores this, the other adds the covariance of
+            neighbours.
     """
-    error = stats.sem(differences)
-    return float(differences.mean()), float(error * stats.t.ppf(0.975, len(differences) - 1))
+    widest = _spread(differences, differences, ring=ring)
+    return float(differences.mean()), float(widest**0.5 * stats.t.ppf(0.975, len(differences) - 1))
+
+
+def _spread(x: np.ndarray, y: np.ndarray, *, ring: bool) -> float:
+    """Return the covariance of two means."""
+    x, y, count = x - x.mean(), y - y.mean(), len(x)
+    plain = x @ y / (count * (count - 1))
+    if not ring or count < 3:  # two networks are each other's source
+        return float(plain)
+    beside = sum(x @ np.roll(y, shift) for shift in (1, -1)) / (count * (count - 1))
+    return float(plain + max(beside, 0.0))
 
 
 def gap_closed(row: np.ndarray, naive: np.ndarray, lth: np.ndarray) -> tuple[float, float, float] | None:
@@ -49,9 +62,9 @@ def gap_closed(row: np.ndarray, naive: np.ndarray, lth: np.ndarray) -> tuple[flo
         Fieller, 1954, "Some Problems in Interval Estimation".
     """
     gain, whole = row - naive, lth - naive
-    count = len(gain)
-    t = stats.t.ppf(0.975, count - 1)
-    (var_gain, both), (_, var_whole) = t**2 * np.cov(gain, whole) / count
+    t = stats.t.ppf(0.975, len(gain) - 1)
+    pairs = ((gain, gain), (gain, whole), (whole, whole))
+    var_gain, both, var_whole = (t**2 * _spread(*pair, ring=True) for pair in pairs)
     x, y = gain.mean(), whole.mean()
     a, b, c = y**2 - var_whole, x * y - both, x**2 - var_gain
     if a <= 0:

@@ -24,6 +24,7 @@ from .paired import gap_closed, interval
 from .rows import SEARCHES
 from .sweep import Point
 
+LEAST_GAP = 3.0  # points of accuracy between lth and naive, below which a ladder says nothing about masks
 DIAGNOSTICS = ("overlap", "chance", "correlation", "kept_signs", "sparsity", "cpu_seconds", "seconds")
 
 
@@ -92,14 +93,12 @@ class LadderResults:
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """Return the numbers of the table by row, accuracies and barriers in percent."""
-        naive, lth = (self.scale * self.values(row) for row in ("naive", "lth"))
         rows = {}
         for row in self.ladder.which.rows:
             values = self.scale * self.values(row)
-            mean, half = interval(values - naive)
             rows[row] = {
-                "values": values.tolist(), "minus_naive": mean, "half_width": half,
-                "gap_closed": gap_closed(values, naive, lth), "barrier": self._scaled(row, "barrier"),
+                "values": values.tolist(), **self._against_naive(values), "barrier": self._scaled(row, "barrier"),
+                "dense_barrier": self._scaled(row, "dense_barrier"),
                 **{name: self.mean(row, name) for name in DIAGNOSTICS},
                 "cpu_with_needs": self.cost(row, "cpu_seconds"), "with_needs": self.cost(row, "seconds"),
                 "initial_norms": self._scaled(f"search_{row}", "initial_norms") if row in SEARCHES else None,
@@ -107,9 +106,38 @@ class LadderResults:
             }  # fmt: skip
         return rows
 
+    def _against_naive(self, values: np.ndarray) -> dict[str, Any]:
+        """Compare a row to the source's mask as it is, and to the target's own ticket."""
+        if "naive" not in self.ladder.which.rows:
+            return {"minus_naive": None, "half_width": None, "gap_closed": None}
+        naive, lth = (self.scale * self.values(row) for row in ("naive", "lth"))
+        mean, half = interval(values - naive, ring=True)
+        closed = gap_closed(values, naive, lth) if self.informative() else None
+        return {"minus_naive": mean, "half_width": half, "gap_closed": closed}
+
+    def informative(self) -> bool | None:
+        """Tell whether masks differ enough for a conclusion about their transfer; None without lth and naive.
+
+        ``lth`` must be better than ``naive`` by twice the half-width of its interval, accuracies by 3 points too.
+        """
+        if "naive" not in self.ladder.which.rows:
+            return None
+        sign = -1 if self.measure == "loss" else 1
+        mean, half = interval(sign * self.scale * (self.values("lth") - self.values("naive")), ring=True)
+        return mean >= max(2 * half, 0.0 if self.measure == "loss" else LEAST_GAP)
+
     def _scaled(self, row: str, name: str) -> float | None:
         mean = self.mean(row, name)
         return None if mean is None else self.scale * mean
+
+    def norm_paths(self) -> dict[str, list[list[float]]]:
+        """Return search -> its norm path, pairs of alpha and measure, mean over the networks."""
+        cells = {
+            search: [found["norm_path"] for cell, found in self.found.items() if cell.kind == f"search_{search}"]
+            for search in SEARCHES if any("norm_path" in self.found[cell] for cell in self.found
+                                          if cell.kind == f"search_{search}")
+        }  # fmt: skip
+        return {search: np.mean(paths, axis=0).tolist() for search, paths in cells.items()}
 
     def match(self, row: str) -> dict[str, list[float]] | None:
         """Return group -> similarity of its units as they were and as matched, mean over the targets.
@@ -134,11 +162,12 @@ class LadderResults:
         return total / len(self.seeds)
 
 
-def write_results(point: Point) -> dict[str, Any]:
+def write_results(point: Point, pilot: dict[str, Any] | None = None) -> dict[str, Any]:
     """Write the results of a ladder as JSON to its folder.
 
     Args:
         point: A ladder whose cells all have results.
+        pilot: What its pilot measured.
 
     Returns:
         What was written.
@@ -149,7 +178,8 @@ def write_results(point: Point) -> dict[str, Any]:
     results = {
         "title": ladder.which.title or f"{network} on {data}", "about": about(point), "measure": found.measure,
         "seconds": "GPU" if torch.cuda.is_available() else "CPU", "seeds": found.seeds, "rows": found.rows(),
-        "pairs": ladder.which.pairs or [],
+        "pairs": ladder.which.pairs or [], "informative": found.informative(), "pilot": pilot,
+        "paths": found.norm_paths(),
     }  # fmt: skip
     write_atomically(ladder.folder / f"{point.stem}.json", (json.dumps(results, indent=1) + "\n").encode())
     return results

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,9 @@ from ...alignment.match import Match
 from ...masks.mask import Mask
 from ...signs.signed_mask import SignedMask
 from ...training.snapshot import Snapshot
-from ..hub.ticket import Ticket
 
+# Rows that a transferred mask is compared to: the target's own ticket, and the source's mask as it is.
+REFERENCES = ("lth", "naive")
 # Search -> how it interpolates norm parameters. imp is iterative magnitude pruning, lrr learning-rate rewinding,
 # aws A Winning Sign.
 SEARCHES = {"imp": None, "lrr": "none", "aws": "step"}
@@ -34,10 +35,12 @@ class Target:
     """The network that a row trains, and how to reach what the searches of both networks left.
 
     Attributes:
-        network: The target network at its own rewind point.
+        network: The target network where its rows start.
         seed: The seed of the target.
         source: The seed of the source.
+        level: The level of the searches whose masks are taken.
         searched: Kind of search and seed -> folder of that search.
+        started: Seed -> the weights of that network where its rows start.
         matching: How units are matched, the source's network, the target's network -> match.
         norms: A network -> its norm parameters by name.
     """
@@ -45,35 +48,43 @@ class Target:
     network: PreTrainedModel
     seed: int
     source: int
+    level: int
     searched: Callable[[str, int], Path]
+    started: Callable[[int], Snapshot]
     matching: Callable[[str, PreTrainedModel, PreTrainedModel], Match]
     norms: Callable[[nn.Module], Mapping[str, Tensor]]
 
-    def ticket(self, search: str, seed: int) -> Ticket:
-        """Load the ticket that a search found."""
-        return Ticket.from_pretrained(self.searched(search, seed) / "ticket")
+    def mask(self, search: str, seed: int) -> Mask:
+        """Load the mask that a search found."""
+        return Mask.from_pretrained(self.searched(search, seed) / f"level-{self.level:02d}")
+
+    def trained(self, search: str, seed: int, *, level: int | None = None) -> PreTrainedModel:
+        """Load the network that a search trained under its mask."""
+        level = self.level if level is None else level
+        return type(self.network).from_pretrained(self.searched(search, seed) / f"level-{level:02d}/trained")
 
     def signs(self, search: str) -> SignedMask:
-        """Load the signed mask that a search of the source found."""
-        return SignedMask.from_pretrained(self.searched(search, self.source) / "signed")
+        """Return the signed mask that a search of the source found."""
+        network = self.trained(search, self.source)
+        return SignedMask.from_model(network, self.mask(search, self.source), norms=self.norms(network))
 
     def dense(self, seed: int) -> PreTrainedModel:
         """Load the dense network of a seed, trained to the end."""
-        return type(self.network).from_pretrained(self.searched("imp", seed) / "level-00/trained")
+        return self.trained("imp", seed, level=0)
 
-    def rewound(self, seed: int) -> PreTrainedModel:
-        """Load the network of a seed at its rewind point."""
+    def early(self, seed: int) -> PreTrainedModel:
+        """Load the network of a seed where its rows start."""
         model = copy.deepcopy(self.network)
-        cast(Snapshot, self.ticket("imp", seed).start).restore_(model)
+        self.started(seed).restore_(model)
         return model
 
     def match(self, how: str) -> Match:
-        """Match the source's dense network to the target's.
+        """Match the source's network to the target's.
 
         Args:
-            how: "weight", "activation" or "residual" for the trained networks, "early" for those at the rewind point.
+            how: "early" matches activations where rows start; anything else is a way to match the trained networks.
         """
-        load = self.rewound if how == "early" else self.dense
+        load = self.early if how == "early" else self.dense
         return self.matching(how, load(self.source), load(self.seed))
 
 
@@ -96,26 +107,25 @@ def _no_mask(target: Target) -> Reused:
 
 
 def _own_mask(target: Target) -> Reused:
-    return Reused(target.ticket("imp", target.seed).mask)
+    return Reused(target.mask("imp", target.seed))
 
 
 def _own_subnetwork(target: Target, search: str) -> Reused:
-    ticket = target.ticket(search, target.seed)
-    ticket.apply_(target.network)
-    return Reused(ticket.mask)
+    target.network.load_state_dict(target.trained(search, target.seed).state_dict())
+    return Reused(target.mask(search, target.seed))
 
 
 def _mask(target: Target, search: str = "imp") -> Reused:
-    return Reused(target.ticket(search, target.source).mask)
+    return Reused(target.mask(search, target.source))
 
 
 def _shuffled_mask(target: Target) -> Reused:
-    return Reused(target.ticket("imp", target.source).mask.shuffled(target.seed))
+    return Reused(target.mask("imp", target.source).shuffled(target.seed))
 
 
 def _permuted_mask(target: Target, how: str) -> Reused:
     found = target.match(how)
-    return Reused(found.permutation(target.ticket("imp", target.source).mask), match=found)
+    return Reused(found.permutation(target.mask("imp", target.source)), match=found)
 
 
 def _give(target: Target, signed: SignedMask, found: Match | None = None) -> Reused:
@@ -128,8 +138,8 @@ def _signs(target: Target, search: str = "aws") -> Reused:
 
 
 def _signs_and_norms(target: Target, search: str) -> Reused:
-    trained = cast(Snapshot, target.ticket(search, target.source).start).tensors
     with torch.no_grad():
+        trained = target.norms(target.trained(search, target.source))
         for name, norm in target.norms(target.network).items():
             norm.copy_(trained[name])
     return _signs(target, search)
@@ -149,7 +159,7 @@ def _dense_signs(target: Target) -> Reused:
 
 
 def _permuted_signs(target: Target) -> Reused:
-    found, signed = target.match("activation"), target.signs("aws")
+    found, signed = target.match("weight"), target.signs("aws")
     mask, signs = found.permutation(signed.mask), found.permutation(dict(signed))
     return _give(target, SignedMask(mask, signs, medians=signed.medians), found)
 
@@ -162,7 +172,7 @@ class Row:
         reuse: Prepares the target's network in place and returns what it is trained under.
         about: What the row is, for the help text.
         of_source: The searches of the source that it reads.
-        of_target: The searches of the target that it reads. All rows start at the rewind point of "imp".
+        of_target: The searches of the target that it reads, besides the one that says where rows start.
         end: The row to whose solution its barrier leads, if it has one: "lth" of the target, "lrr" or "aws" of the
             source.
         by_default: Whether a ladder that does not choose its rows has this one.
@@ -171,50 +181,66 @@ class Row:
     reuse: Callable[[Target], Reused]
     about: str
     of_source: tuple[str, ...] = ()
-    of_target: tuple[str, ...] = ("imp",)
+    of_target: tuple[str, ...] = ()
     end: str | None = None
     by_default: bool = True
 
 
 _MASK = partial(Row, of_source=("imp",), end="lth")
-_LRR = partial(Row, of_source=("lrr",), end="lrr")
-_AWS = partial(Row, of_source=("aws",), end="aws")
+_PERMUTED = partial(_MASK, of_target=("imp",))
+_LRR = partial(Row, of_source=("lrr",), end="lrr", by_default=False)
+_AWS = partial(Row, of_source=("aws",), end="aws", by_default=False)
 
 ROWS: dict[str, Row] = {
-    "dense": Row(_no_mask, "no mask"),
-    "lth": Row(_own_mask, "the mask of the target's own ticket"),
+    "dense": Row(_no_mask, "no mask, trained from the initialization on"),
+    "lth": Row(_own_mask, "the mask of the target's own ticket", of_target=("imp",)),
     "random": _MASK(_shuffled_mask, "the source's mask, shuffled within each layer"),
     "naive": _MASK(_mask, "the source's mask as it is"),
-    "permuted_weight": _MASK(
+    "permuted_weight": _PERMUTED(
         partial(_permuted_mask, how="weight"), "naive, aligned by the weights of the dense networks"
     ),
-    "permuted_activation": _MASK(
+    "permuted_activation": _PERMUTED(
         partial(_permuted_mask, how="activation"), "naive, aligned by the activations of the dense networks"
     ),
-    "permuted_early": _MASK(partial(_permuted_mask, how="early"), "naive, aligned by activations at the rewind point"),
-    "permuted_residual": _MASK(
+    "permuted_one_place": _PERMUTED(
+        partial(_permuted_mask, how="one_place"),
+        "permuted_activation with each unit observed at one place, as the alignment paper does",
+        by_default=False,
+    ),
+    "permuted_early": _PERMUTED(
+        partial(_permuted_mask, how="early"), "naive, aligned by activations where rows start", by_default=False
+    ),
+    "permuted_residual": _PERMUTED(
         partial(_permuted_mask, how="residual"),
         "permuted_activation with the residual stream matched too, for transformers and mixers",
         by_default=False,
     ),
-    "lrr": Row(partial(_own_subnetwork, search="lrr"), "the target's own subnetwork of LRR", of_target=("lrr", "imp")),
-    "lrr_signs": _LRR(partial(_signs, search="lrr"), "mask and signs of the source's LRR"),
-    "lrr_mask": _LRR(partial(_mask, search="lrr"), "the mask of the source's LRR alone", by_default=False),
-    "lrr_signs_norms": _LRR(
-        partial(_signs_and_norms, search="lrr"),
-        "mask, signs and trained norm parameters of the source's LRR",
+    "lrr": Row(
+        partial(_own_subnetwork, search="lrr"), "the target's own subnetwork of LRR", of_target=("lrr",),
         by_default=False,
     ),
-    "aws": Row(partial(_own_subnetwork, search="aws"), "the target's own subnetwork of AWS", of_target=("aws", "imp")),
+    "lrr_signs": _LRR(partial(_signs, search="lrr"), "mask and signs of the source's LRR"),
+    "lrr_mask": _LRR(partial(_mask, search="lrr"), "the mask of the source's LRR alone"),
+    "lrr_signs_norms": _LRR(
+        partial(_signs_and_norms, search="lrr"), "mask, signs and trained norm parameters of the source's LRR"
+    ),
+    "aws": Row(
+        partial(_own_subnetwork, search="aws"), "the target's own subnetwork of AWS", of_target=("aws",),
+        by_default=False,
+    ),
     "aws_signs": _AWS(_signs, "mask and signs of the source's AWS"),
     "aws_mask": _AWS(partial(_mask, search="aws"), "the mask of the source's AWS alone"),
+    "aws_signs_norms": _AWS(
+        partial(_signs_and_norms, search="aws"), "mask, signs and trained norm parameters of the source's AWS"
+    ),
     "random_signs": _AWS(_random_signs, "the mask of the source's AWS with random signs"),
-    "shuffled_signs": _AWS(_shuffled_signs, "aws_signs, the signs shuffled within each layer", by_default=False),
+    "shuffled_signs": _AWS(_shuffled_signs, "aws_signs, the signs shuffled within each layer"),
     "dense_signs": _AWS(
         _dense_signs,
         "the mask of the source's AWS with the signs of its dense network",
         of_source=("aws", "imp"),
-        by_default=False,
     ),
-    "permuted_signs": _AWS(_permuted_signs, "aws_signs, aligned by activations", of_source=("aws", "imp")),
-}
+    "permuted_signs": _AWS(
+        _permuted_signs, "aws_signs, aligned as permuted_weight", of_source=("aws", "imp"), of_target=("imp",)
+    ),
+}  # fmt: skip

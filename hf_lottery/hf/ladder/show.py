@@ -18,7 +18,7 @@ from typing import Any
 from ...report import markdown_table
 from ..commands.errors import command
 from ..hub.errors import first_line
-from .table import COMPARED, comparison, difference_table, label, ladder_table, obtained, plot_ladders
+from .table import COMPARED, comparison, conclusions, difference_table, label, ladder_table, obtained, plot_ladders
 
 _MUST = "a ladder must be a file that transfer_ladder.py wrote, such as ladder.json"
 
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for found in ladders:
             tables = [ladder_table(found), difference_table(found, args.pairs)]
             texts = [markdown_table(*table) for table in tables if table.rows]
-            print("\n\n".join([f"### {label(found)}", obtained(found), *texts]) + "\n")
+            print("\n\n".join([f"### {label(found)}", obtained(found), *texts, *conclusions(found)]) + "\n")
     if args.picture:
         plot_ladders(args.picture, ladders, args.rows)
 

@@ -1,4 +1,7 @@
-"""The ladders of a sweep: one for every combination of the sparsities, rewind points and widths that are asked for."""
+"""The ladders of a sweep: one for every combination of the sparsities, rewind points, widths and lengths asked for.
+
+One search to the last of the sparsities serves them all.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +45,13 @@ def points(command: Sequence[str]) -> list[Point]:
     which, overrides = first.which, first.model_args.config_overrides
     if which.widths and not hasattr(config := first.model_args.load_config(), "width"):
         sys.exit(f"widths need a configuration that has a width; received one of {config.model_type}, which has none.")
+    last = ["--sparsity", str(max(which.sparsities))] if which.sparsities else []
     before = f"{overrides}," if overrides else ""
     axes = [
-        [(f"sparsity={value}", ["--sparsity", str(value)]) for value in which.sparsities or []],
+        [(f"sparsity={value}", [*last, "--at", str(value)]) for value in which.sparsities or []],
         [(f"rewind={value}", ["--rewind", value]) for value in which.rewinds or []],
         [(f"width={value}", ["--config_overrides", f"{before}width={value}"]) for value in which.widths or []],
+        [(f"length={value:g}", ["--row_epochs", str(value)]) for value in which.lengths or []],
     ]
     axes = [axis for axis in axes if axis]
     if not axes:

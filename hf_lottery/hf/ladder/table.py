@@ -16,13 +16,13 @@ Results = Mapping[str, Any]  # what `results.write_results` returns for one ladd
 # Name of a number -> heading of its column. What no row has gets no column.
 _COLUMNS = {
     "measure": "", "minus_naive": "minus naive, 95 %", "gap_closed": "gap closed (95 %)", "barrier": "barrier",
-    "overlap": "overlap (chance)", "correlation": "correlation", "kept_signs": "kept signs",
-    "initial_norms": "initial norms",
+    "dense_barrier": "dense barrier", "overlap": "overlap (chance)", "correlation": "correlation",
+    "kept_signs": "kept signs", "initial_norms": "initial norms",
 }  # fmt: skip
-_OPTIONAL = ("initial_norms",)
-_DECIMALS = {"barrier": 2, "correlation": 2, "kept_signs": 3, "initial_norms": 2}
+_OPTIONAL = ("initial_norms", "minus_naive", "gap_closed", "dense_barrier", "overlap", "correlation", "kept_signs")
+_DECIMALS = {"barrier": 2, "dense_barrier": 2, "correlation": 2, "kept_signs": 3, "initial_norms": 2}
 # The numbers in which several ladders can be compared.
-COMPARED = ("measure", "minus_naive", "gap_closed", "barrier", "correlation", "overlap", "kept_signs")
+COMPARED = ("measure", "minus_naive", "gap_closed", "barrier", "dense_barrier", "correlation", "overlap", "kept_signs")
 
 
 def ladder_table(results: Results) -> Table:
@@ -33,7 +33,9 @@ def ladder_table(results: Results) -> Table:
     """
     seconds = ("seconds", "with_needs") if results["seconds"] == "GPU" else ("cpu_seconds", "cpu_with_needs")
     rows = results["rows"]
-    columns = [name for name in _COLUMNS if name not in _OPTIONAL or any(row.get(name) for row in rows.values())]
+    columns = [
+        name for name in _COLUMNS if name not in _OPTIONAL or any(row.get(name) is not None for row in rows.values())
+    ]
     named = [_COLUMNS[name] or results["measure"] for name in columns]
     header = ["row", *named, f"{results['seconds']} s", "with what it needs"]
     return Table(header, [[row, *(number_text(results, row, name) for name in (*columns, *seconds))] for row in rows])
@@ -87,11 +89,36 @@ def difference_table(results: Results, pairs: Sequence[str] | None = None) -> Ta
                 f"pairs must name rows of the ladder, {', '.join(results['rows'])}; received {missing[0]!r}."
             )
         first, second = (np.array(results["rows"][name]["values"]) for name in names)
-        mean, half = interval(first - second)
+        mean, half = interval(first - second, ring=True)
         digits = _digits(results)
         positive = f"{(first > second).sum()} of {len(first)}"
         lines.append([" - ".join(names), f"{mean:+.{digits}f} ± {half:.{digits}f}", positive])
     return Table(["paired difference", f"{results['measure']}, 95 %", "positive"], lines)
+
+
+def conclusions(results: Results) -> list[str]:
+    """Say what a ladder shows about aligned masks, or that it shows nothing.
+
+    Args:
+        results: The results of the ladder.
+    """
+    informative = results.get("informative")
+    if informative is None:
+        return []
+    unit = "" if results["measure"] == "loss" else " points"
+    lth = number_text(results, "lth", "minus_naive")
+    if not informative:
+        return [
+            f"No conclusion: lth - naive is {lth}{unit}, which is too little beside its interval to tell masks apart. "
+            "Use another sparsity (--scan), or train longer."
+        ]
+    found = [f"lth - naive is {lth}{unit}."]
+    for row, numbers in results["rows"].items():
+        if row.startswith("permuted") and numbers["gap_closed"] is not None and row != "permuted_signs":
+            sure = "" if abs(numbers["minus_naive"]) > numbers["half_width"] else ", which may be chance"
+            gap, gain = (number_text(results, row, name) for name in ("gap_closed", "minus_naive"))
+            found.append(f"{row} gains {gain}{unit} and closes {gap} of the gap{sure}.")
+    return ["\n".join(found)]
 
 
 def match_table(results: Results) -> Table:
@@ -142,7 +169,7 @@ def plot_ladders(path: Path, ladders: Sequence[Results], rows: Sequence[str] | N
             points = [
                 (j + 0.7 * (0.5 - (i + 0.5) / len(ladders)), row, results["rows"][row])
                 for j, row in enumerate(rows)
-                if row in results["rows"]
+                if row in results["rows"] and results["rows"][row]["minus_naive"] is not None
             ]
             style = {**curve_style(i), "linestyle": "none", "capsize": 3, "label": label(results)}
             means, halves = ([found[key] for *_, found in points] for key in ("minus_naive", "half_width"))
@@ -178,7 +205,8 @@ def sections(ladders: Sequence[Results], folder: Path) -> list[Section]:
 
 def obtained(results: Results) -> str:
     """Say how the numbers of a ladder were obtained."""
-    about, sparsity = results["about"], results["rows"]["naive"]["sparsity"]
+    about = results["about"]
+    sparsity = next(row["sparsity"] for row in results["rows"].values() if row["sparsity"] is not None)
     code = about["commit"] or f"version {about['version']}"
     return (
         f"{len(results['seeds'])} seeds, {100 * sparsity:.1f} % sparse. {about['command']} at {code} on "

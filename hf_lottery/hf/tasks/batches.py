@@ -64,11 +64,16 @@ def _loader(trainer: Trainer, dataset: Any) -> Any:
 def _batch(trainer: Trainer, loader: Any, rows: Sequence[int]) -> dict[str, Any]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(trainer.args.seed + rows[0])  # augmentation does not depend on the batches before
-        batch = loader.collate_fn(_read(loader.dataset, rows))
+        batch = loader.collate_fn(read_samples(loader.dataset, rows))
     return trainer._prepare_inputs(batch)
 
 
-def _read(dataset: Any, rows: Sequence[int]) -> Sequence[Any]:
-    """Read samples as torch's ``DataLoader`` does: all at once, where the data set can."""
+def read_samples(dataset: Any, rows: Sequence[int]) -> Sequence[Any]:
+    """Read samples as torch's ``DataLoader`` does: all at once, where the data set can.
+
+    Args:
+        dataset: The data set.
+        rows: The numbers of the samples.
+    """
     at_once: Any = getattr(dataset, "__getitems__", None)
     return [dataset[row] for row in rows] if at_once is None else at_once(list(rows))

@@ -66,13 +66,20 @@ class DataArguments:
         default=None,
         metadata={"help": "Causal language models: tokens in a sample. Default: the tokenizer's limit, at most 1024."},
     )
+    average_pixels: int = field(
+        default=1,
+        metadata={
+            "help": "Built-in images: average over squares of this side, which must divide the size. 2 makes 14x14 "
+            "pixels of 28x28."
+        },
+    )
     augment: bool = field(
         default=False,
         metadata={"help": "Images: shift by up to 1/8 of the size and flip left-right, at random, in training."},
     )
 
     def __post_init__(self) -> None:
-        for name in ("max_train_samples", "max_eval_samples", "max_length", "block_size"):
+        for name in ("max_train_samples", "max_eval_samples", "max_length", "block_size", "average_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; received {value}. Leave it out for the default.")

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from .built_in import BUILT_IN, require
@@ -115,6 +116,11 @@ def _load_built_in(
     args: DataArguments, seed: int, image_size: int | Sequence[int] | None, num_channels: int | None
 ) -> Data:
     (images, labels, test_images, test_labels), names = BUILT_IN[args.dataset_name](args.dataset_dir)
+    if (side := args.average_pixels) > 1:
+        if any(length % side for length in images.shape[2:]):
+            received = f"{side} for images of {list(images.shape[2:])}"
+            raise ValueError(f"average_pixels must divide the size; received {received}. Choose a divisor.")
+        images, test_images = F.avg_pool2d(images, side), F.avg_pool2d(test_images, side)
     size = tuple(images.shape[2:])
     if image_size is not None and height_and_width(image_size) != size:
         hint = f"Leave it out, or give the model image_size {simplest_size(size)}."

@@ -132,7 +132,7 @@ class WinningSignTrainer(LotteryTrainer):
         on = bool(self.norms) and self.interpolation != "none"
         return on and not self.is_final_run(self._level)
 
-    def _draw(self) -> float:
+    def _draw(self) -> float | Tensor:
         step = self.state.global_step
         by_micro_batch = self.interpolation == "micro_batch"
         self._micro_batch = self._micro_batch + 1 if by_micro_batch and step == self._drawn_at else 0
