@@ -98,7 +98,7 @@ class BareLoop(Trainer):
         loss = self.training_step(model, {name: tensor[rows] for name, tensor in self._tensors.items()})
         if self.args.max_grad_norm:
             torch.nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
-        cast(Any, self.optimizer).optimizer.step()  # the one that accelerate wraps
+        cast(Any, self.optimizer).step()
         return loss
 
     def _order(self, epoch: int) -> Tensor:

@@ -298,6 +298,8 @@ class Ladder:
         elif self.is_row(cell) or args.rewind != "none":
             for name in _LEVEL_SETTINGS:
                 setattr(args, name, None)
+        if cell.kind == "dense":  # it is the same for every search
+            args.sparsity = args.levels = args.rewind = None
         rate, epochs = self.which.row_learning_rate, self.which.row_epochs
         if self.is_row(cell) and cell.kind != "dense" and rate is not None:
             args.learning_rate = rate

@@ -108,6 +108,7 @@ def _row(ladder: Ladder, cell: Cell) -> dict[str, Any]:
             overlap = reused.mask.overlap(target.mask("imp", cell.seed))
             found |= {"overlap": overlap.iou, "chance": overlap.chance}
     if reused.match is not None:
+        found["match_seconds"] = target.spent["match"]
         groups = reused.match.report.groups
         found["correlation"] = sum(group.matched for group in groups.values()) / len(groups)
         found["match"] = {name: [group.identity, group.matched] for name, group in groups.items()}
@@ -153,10 +154,10 @@ def _trainer(ladder: Ladder, model: PreTrainedModel, seed: int) -> SparseTrainer
 def _match(ladder: Ladder, seed: int, how: str, source: PreTrainedModel, target: PreTrainedModel) -> Match:
     trainer = _trainer(ladder, target, seed)
     cast(Any, source).to(ladder.args.device)
+    samples = ladder.which.match_batches * ladder.args.train_batch_size
     pairing = Pairing(
         spec=discover(source, example_batch(trainer)), source=source, target=target,
-        batches=partial(training_batches, trainer, ladder.which.match_batches * ladder.args.train_batch_size),
-        error=Judge(trainer, ladder.model_args.task, 512), seed=seed,
+        batches=lambda labels: training_batches(trainer, samples, labels=labels), loss=trainer.loss, seed=seed,
     )  # fmt: skip
     return MATCHINGS["activation" if how == "early" else how](pairing)
 

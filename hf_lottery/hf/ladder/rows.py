@@ -8,8 +8,9 @@ References:
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -43,6 +44,7 @@ class Target:
         started: Seed -> the weights of that network where its rows start.
         matching: How units are matched, the source's network, the target's network -> match.
         norms: A network -> its norm parameters by name.
+        spent: CPU seconds of the match, under "match".
     """
 
     network: PreTrainedModel
@@ -53,6 +55,7 @@ class Target:
     started: Callable[[int], Snapshot]
     matching: Callable[[str, PreTrainedModel, PreTrainedModel], Match]
     norms: Callable[[nn.Module], Mapping[str, Tensor]]
+    spent: dict[str, float] = field(default_factory=dict)
 
     def mask(self, search: str, seed: int) -> Mask:
         """Load the mask that a search found."""
@@ -85,7 +88,10 @@ class Target:
             how: "early" matches activations where rows start; anything else is a way to match the trained networks.
         """
         load = self.early if how == "early" else self.dense
-        return self.matching(how, load(self.source), load(self.seed))
+        source, target, start = load(self.source), load(self.seed), time.process_time()
+        found = self.matching(how, source, target)
+        self.spent["match"] = time.process_time() - start
+        return found
 
 
 class Reused(NamedTuple):
@@ -205,6 +211,16 @@ ROWS: dict[str, Row] = {
     "permuted_one_place": _PERMUTED(
         partial(_permuted_mask, how="one_place"),
         "permuted_activation with each unit observed at one place, as the alignment paper does",
+        by_default=False,
+    ),
+    "permuted_weight_after": _PERMUTED(
+        partial(_permuted_mask, how="weight_after"),
+        "permuted_weight, started from the permutation of permuted_activation",
+        by_default=False,
+    ),
+    "permuted_learned": _PERMUTED(
+        partial(_permuted_mask, how="learned"),
+        "naive, aligned by the loss between the dense networks, which takes training",
         by_default=False,
     ),
     "permuted_early": _PERMUTED(

@@ -11,17 +11,19 @@ from transformers import Trainer
 from ..trainers.sparse_trainer import changed
 
 
-def training_batches(trainer: Trainer, samples: int) -> list[dict[str, Any]]:
-    """Make batches of the first training samples, without labels: this process's share of them.
+def training_batches(trainer: Trainer, samples: int, *, labels: bool = False) -> list[dict[str, Any]]:
+    """Make batches of the first training samples: this process's share of them.
 
     The order is that of an epoch of training with the Trainer's seed, whatever the number of processes.
 
     Args:
         trainer: Has the data, the collator and the batch size.
         samples: How many samples all processes together take.
+        labels: Whether the batches have labels too.
     """
     rows, size = _order(trainer)[:samples], trainer.args.per_device_train_batch_size
-    return [without_labels(batch) for batch in _share(trainer, trainer.train_dataset, rows, size)]
+    batches = _share(trainer, trainer.train_dataset, rows, size)
+    return [batch if labels else without_labels(batch) for batch in batches]
 
 
 def example_batch(trainer: Trainer) -> dict[str, Any]:
