@@ -1,7 +1,9 @@
-"""Controls: trainings at the ticket's own sparsity that the ticket must beat.
+"""Trainings at a ticket's own sparsity that are measured against it.
 
 ``reinit`` trains the ticket's mask on a fresh random initialization, on the whole schedule. ``shuffled`` trains the
-ticket's weights under its mask shuffled within each parameter, on the ticket's schedule.
+ticket's weights under its mask shuffled within each parameter, which is a random mask that keeps as many weights in
+each layer. ``dense`` trains the ticket's weights without a mask, and ``ticket`` is the ticket itself. Those three are
+trained on the ticket's schedule. All four networks have then taken the same number of steps.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 from transformers import set_seed
+from transformers.trainer_callback import ProgressCallback
 
 from ...masks.mask import Mask
 from ...storage.atomic import write_atomically
@@ -22,25 +25,44 @@ from ..hub.ticket import Ticket
 from ..tasks.data import Data, trainer_arguments
 from ..tasks.models import ModelArguments, build_model
 from ..trainers.garbage import frozen_collector
+from ..trainers.level_bar import LevelBar
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.run_lock import locked_folder
 from ..trainers.sparse_trainer import SparseTrainer
 
-# What a control starts from: the network, the mask, and the steps that the weights were already trained for.
-Start = Callable[[Ticket, ModelArguments, Data, int], tuple[nn.Module, Mask, int]]
+# What a training starts from: the network, the mask, and the steps that the weights were already trained for.
+Start = tuple[nn.Module, Mask | None, int]
 
 
-def _reinit(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> tuple[nn.Module, Mask, int]:
+def _reinit(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> Start:
     return build_model(model_args, data, seed, fresh=True), ticket.mask, 0
 
 
-def _shuffled(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> tuple[nn.Module, Mask, int]:
+def _shuffled(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> Start:
+    return _rewound(ticket, model_args, data, seed), ticket.mask.shuffled(seed), ticket.start.step
+
+
+def _dense(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> Start:
+    return _rewound(ticket, model_args, data, seed), None, ticket.start.step
+
+
+def _ticket(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> Start:
+    return _rewound(ticket, model_args, data, seed), ticket.mask, ticket.start.step
+
+
+def _rewound(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> nn.Module:
     model = build_model(model_args, data, seed)
     ticket.start.restore_(model)
-    return model, ticket.mask.shuffled(seed), ticket.start.step
+    return model
 
 
-CONTROLS: dict[str, Start] = {"reinit": _reinit, "shuffled": _shuffled}
+CONTROLS = ("reinit", "shuffled")
+STARTS: dict[str, Callable[[Ticket, ModelArguments, Data, int], Start]] = {
+    "dense": _dense,
+    "ticket": _ticket,
+    "shuffled": _shuffled,
+    "reinit": _reinit,
+}
 
 
 def train_controls(names: Sequence[str], trainer: LotteryTrainer, model_args: ModelArguments, data: Data) -> None:
@@ -62,33 +84,73 @@ def train_controls(names: Sequence[str], trainer: LotteryTrainer, model_args: Mo
 
 
 def _train_missing(names: Sequence[str], trainer: LotteryTrainer, model_args: ModelArguments, data: Data) -> None:
-    results_file = Path(str(trainer.args.output_dir)) / "controls.json"
-    results = json.loads(results_file.read_text()) if results_file.exists() else {}
+    results = KeptResults(trainer, "controls.json")
     for record in trainer.history[1:]:
         for name in names:
-            key = f"{record['level']}:{name}"
-            if key in results:
+            level = record["level"]
+            key = f"{level}:{name}"
+            if key in results.values:
                 continue
-            metrics = _train_control(name, record["level"], trainer, model_args, data)
-            results[key] = {"sparsity": record["sparsity"], **metrics}
-            if trainer.args.should_save:
-                write_atomically(results_file, (json.dumps(results, indent=2) + "\n").encode())
+            seed = int(np.random.SeedSequence([trainer.args.seed, level, *name.encode()]).generate_state(1)[0])
+            metrics = train_start(name, level, trainer, model_args, data, seed=seed, title=f"level {level}, {name}")
+            results.add(key, {"sparsity": record["sparsity"], **metrics})
 
 
-def _train_control(
-    name: str, level: int, trainer: LotteryTrainer, model_args: ModelArguments, data: Data
+class KeptResults:
+    """Results of trainings in a JSON file of a search's folder, so that an interrupted command goes on behind them.
+
+    Args:
+        trainer: The trainer of the search.
+        name: Name of the file.
+
+    Attributes:
+        values: Key -> metrics.
+    """
+
+    def __init__(self, trainer: LotteryTrainer, name: str):
+        self._file, self._writes = Path(str(trainer.args.output_dir)) / name, trainer.args.should_save
+        self.values: dict[str, dict[str, Any]] = json.loads(self._file.read_text()) if self._file.exists() else {}
+
+    def add(self, key: str, metrics: dict[str, Any]) -> None:
+        """Add the metrics of one training, and write the file."""
+        self.values[key] = metrics
+        if self._writes:
+            write_atomically(self._file, (json.dumps(self.values, indent=2) + "\n").encode())
+
+
+def train_start(
+    name: str,
+    level: int,
+    trainer: LotteryTrainer,
+    model_args: ModelArguments,
+    data: Data,
+    *,
+    seed: int,
+    title: str,
 ) -> dict[str, Any]:
+    """Train one network as a level of a finished search was trained, and return its metrics.
+
+    Args:
+        name: What to train, of :data:`STARTS`.
+        level: The level.
+        trainer: The trainer of the search.
+        model_args: The network.
+        data: What it trains on.
+        seed: Draws the initialization and the shuffled mask.
+        title: What the progress bar says.
+    """
     folder = Path(str(trainer.args.output_dir))
     ticket = Ticket.from_pretrained(folder / f"level-{level:02d}")
-    seed = int(np.random.SeedSequence([trainer.args.seed, level, *name.encode()]).generate_state(1)[0])
-    model, mask, first_step = CONTROLS[name](ticket, model_args, data, seed)
+    model, mask, first_step = STARTS[name](ticket, model_args, data, seed)
     args = copy.copy(trainer.args)
     args.output_dir, args.save_strategy = str(folder / "controls"), "no"
-    for setting, value in trainer.level_arguments(level).items():  # the control is trained as the level was
+    for setting, value in trainer.level_arguments(level).items():  # it is trained as the level was
         setattr(args, setting, value)
     set_seed(seed)
     control = SparseTrainer(
         model=model, args=args, mask=mask, first_step=first_step, **trainer_arguments(model_args.task, data)
     )
+    if control.pop_callback(ProgressCallback) is not None:
+        control.add_callback(LevelBar(lambda: title))
     control.train()
     return control.evaluate()

@@ -2,9 +2,10 @@
 
 With ``norm_interpolation`` in the settings the search is that of "A Winning Sign" (Oh et al., 2025), and the signs of
 its ticket can be given to a network of any seed. A run that was stopped goes on where it stopped. The ticket is in
-``output_dir/ticket``, and ``output_dir/report.html`` shows it. With ``--plan`` nothing is trained and nothing written:
-the command prints what the search will cost. The command lines are in recipes/find_ticket.py; where only the package is
-installed, ``python -m hf_lottery.hf.commands.find_ticket`` runs it.
+``output_dir/ticket``, and ``output_dir/report.html`` shows it. ``--compare 5`` trains the ticket, the dense network, a
+random mask and a re-initialised network five times each, and ends with a table of them. With ``--plan`` nothing is
+trained and nothing written: the command prints what the search will cost. The command lines are in
+recipes/find_ticket.py; where only the package is installed, ``python -m hf_lottery.hf.commands.find_ticket`` runs it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from ..trainers.arguments import LotteryArguments
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.sparse_trainer import changed
 from ..trainers.winning_sign_trainer import WinningSignTrainer
-from .controls import CONTROLS, train_controls
+from .comparison import Comparison, check_comparison, compare
+from .controls import CONTROLS, STARTS, train_controls
 from .errors import command
 from .launch import set_up
 from .parser import RecipeParser
@@ -37,6 +39,13 @@ class FindArguments:
 
     controls: list[str] = field(
         default_factory=list, metadata={"help": f"Controls to train at every level: {', '.join(CONTROLS)}."}
+    )
+    compare: int = field(
+        default=0,
+        metadata={
+            "help": "How often to train each of dense, ticket, random mask and re-initialised for the comparison at "
+            "the end. 0: no comparison."
+        },
     )
     plan: bool = field(
         default=False, metadata={"help": "Print what the search will cost (steps, disk, memory, time), and stop."}
@@ -53,8 +62,10 @@ class FindArguments:
     )
 
     def __post_init__(self) -> None:
-        if unknown := set(self.controls) - CONTROLS.keys():
+        if unknown := set(self.controls) - set(CONTROLS):
             raise ValueError(f"controls must be among {', '.join(CONTROLS)}; received {min(unknown)!r}.")
+        if self.compare < 0 or self.compare == 1:
+            raise ValueError(f"compare must be 0, or at least 2 for an interval; received {self.compare}.")
         if self.plan_shards is not None and self.plan_shards < 1:
             raise ValueError(f"plan_shards must be at least 1; received {self.plan_shards}.")
 
@@ -75,31 +86,39 @@ def main() -> None:
     # A Trainer makes its folder and its repository when it is made; a plan must leave neither.
     with changed(args, output_dir=os.curdir, push_to_hub=False) if find_args.plan else nullcontext():
         trainer = kind(model=model, args=args, settings=settings, **trainer_arguments(model_args.task, data))
+    if find_args.compare:
+        check_comparison(trainer)
     logging.info("%s", trainer.weights)
     if find_args.plan:
         return print_plan(trainer, find_args)
     trainer.train(resume_from_checkpoint=True)
     path = trainer.norm_path() if isinstance(trainer, WinningSignTrainer) else []
-    if args.should_save:
-        show_ticket(trainer, path, Path(args.output_dir))
     train_controls(find_args.controls, trainer, model_args, data)
+    comparison = compare(find_args.compare, trainer, model_args, data) if find_args.compare else None
+    if args.should_save:
+        show_ticket(trainer, path, comparison, Path(args.output_dir))
 
 
-def show_ticket(trainer: LotteryTrainer, path: NormPath, folder: Path) -> None:
-    """Write the page of a search, and print its levels.
+def show_ticket(trainer: LotteryTrainer, path: NormPath, comparison: Comparison | None, folder: Path) -> None:
+    """Write the page of a search, and print its levels and the comparison.
 
     Args:
         trainer: The trainer of the finished search.
         path: The metrics on the way from the trained norm parameters to their initial values, in a search for signs.
+        comparison: The ticket beside its controls, if they were compared.
         folder: Where to write.
     """
     sections = search_sections(trainer, path, folder)
+    if comparison is not None:
+        sections.insert(0, comparison.section)
     write_report(folder / "report.html", sections, title=f"Ticket of {type(trainer.model).__name__}")
     print(f"\n{level_table(trainer.history)}\n\npicture: {folder / 'accuracy.png'}")
     print(f"report:  {folder / 'report.html'}\nticket:  {folder / 'ticket'}")
     if path:
         rows = [(f"{alpha:.2f}", f"{metrics[measure_of(metrics)]:.4f}") for alpha, metrics in path]
         print(f"\nThe network that has the signs:\n{markdown_table(['norms towards init', 'eval'], rows)}")
+    if comparison is not None:
+        print(f"\n{markdown_table(*comparison.table)}\n\n{comparison.conclusion}\n{comparison.explanation}")
 
 
 def print_plan(trainer: LotteryTrainer, find_args: FindArguments) -> None:
@@ -110,6 +129,9 @@ def print_plan(trainer: LotteryTrainer, find_args: FindArguments) -> None:
         print(f"\nWhat the search will cost; nothing was trained, nothing was written.\n\n{plan}")
         if find_args.controls:
             print("\nNote: the controls are not counted; each trains every level but the first once more.")
+        if find_args.compare:
+            more = len(STARTS) * find_args.compare
+            print(f"\nNote: the comparison is not counted; it trains {more} networks as long as the last level.")
 
 
 if __name__ == "__main__":
