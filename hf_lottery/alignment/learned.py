@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,8 @@ def learned_matching(
     batches: Iterable[Any],
     loss: Loss,
     held_out: Iterable[Any] | None = None,
-    epochs: int = 10,
-    learning_rate: float = 0.004,
+    epochs: int = 20,
+    learning_rate: float = 0.02,
     start: Permutation | None = None,
     seed: int = 0,
     iterations: int = 100,
@@ -74,7 +74,7 @@ def learned_matching(
         epochs: How many passes over the batches.
         learning_rate: The learning rate of Adam, about how far a latent weight moves in a step.
         start: A permutation to start from, such as that of an activation matching. By default weights are matched.
-        seed: Seed of the places on the line, of what loaders and the loss draw, and of the weight matching.
+        seed: Seed of the places on the line, of what loaders and the loss draw by torch, and of the weight matching.
         iterations: The most sweeps of each weight matching.
         include: As in :func:`hf_lottery.weight_matching`.
         exclude: As in :func:`hf_lottery.weight_matching`.
@@ -90,7 +90,7 @@ def learned_matching(
         SymmetryError: A pattern matches no group.
         ValueError: There are no batches, ``epochs`` or ``iterations`` is below 1, a weight cannot be matched, or the
             loss is not one finite number.
-        TypeError: A network is not a model, or ``start`` is no permutation.
+        TypeError: A network is not a model, ``start`` is no permutation, or the batches are an iterator.
 
     Warns:
         UserWarning: The spec is not proven yet.
@@ -98,6 +98,12 @@ def learned_matching(
     for which, network in (("source", source), ("target", target)):
         if not isinstance(network, nn.Module):
             raise TypeError(f"the {which} must be a model, which can be run; received {type(network).__name__}.")
+    for given in (batches, held_out):
+        if isinstance(given, Iterator):
+            raise TypeError(
+                f"batches must be gone through many times; received a {type(given).__name__}, which is used up after "
+                "one pass. Pass a list or a loader."
+            )
     if epochs < 1:
         raise ValueError(f"epochs must be 1 or more; received {epochs}.")
     if start is not None:
@@ -111,23 +117,21 @@ def learned_matching(
 
     with kept_generators(), torch.enable_grad():
         torch.manual_seed(seed)
-        line, draw = _Line(source, target, loss), np.random.default_rng(seed)
-        weights, latent = (
-            {name: tensor.detach().clone() for name, tensor in tensors.items()}
+        line, places = _Line(source, target, loss), np.random.default_rng(seed)
+        weights, learned = (
+            {name: _in_single(tensor) for name, tensor in tensors.items()}
             for tensors in weights_to_match(spec, source=source, target=target)
         )
-        optimizer = torch.optim.Adam(latent.values(), learning_rate)
+        optimizer = torch.optim.Adam(learned.values(), learning_rate)
         current = best = start or match(ties, None)
-        measure_on = batches if held_out is None else held_out
-        losses = [line.middle(best, measure_on)]
+        judges = batches if held_out is None else held_out
+        losses = [line.middle(best, judges)]
         for _ in range(epochs):
             for batch in batches:
-                gradients = line.gradients(current, draw.uniform(*_NEAR_THE_MIDDLE), batch, latent)
-                for name, tensor in latent.items():
-                    tensor.grad = gradients[name]
+                line.give_gradients_(learned, current, places.uniform(*_NEAR_THE_MIDDLE), batch)
                 optimizer.step()
-                current = match(weight_ties(spec, weights, latent, chosen), current)
-            losses.append(line.middle(current, measure_on))
+                current = match(weight_ties(spec, weights, learned, chosen), current)
+            losses.append(line.middle(current, judges))
             if losses[-1] < min(losses[:-1]):
                 best = current
     smallest = np.minimum.accumulate(losses)
@@ -161,13 +165,15 @@ class _Line:
             for network in (target, source)
         )
 
-    def gradients(self, permutation: Permutation, place: float, batch: Any, of: Iterable[str]) -> dict[str, Tensor]:
-        """Return the gradients with respect to the permuted weights of some names, at a place on the line."""
+    def give_gradients_(
+        self, learned: Mapping[str, Tensor], permutation: Permutation, place: float, batch: Any
+    ) -> None:
+        """Give learned weights the gradients of the permuted weights that they stand for, at a place on the line."""
         self._move(permutation, place)
-        weights = [self._written[name].requires_grad_() for name in of]
-        value = self._value(batch)
-        found = torch.autograd.grad(value, weights, allow_unused=True, materialize_grads=True)
-        return {name: place * gradient for name, gradient in zip(of, found, strict=True)}
+        weights = [self._written[name].requires_grad_() for name in learned]
+        found = torch.autograd.grad(self._value(batch), weights, allow_unused=True, materialize_grads=True)
+        for tensor, gradient in zip(learned.values(), found, strict=True):
+            tensor.grad = place * gradient.to(tensor.dtype)
 
     @torch.no_grad()
     def middle(self, permutation: Permutation, batches: Iterable[Any]) -> float:
@@ -190,6 +196,11 @@ class _Line:
 
     @torch.no_grad()
     def _move(self, permutation: Permutation, place: float) -> None:
-        moved: Mapping[str, Tensor] = permutation(self._source)
+        moved = permutation(self._source)
         for name, target in self._target.items():
             self._written[name].copy_(target.lerp(moved[name], place))
+
+
+def _in_single(tensor: Tensor) -> Tensor:
+    """Copy a tensor, in single precision at least: in half precision Adam would divide by zero."""
+    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32), copy=True)

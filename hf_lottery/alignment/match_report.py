@@ -55,8 +55,9 @@ class MatchReport:
 
     Attributes:
         groups: Group name -> how well it was matched.
-        objective: The sum that was maximised, at the start and after every sweep; it never falls.
-        converged: Whether the last sweep changed nothing. If not, raise ``iterations``.
+        objective: What was maximised, at the start and after every sweep; it never falls. A learned matching maximises
+            minus the loss in the middle of the line, and has a value for every pass over its batches.
+        converged: Whether the last sweep or pass changed nothing. If not, raise ``iterations`` or ``epochs``.
         left_out: Name of each residual stream that kept its order -> why.
     """
 
