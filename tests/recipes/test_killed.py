@@ -24,7 +24,8 @@ def start(folder):
     command = [
         sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2",
         "--main_process_port", port, "recipes/find_ticket.py", "--config", "recipes/digits/imp.yaml",
-        "--output_dir", str(folder), "--num_train_epochs", "8", "--sparsity", "0.4", "--max_train_samples", "512",
+        "--config_name", "recipes/digits/config.json", "--pruning_fraction", "0.2", "--output_dir", str(folder),
+        "--num_train_epochs", "8", "--sparsity", "0.4", "--max_train_samples", "512",
         "--disable_tqdm", "true", "--per_device_train_batch_size", "16", "--save_steps", "5", "--rewind", "step:7",
     ]  # fmt: skip
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -90,9 +91,10 @@ def test_killed_in_one_process_and_run_again(tmp_path):
 
     def command(folder):
         return [
-            sys.executable, "recipes/find_ticket.py", "--config", "recipes/digits/imp.yaml", "--output_dir",
-            str(folder), "--num_train_epochs", "4", "--sparsity", "0.4", "--max_train_samples", "256", "--use_cpu",
-            "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "steps",
+            sys.executable, "recipes/find_ticket.py", "--config", "recipes/digits/imp.yaml", "--config_name",
+            "recipes/digits/config.json", "--pruning_fraction", "0.2", "--per_device_train_batch_size", "32",
+            "--output_dir", str(folder), "--num_train_epochs", "4", "--sparsity", "0.4", "--max_train_samples", "256",
+            "--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "steps",
             "--save_steps", "5",
         ]  # fmt: skip
 

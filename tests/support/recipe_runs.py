@@ -16,8 +16,8 @@ from transformers import BertConfig, GPT2Config, PreTrainedTokenizerFast
 ROOT = Path(__file__).parent.parent.parent
 QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "no"]
 DIGITS = ["--config", str(ROOT / "recipes/digits/imp.yaml"), "--config_name", str(ROOT / "recipes/digits/config.json")]
-SMALL = [*DIGITS, "--num_train_epochs", 2, "--max_train_samples", 128]
-SEARCH = [*SMALL, "--sparsity", 0.3, "--rewind", "step:2", "--data_seed", 5]
+SMALL = [*DIGITS, "--num_train_epochs", 2, "--max_train_samples", 128, "--per_device_train_batch_size", 32]
+SEARCH = [*SMALL, "--sparsity", 0.3, "--pruning_fraction", 0.2, "--rewind", "step:2", "--data_seed", 5]
 
 WORDS = ["[UNK]", "[PAD]", "[EOS]", "good", "bad", "film", "a", "the"]
 REVIEWS = ["a good film,1", "bad,0", "the bad film,0", "good good good good,1"]

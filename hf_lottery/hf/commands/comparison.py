@@ -55,19 +55,20 @@ class Comparison:
             difference = "" if name == "ticket" else self._show(*self._lead(name), sign="+")
             rows.append([_WORDS[name].row, self._show(*interval(values)), difference])
         unit = " in %" if self._in_percent else ""
-        return Table([f"at {self.sparsity:.2%} sparsity", f"{self.measure}{unit}", "ticket minus it"], rows)
+        return Table([f"at {100 * self.sparsity:.2f} % sparsity", f"{self.measure}{unit}", "ticket minus it"], rows)
 
     @property
     def conclusion(self) -> str:
         """What the table shows, in words; a difference whose interval holds 0 is not called one."""
-        found: dict[str, list[str]] = {"is better than": [], "is worse than": [], "cannot be told from": []}
+        found: dict[str, list[str]] = {"better": [], "worse": [], "equal": []}
         for name in [name for name in self.values if name != "ticket"]:
             mean, half = self._lead(name)
-            verb = "cannot be told from"
-            if abs(mean) > half:
-                verb = "is better than" if (mean > 0) == self._in_percent else "is worse than"
-            found[verb].append(_WORDS[name].text)
-        parts = [f"{verb} {' and '.join(names)}" for verb, names in found.items() if names]
+            ahead = "better" if (mean > 0) == self._in_percent else "worse"
+            found[ahead if abs(mean) > half else "equal"].append(_WORDS[name].text)
+        text = {kind: _listed(names) for kind, names in found.items() if names}
+        equal = f"cannot be told from {text.pop('equal')}" if "equal" in text else ""
+        apart = " and ".join(f"{kind} than {names}" for kind, names in text.items())
+        parts = [part for part in (apart and f"is {apart}", equal) if part]
         return f"After as many steps, the ticket {', and '.join(parts)}."
 
     @property
@@ -75,14 +76,14 @@ class Comparison:
         """What was trained, and what the intervals cover."""
         count = len(next(iter(self.values.values())))
         return (
-            f"Means and 95 % intervals of {count} trainings each, with other data orders, random masks and "
-            "initializations; differences are paired. All are of one search: another seed finds another ticket."
+            f"Means and 95 % intervals over {count} trainings of each, with other data orders, masks and "
+            "initializations.\nThey do not cover other test data, nor the ticket of another search."
         )
 
     @property
     def section(self) -> Section:
         """The comparison as a section of a page."""
-        return Section("Ticket and controls", f"{self.conclusion} {self.explanation}", self.table)
+        return Section("Ticket and controls", f"{self.conclusion}\n{self.explanation}", self.table)
 
     @property
     def _in_percent(self) -> bool:
@@ -98,6 +99,10 @@ class Comparison:
         return f"{mean:{sign}.4f} ± {half:.4f}"
 
 
+def _listed(names: list[str]) -> str:
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
 def check_comparison(trainer: LotteryTrainer) -> None:
     """Check that the ticket of a search can be compared with networks that were trained equally long.
 
@@ -105,15 +110,13 @@ def check_comparison(trainer: LotteryTrainer) -> None:
         trainer: The trainer of the search.
 
     Raises:
-        ValueError: Its levels keep their weights, or it prunes nothing.
+        ValueError: Its levels keep their weights.
     """
     if trainer.rewind_point.keeps_weights:
         raise ValueError(
             "compare must come with a search that rewinds the weights, so that all networks train equally long; "
             f"received rewind={trainer.rewind_point}. Use train_ticket or a transfer ladder."
         )
-    if not trainer.sparsities[-1]:
-        raise ValueError("compare must come with a search that prunes; received sparsity 0. Pass a sparsity or levels.")
 
 
 def compare(trainings: int, trainer: LotteryTrainer, model_args: ModelArguments, data: Data) -> Comparison:

@@ -131,7 +131,7 @@ def print_plan(trainer: LotteryTrainer, find_args: FindArguments) -> None:
             print("\nNote: the controls are not counted; each trains every level but the first once more.")
         if find_args.compare:
             more = len(STARTS) * find_args.compare
-            print(f"\nNote: the comparison is not counted; it trains {more} networks as long as the last level.")
+            print(f"\nNote: the comparison is not counted; it trains {more} more networks as long as the last level.")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def test_texts(run, tmp_path, rewind, task, config, more):
 def test_a_plan_leaves_no_trace_and_comes_true(run, tmp_path, name):
     flags = [
         "--config", ROOT / f"recipes/digits/{name}.yaml", "--config_name", ROOT / "recipes/digits/config.json",
-        "--num_train_epochs", 3, "--sparsity", 0.3, "--max_train_samples", 128,
+        "--num_train_epochs", 3, "--sparsity", 0.3, "--max_train_samples", 128, "--per_device_train_batch_size", 32,
         *(["--dense_epochs", 2, "--level_epochs", 1] if name == "aws" else []),
     ]  # fmt: skip
     folder = tmp_path / "run"
@@ -105,10 +105,10 @@ def test_a_plan_leaves_no_trace_and_comes_true(run, tmp_path, name):
 def test_a_plan_makes_no_repository(run, hub, tmp_path):
     out = run(
         find_ticket, *SEARCH, "--output_dir", tmp_path / "run", "--plan", "--push_to_hub", "true", "--hub_model_id",
-        "alice/planned", "--controls", "shuffled", "--plan_shards", 2, "--plan_matching", "false",
+        "alice/planned", "--controls", "shuffled", "--compare", 3, "--plan_shards", 2, "--plan_matching", "false",
     )  # fmt: skip
     assert "alice/planned" not in hub.repos and not list(tmp_path.iterdir())
-    assert "the controls are not counted" in out and "Aligning" not in out
+    assert "it trains 12 more networks" in out and "the controls are not counted" in out and "Aligning" not in out
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,7 @@ def test_a_plan_makes_no_repository(run, hub, tmp_path):
         (["--config_name", "x", "--task", "speech"], "task must be one of image-classification"),
         ([*DIGITS, "--rewind", "pretrained"], "rewind=pretrained must be given a model_name_or_path"),
         ([*DIGITS, "--controls", "luck"], "controls must be among reinit, shuffled; received 'luck'"),
+        ([*DIGITS, "--compare", "1"], "compare must be 0, or at least 2 for an interval; received 1"),
         ([*DIGITS, "--sparsityy", "1"], "received sparsityy (nearest: sparsity)"),
         ([*DIGITS, "--max_train_samples", "0"], "max_train_samples must be at least 1"),
         ([*DIGITS, "--plan", "--plan_shards", "0"], "plan_shards must be at least 1; received 0"),
