@@ -81,9 +81,9 @@ def learned_matching(
         residual: As in :func:`hf_lottery.weight_matching`.
 
     Returns:
-        The permutation, and a report that compares the weights as the one of a weight matching does. Its ``objective``
-        is minus the smallest loss in the middle, at the start and after every pass; ``converged`` says that the last
-        pass found no smaller one.
+        The permutation, and a report that compares the weights as the one of a weight matching does; they may well be
+        less alike than chance would have it. Its ``objective`` is minus the smallest loss in the middle, at the start
+        and after every pass; ``converged`` says that the last pass found no smaller one.
 
     Raises:
         SpecMismatchError: A network or ``start`` is not of the spec, or the two networks tie different weights.
