@@ -30,7 +30,7 @@ from .assignment import families
 from .coordinate_descent import descend, measured
 from .match import Match
 from .match_report import MatchReport
-from .matching import check_start, chosen_groups, weight_ties, weights_to_match
+from .matching import check_runnable, check_start, chosen_groups, weight_ties, weights_to_match
 
 Loss = Callable[[nn.Module, Any], Tensor]
 _NEAR_THE_MIDDLE = 0.4, 0.6
@@ -95,15 +95,8 @@ def learned_matching(
     Warns:
         UserWarning: The spec is not proven yet.
     """
-    for which, network in (("source", source), ("target", target)):
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"the {which} must be a model, which can be run; received {type(network).__name__}.")
-    for given in (batches, held_out):
-        if isinstance(given, Iterator):
-            raise TypeError(
-                f"batches must be gone through many times; received a {type(given).__name__}, which is used up after "
-                "one pass. Pass a list or a loader."
-            )
+    check_runnable(source=source, target=target)
+    _check_lasting(batches, held_out)
     if epochs < 1:
         raise ValueError(f"epochs must be 1 or more; received {epochs}.")
     if start is not None:
@@ -199,6 +192,15 @@ class _Line:
         moved = permutation(self._source)
         for name, target in self._target.items():
             self._written[name].copy_(target.lerp(moved[name], place))
+
+
+def _check_lasting(*batches: Any) -> None:
+    for given in batches:
+        if isinstance(given, Iterator):
+            raise TypeError(
+                f"batches must be gone through many times; received a {type(given).__name__}, which is used up after "
+                "one pass. Pass a list or a loader."
+            )
 
 
 def _in_single(tensor: Tensor) -> Tensor:

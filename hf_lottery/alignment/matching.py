@@ -173,9 +173,7 @@ def activation_matching(
         Adnan et al., 2025, arXiv:2505.05143, section 3. They match layer after layer on permuted prefixes, one pass
         over the data each; permutation equivariance gives the same correlations from the unpermuted networks at once.
     """
-    for which, network in (("source", source), ("target", target)):
-        if not isinstance(network, nn.Module):
-            raise TypeError(f"the {which} must be a model, which can be run; received {type(network).__name__}.")
+    check_runnable(source=source, target=target)
     chosen, left_out = chosen_groups(spec, include, exclude, residual)
     weight_ties(spec, source, target, chosen)  # refuse what does not fit before all batches run
     observed = correlations(
@@ -224,6 +222,13 @@ def residual_streams(spec: PermutationSpec) -> list[str]:
         for name, group in spec.free.items()
         if not group.parents and name not in outer and len(matrices[name]) >= 5
     ]
+
+
+def check_runnable(**networks: Any) -> None:
+    """Check that networks are models, given by what to call them."""
+    for which, network in networks.items():
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"the {which} must be a model, which can be run; received {type(network).__name__}.")
 
 
 def check_start(spec: PermutationSpec, start: Any) -> None:
