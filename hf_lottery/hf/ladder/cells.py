@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from ...storage.atomic import sweep
 from ...training.rewind import RewindPoint, parse_rewind
@@ -45,8 +45,18 @@ class LadderArguments:
         ValueError: A row is unknown, there are fewer than two seeds, or a number is below 1.
     """
 
+    # In each pair, one flag on the command line overrides the other's value in a file.
+    ALTERNATIVES: ClassVar[tuple[tuple[str, str], ...]] = (("scan", "sparsities"), ("scan", "at"))
+
     seeds: list[int] = field(
         default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "Seeds of the networks, two or more."}
+    )
+    targets: list[int] | None = field(
+        default=None,
+        metadata={
+            "help": "Seeds of the targets; the source of each is the network before it. Default: all, in a ring. With "
+            "every second one no two pairs share a network."
+        },
     )
     rows: list[str] = field(
         default_factory=lambda: [name for name, row in ROWS.items() if row.by_default],
@@ -125,6 +135,8 @@ class LadderArguments:
             raise ValueError(f"rows must be among {', '.join(ROWS)}; received {min(unknown)!r}.")
         if len(set(self.seeds)) < 2:
             raise ValueError(f"seeds must be two or more; received {self.seeds}. Each network has another as source.")
+        if unknown := set(self.targets or ()) - set(self.seeds):
+            raise ValueError(f"targets must be among the seeds, {self.seeds}; received {min(unknown)}.")
         for name in ("match_batches", "workers"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; received {value}.")
@@ -182,7 +194,7 @@ class Ladder:
     @property
     def cells(self) -> list[Cell]:
         """Every cell of the ladder; each comes after those that it needs."""
-        rows = [Cell(row, seed) for row in self.which.rows for seed in self.which.seeds]
+        rows = [Cell(row, seed) for row in self.which.rows for seed in self.targets]
         found: dict[Cell, None] = {}
 
         def add(cell: Cell) -> None:
@@ -193,6 +205,11 @@ class Ladder:
         for row in rows:
             add(row)
         return list(found)
+
+    @property
+    def targets(self) -> Sequence[int]:
+        """The seeds of the targets."""
+        return self.which.targets or self.which.seeds
 
     def source(self, target: int) -> int:
         """Return the seed of the network before the target in the ring."""

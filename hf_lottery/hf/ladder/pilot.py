@@ -36,7 +36,15 @@ def settle(command: Sequence[str], run: Run) -> tuple[list[str], dict[str, Any]]
     """
     ladder = Ladder.of(command)
     seeds = [str(seed) for seed in ladder.which.pilot_seeds]
-    base = [*command, "--seeds", *seeds, "--pairs", "dense-dense"]  # the pairs asked for would need their rows
+    base = [
+        *command,
+        "--seeds",
+        *seeds,
+        "--targets",
+        *seeds,
+        "--pairs",
+        "dense-dense",
+    ]  # the pairs asked for would need their rows
     epochs, lengths = _epochs(base, ladder, run)
     chosen = ["--num_train_epochs", f"{epochs:g}"]
     scanned = _scan([*base, *chosen], ladder, run)
@@ -90,7 +98,7 @@ def _best(scanned: Sequence[dict[str, Any]], max_loss: float) -> float | None:
 
 
 def _values(ladder: Ladder, row: str) -> np.ndarray:
-    return np.array([(ladder.result(Cell(row, seed)) or {})["measure"] for seed in ladder.which.seeds])
+    return np.array([(ladder.result(Cell(row, seed)) or {})["measure"] for seed in ladder.targets])
 
 
 def pilot_tables(pilot: dict[str, Any]) -> list[Table]:

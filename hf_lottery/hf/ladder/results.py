@@ -77,7 +77,7 @@ class LadderResults:
     """
 
     def __init__(self, ladder: Ladder):
-        self.ladder, self.seeds = ladder, ladder.which.seeds
+        self.ladder, self.seeds = ladder, ladder.targets
         self.found: dict[Cell, dict[str, Any]] = {cell: ladder.result(cell) or {} for cell in ladder.cells}
         is_loss = ladder.model_args.task == "causal-lm"
         self.scale, self.measure = (1.0, "loss") if is_loss else (100.0, "accuracy")
@@ -177,7 +177,7 @@ def write_results(point: Point, pilot: dict[str, Any] | None = None) -> dict[str
     network, data = ladder.model_args.load_config().model_type, ladder.data_args.dataset_name
     results = {
         "title": ladder.which.title or f"{network} on {data}", "about": about(point), "measure": found.measure,
-        "seconds": "GPU" if torch.cuda.is_available() else "CPU", "seeds": found.seeds, "rows": found.rows(),
+        "seconds": "GPU" if torch.cuda.is_available() else "CPU", "seeds": list(found.seeds), "rows": found.rows(),
         "pairs": ladder.which.pairs or [], "informative": found.informative(), "pilot": pilot,
         "paths": found.norm_paths(),
     }  # fmt: skip
