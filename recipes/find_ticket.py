@@ -1,6 +1,6 @@
 """Find a lottery ticket: levels of train, prune and rewind on any image classifier, text classifier or causal LM.
 
-    accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml
+    accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml --compare 5
     accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml --sparsity 0.9 --rewind step:50
     accelerate launch recipes/find_ticket.py --config recipes/digits/aws.yaml       # signs for any seed
     accelerate launch recipes/find_ticket.py --config recipes/digits/imp.yaml --plan       # what it will cost

@@ -94,8 +94,8 @@ def test_killed_in_one_process_and_run_again(tmp_path):
             sys.executable, "recipes/find_ticket.py", "--config", "recipes/digits/imp.yaml", "--config_name",
             "recipes/digits/config.json", "--pruning_fraction", "0.2", "--per_device_train_batch_size", "32",
             "--output_dir", str(folder), "--num_train_epochs", "4", "--sparsity", "0.4", "--max_train_samples", "256",
-            "--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "steps",
-            "--save_steps", "5",
+            "--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy",
+            "steps", "--save_steps", "5",
         ]  # fmt: skip
 
     subprocess.run(command(whole), check=True, **QUIET)

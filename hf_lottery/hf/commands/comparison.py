@@ -28,7 +28,7 @@ _WORDS = {
     "dense": _Words("dense", "the dense network"),
     "ticket": _Words("ticket", "the ticket"),
     "shuffled": _Words("random mask", "a random mask"),
-    "reinit": _Words("re-initialised", "the re-initialised network"),
+    "reinit": _Words("re-initialised", "a new initialization"),
 }
 
 
@@ -66,10 +66,12 @@ class Comparison:
             ahead = "better" if (mean > 0) == self._in_percent else "worse"
             found[ahead if abs(mean) > half else "equal"].append(_WORDS[name].text)
         text = {kind: _listed(names) for kind, names in found.items() if names}
-        equal = f"cannot be told from {text.pop('equal')}" if "equal" in text else ""
+        equal = text.pop("equal", "")
         apart = " and ".join(f"{kind} than {names}" for kind, names in text.items())
-        parts = [part for part in (apart and f"is {apart}", equal) if part]
-        return f"After as many steps, the ticket {', and '.join(parts)}."
+        if not apart:
+            return f"After as many steps, the ticket cannot be told from {equal}."
+        rest = f"\nIt cannot be told from {equal}." if equal else ""
+        return f"After as many steps, the ticket is {apart}.{rest}"
 
     @property
     def explanation(self) -> str:
