@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ...alignment.learned import learned_matching
 from ...alignment.match import Match
 from ...alignment.matching import activation_matching, weight_matching
+from ...symmetry.permutation import Permutation
 from ...symmetry.spec import PermutationSpec
 
 
@@ -35,31 +37,35 @@ class Pairing:
     seed: int
 
 
-def _weight(pair: Pairing, **options: Any) -> Match:
-    networks = {"source": pair.source, "target": pair.target, "seed": pair.seed, "residual": False}
-    return weight_matching(pair.spec, **networks, **options)
+def _weight(pair: Pairing, *, residual: bool = False, start: Permutation | None = None) -> Match:
+    networks = {"source": pair.source, "target": pair.target, "seed": pair.seed}
+    return weight_matching(pair.spec, start=start, residual=residual, **networks)
 
 
 def _activation(pair: Pairing, *, residual: bool = False, one_place: bool = False) -> Match:
-    networks = {"source": pair.source, "target": pair.target, "seed": pair.seed, "residual": residual}
-    return activation_matching(pair.spec, batches=pair.batches(False), one_place=one_place, **networks)
+    networks = {"source": pair.source, "target": pair.target, "seed": pair.seed}
+    return activation_matching(
+        pair.spec, batches=pair.batches(False), one_place=one_place, residual=residual, **networks
+    )
 
 
 def _weight_after(pair: Pairing) -> Match:
     return _weight(pair, start=_activation(pair).permutation)
 
 
-def _learned(pair: Pairing) -> Match:
-    networks = {"source": pair.source, "target": pair.target, "seed": pair.seed, "residual": False}
-    return learned_matching(pair.spec, batches=pair.batches(True), loss=pair.loss, **networks)
+def _learned(pair: Pairing, *, residual: bool = False) -> Match:
+    networks = {"source": pair.source, "target": pair.target, "seed": pair.seed}
+    return learned_matching(pair.spec, batches=pair.batches(True), loss=pair.loss, residual=residual, **networks)
 
 
-# Where streams stay, it is the row's choice.
+# Streams stay as they are, except in the ways that say otherwise.
 MATCHINGS: dict[str, Callable[[Pairing], Match]] = {
     "weight": _weight,
     "weight_after": _weight_after,
+    "weight_residual": partial(_weight, residual=True),
     "activation": _activation,
-    "one_place": lambda pair: _activation(pair, one_place=True),
-    "residual": lambda pair: _activation(pair, residual=True),
+    "one_place": partial(_activation, one_place=True),
+    "activation_residual": partial(_activation, residual=True),
     "learned": _learned,
+    "learned_residual": partial(_learned, residual=True),
 }

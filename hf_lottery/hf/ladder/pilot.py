@@ -57,7 +57,7 @@ def settle(command: Sequence[str], run: Run) -> tuple[list[str], dict[str, Any]]
             f"lth must be above naive at a scanned sparsity; received {tried}, where it is not, or loses too much to "
             "dense. Scan others, or raise max_loss; pilot.json has the numbers."
         )
-    return [*command, *chosen, "--sparsities", f"{best:g}"], found
+    return [*command, *chosen, "--sparsities", repr(best)], found
 
 
 def _epochs(base: Sequence[str], ladder: Ladder, run: Run) -> tuple[float, list[list[Any]]]:

@@ -226,11 +226,14 @@ ROWS: dict[str, Row] = {
     "permuted_early": _PERMUTED(
         partial(_permuted_mask, how="early"), "naive, aligned by activations where rows start", by_default=False
     ),
-    "permuted_residual": _PERMUTED(
-        partial(_permuted_mask, how="residual"),
-        "permuted_activation with the residual stream matched too, for transformers and mixers",
-        by_default=False,
-    ),
+    **{
+        f"permuted_{how}_residual": _PERMUTED(
+            partial(_permuted_mask, how=f"{how}_residual"),
+            f"permuted_{how} with the residual stream matched too, for transformers and mixers",
+            by_default=False,
+        )
+        for how in ("weight", "activation", "learned")
+    },
     "lrr": Row(
         partial(_own_subnetwork, search="lrr"), "the target's own subnetwork of LRR", of_target=("lrr",),
         by_default=False,

@@ -48,7 +48,7 @@ def points(command: Sequence[str]) -> list[Point]:
     last = ["--sparsity", str(max(which.sparsities))] if which.sparsities else []
     before = f"{overrides}," if overrides else ""
     axes = [
-        [(f"sparsity={value}", [*last, "--at", str(value)]) for value in which.sparsities or []],
+        [(f"sparsity={value:.4g}", [*last, "--at", str(value)]) for value in which.sparsities or []],
         [(f"rewind={value}", ["--rewind", value]) for value in which.rewinds or []],
         [(f"width={value}", ["--config_overrides", f"{before}width={value}"]) for value in which.widths or []],
         [(f"length={value:g}", ["--row_epochs", str(value)]) for value in which.lengths or []],
