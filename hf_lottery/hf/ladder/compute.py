@@ -113,7 +113,8 @@ def _row(ladder: Ladder, cell: Cell) -> dict[str, Any]:
         found["correlation"] = sum(group.matched for group in groups.values()) / len(groups)
         found["match"] = {name: [group.identity, group.matched] for name, group in groups.items()}
     if cell.kind == "naive" or reused.match is not None:
-        found["dense_barrier"] = _dense_barrier(ladder, target, reused.match)
+        search = "imp" if reused.signed is None else "aws"
+        found["dense_barrier"] = _dense_barrier(ladder, target, reused.match, search)
     if (end := ladder.end(cell)) is not None:
         found["barrier"] = _barrier(ladder, network, end, reused)
     return found
@@ -162,9 +163,9 @@ def _match(ladder: Ladder, seed: int, how: str, source: PreTrainedModel, target:
     return MATCHINGS["activation" if how == "early" else how](pairing)
 
 
-def _dense_barrier(ladder: Ladder, target: Target, match: Match | None) -> float:
+def _dense_barrier(ladder: Ladder, target: Target, match: Match | None, search: str) -> float:
     """Measure the error barrier between the dense networks of source and target, as they were matched."""
-    source, other = target.dense(target.source), target.dense(target.seed)
+    source, other = (target.trained(search, seed, level=0) for seed in (target.source, target.seed))
     if match is not None:
         permute_(source, match.permutation)
     judge = Judge(_trainer(ladder, other, target.seed), ladder.model_args.task, 512)

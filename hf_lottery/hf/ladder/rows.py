@@ -81,13 +81,14 @@ class Target:
         self.started(seed).restore_(model)
         return model
 
-    def match(self, how: str) -> Match:
+    def match(self, how: str, search: str = "imp") -> Match:
         """Match the source's network to the target's.
 
         Args:
-            how: "early" matches activations where rows start; anything else is a way to match the trained networks.
+            how: "early" matches activations where rows start; anything else is a way to match the dense networks.
+            search: The search that trained these.
         """
-        load = self.early if how == "early" else self.dense
+        load = self.early if how == "early" else partial(self.trained, search, level=0)
         source, target, start = load(self.source), load(self.seed), time.process_time()
         found = self.matching(how, source, target)
         self.spent["match"] = time.process_time() - start
@@ -165,7 +166,7 @@ def _dense_signs(target: Target) -> Reused:
 
 
 def _permuted_signs(target: Target) -> Reused:
-    found, signed = target.match("weight"), target.signs("aws")
+    found, signed = target.match("weight", "aws"), target.signs("aws")
     mask, signs = found.permutation(signed.mask), found.permutation(dict(signed))
     return _give(target, SignedMask(mask, signs, medians=signed.medians), found)
 
@@ -260,6 +261,6 @@ ROWS: dict[str, Row] = {
         of_source=("aws", "imp"),
     ),
     "permuted_signs": _AWS(
-        _permuted_signs, "aws_signs, aligned as permuted_weight", of_source=("aws", "imp"), of_target=("imp",)
+        _permuted_signs, "aws_signs, aligned by the weights of the dense networks of both AWS", of_target=("aws",)
     ),
 }  # fmt: skip
