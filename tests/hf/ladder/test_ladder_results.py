@@ -24,7 +24,7 @@ from hf_lottery.hf.ladder.table import (
 from hf_lottery.report import markdown_table
 
 RESULT = {"minus_naive": 1.5, "half_width": 0.5, "gap_closed": [0.5, 0.25, 0.75], "barrier": None, "sparsity": 0.5}
-RESULT |= {"overlap": 0.25, "chance": 0.125, "correlation": 0.5, "kept_signs": None}
+RESULT |= {"dense_barrier": None, "overlap": 0.25, "chance": 0.125, "correlation": 0.5, "kept_signs": None}
 
 
 def results_of(rows, measure="accuracy", **more):
@@ -123,7 +123,7 @@ def test_a_comparison_leaves_out_what_no_ladder_has():
 
 
 def test_results_are_shown_again(tmp_path, capsys):
-    files = [ROOT / f"docs/ladder/mnist1d-{name}.json" for name in ("mlp", "conv")]
+    files = [ROOT / f"docs/ladder/short/mnist1d-{name}.json" for name in ("mlp", "conv")]
     show.main([str(files[0]), "--pairs", "aws_signs-aws_mask"])
     shown, results = capsys.readouterr().out, json.loads(files[0].read_text())
     assert shown.startswith("### LeNet-300-100 on MNIST-1D\n") and obtained(results) in shown
