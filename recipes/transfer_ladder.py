@@ -2,7 +2,7 @@
 
     accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_mlp.yaml
     accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_mlp.yaml --plan
-    accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_conv.yaml --widths 1 2 4
+    accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/ladder_mlp.yaml --widths 1 2 4
     accelerate launch recipes/transfer_ladder.py --config recipes/fashion_mnist/rebasin.yaml
     accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/sign_transfer.yaml
 

@@ -86,3 +86,9 @@ def test_the_configuration_of_a_search_is_read(path, monkeypatch):
 def test_the_configuration_of_a_network_is_read(path):
     config = ModelArguments(config_name=str(path)).load_config()
     assert config.model_type == json.loads(path.read_text())["model_type"]
+
+
+def test_every_network_is_of_a_configuration():
+    texts = [path.read_text() for path in RECIPES.rglob("*.yaml")]
+    for path in RECIPES.glob("*/*.json"):
+        assert any(str(path.relative_to(ROOT)) in text for text in texts), path

@@ -12,7 +12,12 @@ BRIEF = [
     "--sparsity", "0.3", "--pruning_fraction", "0.3", "--match_batches", "2", "--max_train_samples", "200",
     "--max_eval_samples", "100", "--use_cpu", "true", "--disable_tqdm", "true",
 ]  # fmt: skip
-CONV = ["--config", "recipes/mnist1d/ladder_conv.yaml", *BRIEF]
+CONV = [
+    *BRIEF, "--dataset_name", "mnist1d", "--config_name", "recipes/mnist1d/resnet8_1d.json",
+    "--title", "ResNet-8 on MNIST-1D", "--output_dir", "outputs/ladder/small", "--per_device_train_batch_size", "100",
+    "--per_device_eval_batch_size", "1000", "--learning_rate", "2e-3", "--lr_scheduler_type", "cosine",
+    "--logging_strategy", "no", "--dataloader_pin_memory", "false",
+]  # fmt: skip
 
 
 def small_ladder(folder, *more):

@@ -146,6 +146,11 @@ class LadderArguments:
         self.rows = [name for name in ROWS if name in asked | needed]
         if (self.row_epochs or self.lengths) and self.row_learning_rate is None:
             raise ValueError("row_epochs must come with row_learning_rate; received it alone. Give both.")
+        if self.scan and (self.rewinds or self.widths or self.lengths):
+            raise ValueError(
+                "scan must choose the sparsity of one ladder; received it with rewinds, widths or lengths. Give "
+                "sparsities in its place."
+            )
 
 
 @dataclass(frozen=True, order=True)
@@ -222,7 +227,7 @@ class Ladder:
         row, source = ROWS[cell.kind], self.source(cell.seed)
         needed = [Cell(f"search_{kind}", source) for kind in row.of_source]
         needed += [Cell(f"search_{kind}", cell.seed) for kind in row.of_target]
-        if cell.kind != "dense" and self.start != "init":
+        if self.reuses(cell) and self.start != "init":
             needed.append(Cell("search_imp", cell.seed))  # which saves where the rows start
         needed += [] if (end := self.end(cell)) is None else [end]
         return list(dict.fromkeys(needed))
@@ -239,6 +244,10 @@ class Ladder:
         """Return whether a cell is a row; otherwise it is a search."""
         return not cell.kind.startswith("search_")
 
+    def reuses(self, cell: Cell) -> bool:
+        """Return whether a cell is a row that begins where rows start; ``dense`` begins at the initialization."""
+        return self.is_row(cell) and cell.kind != "dense"
+
     def digest(self, cell: Cell) -> str:
         """Return the hash of everything that defines a cell."""
         if cell not in self._digests:
@@ -248,11 +257,11 @@ class Ladder:
                 "settings": run_settings(self.arguments_of(cell), {"data": asdict(self.data_args)}),
                 "model": [model.task, model.model_name_or_path, model.model_revision, model.load_config().to_dict()],
                 "match_batches": self.which.match_batches if cell.kind.startswith("permuted") else None,
-                "start": None if cell.kind == "dense" else self.start,
+                "start": self.start if cell.kind == "search_imp" or self.reuses(cell) else None,
                 "trainer": self.trainers["row"].__name__,
                 "needs": [self.digest(needed) for needed in self.needs(cell)],
             }
-            if self.is_row(cell) and cell.kind != "dense":
+            if self.reuses(cell):
                 what["row"] = [self.level, self.which.row_learning_rate, self.which.row_epochs]
             text = json.dumps(what, sort_keys=True, default=str)
             self._digests[cell] = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -318,7 +327,7 @@ class Ladder:
         if cell.kind == "dense":  # it is the same for every search
             args.sparsity = args.levels = args.rewind = None
         rate, epochs = self.which.row_learning_rate, self.which.row_epochs
-        if self.is_row(cell) and cell.kind != "dense" and rate is not None:
+        if self.reuses(cell) and rate is not None:
             args.learning_rate = rate
             args.num_train_epochs = args.num_train_epochs if epochs is None else epochs
         return args

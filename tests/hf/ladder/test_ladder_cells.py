@@ -11,9 +11,10 @@ from small_ladders import CONV, ROOT
 
 from hf_lottery.hf.ladder.cells import Cell, Ladder
 from hf_lottery.hf.ladder.rows import ROWS, SEARCHES
-from hf_lottery.hf.ladder.sweep import points
+from hf_lottery.hf.ladder.sweep import Point, points
 from hf_lottery.hf.tasks.models import AUTO_MODELS
 from hf_lottery.hf.trainers.run_settings import run_settings
+from hf_lottery.hf.trainers.sparse_trainer import SparseTrainer
 
 CHOSEN = ["permuted_activation", "permuted_signs", "lrr_signs", "random", "dense"]
 EXPERIMENTS = [ROOT / "recipes/fashion_mnist/rebasin.yaml", ROOT / "recipes/mnist1d/sign_transfer.yaml"]
@@ -32,7 +33,7 @@ def test_a_cell_comes_after_those_that_it_needs():
     for place, cell in enumerate(cells):
         assert set(ladder.needs(cell)) <= set(cells[:place])
     assert ladder.needs(Cell("permuted_signs", 1)) == [
-        Cell("search_aws", 3), Cell("search_imp", 3), Cell("search_imp", 1), Cell("aws", 3)
+        Cell("search_aws", 3), Cell("search_aws", 1), Cell("search_imp", 1), Cell("aws", 3)
     ]  # fmt: skip
     assert ladder.end(Cell("naive", 1)) == Cell("lth", 1) and ladder.end(Cell("dense", 1)) is None
 
@@ -40,9 +41,7 @@ def test_a_cell_comes_after_those_that_it_needs():
 def test_rows_that_others_are_compared_to_are_added():
     which = Ladder.of([*CONV, "--rows", "lrr_mask", "--pairs", "dense_signs-random"]).which
     assert which.rows == ["lth", "random", "naive", "lrr", "lrr_mask", "aws", "dense_signs"]
-    assert set(ROWS) - set(Ladder.of(CONV).which.rows) == {
-        "permuted_residual", "lrr_mask", "lrr_signs_norms", "shuffled_signs", "dense_signs"
-    }  # fmt: skip
+    assert Ladder.of(CONV).which.rows == ["dense", "lth", "random", "naive", "permuted_weight", "permuted_activation"]
 
 
 def test_a_name_says_what_defines_a_cell():
@@ -64,12 +63,15 @@ def test_a_name_is_a_hash_of_settings_and_needs():
     """Another text under the hash would make half-finished ladders begin anew."""
     ladder = Ladder.of([*CONV, "--rows", "permuted_signs"])
     cell, model = Cell("permuted_signs", 1), ladder.model_args
-    needed = [("search_aws", 0), ("search_imp", 0), ("search_imp", 1), ("aws", 0)]
+    needed = [("search_aws", 0), ("search_aws", 1), ("search_imp", 1), ("aws", 0)]
     what = {
         "cell": "permuted_signs-1",
         "settings": run_settings(ladder.arguments_of(cell), {"data": asdict(ladder.data_args)}),
         "model": [model.task, None, "main", model.load_config().to_dict()],
         "match_batches": 2,
+        "start": "epoch:1",
+        "trainer": "BareSparseTrainer",
+        "row": [1, None, None],
         "needs": [ladder.digest(Cell(*names)) for names in needed],
     }
     expected = hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()
@@ -80,7 +82,8 @@ def test_a_sweep_is_every_combination():
     swept = ["--sparsities", "0.5", "0.6", "--rewinds", "init", "epoch:1", "--widths", "1", "2"]
     command = [*CONV, "--dataset_name", "digits", "--output_dir", "x"]
     found = points([*command, *swept])
-    assert len({point.ladder.digest(Cell("dense", 0)) for point in found}) == len(found) == 8
+    assert len({point.ladder.digest(Cell("lth", 0)) for point in found}) == len(found) == 8
+    assert len({point.ladder.digest(Cell("dense", 0)) for point in found}) == 2  # by width alone
     last = found[-1]
     assert (last.name, last.stem) == (
         "sparsity=0.6, rewind=epoch:1, width=2",
@@ -94,6 +97,84 @@ def test_a_sweep_is_every_combination():
     assert alone.ladder.digest(Cell("aws_signs", 1)) == last.ladder.digest(Cell("aws_signs", 1))
 
 
+def searches(found: Sequence[Point]) -> set[Path]:
+    return {point.ladder.file(cell) for point in found for cell in point.ladder.cells if not point.ladder.is_row(cell)}
+
+
+def test_one_search_serves_all_sparsities_and_lengths():
+    swept = ["--sparsities", "0.75", "0.2", "0.5", "--lengths", "1", "4", "--row_learning_rate", "0.01"]
+    command = [*CONV, "--output_dir", "x", "--pruning_fraction", "0.5", "--rows", "lth", "naive", "lrr_signs"]
+    found = points([*command, *swept])
+    assert [point.name for point in found[:3]] == [
+        "sparsity=0.75, length=1", "sparsity=0.75, length=4", "sparsity=0.2, length=1"
+    ]  # fmt: skip
+    assert [point.ladder.level for point in found] == [2, 2, 1, 1, 1, 1]  # 0.5 is the level nearest to 0.2
+    assert len(searches(found)) == 2 * 2
+    rows = {point.ladder.file(Cell("lrr_signs", 0)) for point in found}
+    assert len(rows) == 4  # two levels, two lengths
+    assert {point.ladder.arguments_of(Cell("lth", 1)).num_train_epochs for point in found} == {1, 4}
+    # The search goes to the sparsest, wherever it is named.
+    assert searches(points([*command, "--sparsity", "0.75"])) == searches(found)
+
+
+def test_targets_are_some_of_the_networks():
+    ladder = Ladder.of([*CONV, "--seeds", "3", "1", "4", "2", "--targets", "1", "2", "--rows", "naive", "dense"])
+    assert {cell for cell in ladder.cells if ladder.is_row(cell)} == {
+        Cell(row, seed) for row in ("dense", "lth", "naive") for seed in (1, 2)
+    }
+    assert [ladder.source(seed) for seed in ladder.targets] == [3, 4]
+    assert {cell.seed for cell in ladder.cells if not ladder.is_row(cell)} == {1, 2, 3, 4}
+    whole = Ladder.of([*CONV, "--seeds", "3", "1", "4", "2", "--rows", "naive", "dense"])
+    assert all(ladder.digest(cell) == whole.digest(cell) for cell in ladder.cells)
+
+
+def test_rows_that_start_at_the_initialization_need_no_search_that_says_so():
+    signs = ["--output_dir", "x", "--rows", "lrr_signs", "--start"]
+    at_start = Ladder.of([*CONV, *signs, "init"])
+    assert {cell.kind for cell in at_start.cells} == {"search_lrr", "lrr", "lrr_signs"}
+    later = Ladder.of([*CONV, *signs, "epoch:1"])
+    assert {cell.kind for cell in later.cells} == {"search_imp", "search_lrr", "lrr", "lrr_signs"}
+    assert later.start_file(0).parent == later.searched("imp", 0)
+    assert Ladder.of(CONV).start_file(0) == Ladder.of(CONV).searched("imp", 0) / "level-01/rewind.safetensors"
+
+
+def test_settings_of_rows_leave_searches_and_the_dense_rows():
+    first, deep = digests(), ["--pruning_fraction", "0.2"]
+    base = digests(*deep)
+    rows = {cell for cell in base if Ladder.is_row(cell) and cell.kind != "dense"}
+    for more in (["--row_learning_rate", "0.5"], ["--row_learning_rate", "2e-3", "--row_epochs", "3"], ["--at", "0.2"]):
+        now = digests(*deep, *more)
+        assert {cell for cell, name in now.items() if base[cell] != name} == rows
+    own = ["--row_learning_rate", "0.5"]
+    assert not {*digests(*deep, *own).values()} & {digests(*deep, *own, "--row_epochs", "1")[cell] for cell in rows}
+    same = digests("--converged_within", "0.5", "--max_loss", "1", "--pilot_seeds", "7", "8", "--title", "Other")
+    assert same == first
+    moved = digests("--start", "step:1")
+    assert {cell.kind for cell, name in moved.items() if first[cell] == name} == {"dense", "search_lrr", "search_aws"}
+    augmented = Ladder.of([*CONV, "--augment", "true"]).trainers
+    assert augmented["row"] is SparseTrainer  # the bare loop reads each sample once
+
+
+@pytest.mark.parametrize(
+    ("given", "scan", "sparsities", "at"),
+    [
+        ([], [0.5, 0.7], None, None),
+        (["--sparsities", "0.6"], None, [0.6], None),
+        (["--at", "0.6"], None, None, 0.6),
+        (["--scan", "0.8", "0.9"], [0.8, 0.9], None, None),
+        (["--sparsity", "0.9"], [0.5, 0.7], None, None),
+    ],
+)
+def test_the_command_line_replaces_a_scan_of_the_file(tmp_path, given, scan, sparsities, at):
+    file = tmp_path / "ladder.yaml"
+    file.write_text("scan: [0.5, 0.7]\n")
+    which = Ladder.of([*CONV, "--config", str(file), *given]).which
+    assert (which.scan, which.sparsities, which.at) == (scan, sparsities, at)
+    file.write_text("sparsities: [0.5, 0.7]\nat: 0.3\n")
+    which = Ladder.of([*CONV, "--config", str(file), "--scan", "0.8"]).which
+    assert (which.scan, which.sparsities, which.at) == ([0.8], None, None)
+
+
 def test_a_network_without_a_width_cannot_be_swept():
     command = ["--config", "recipes/mnist1d/ladder_transformer.yaml", "--use_cpu", "true", "--widths", "1", "2"]
     with pytest.raises(SystemExit, match="widths need a configuration that has a width; received one of vit"):
@@ -102,14 +183,13 @@ def test_a_network_without_a_width_cannot_be_swept():
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_is_of_a_ladder(config):
-    (point,) = points(["--config", str(config), "--use_cpu", "true"])
-    ladder = point.ladder
+    ladder = points(["--config", str(config), "--use_cpu", "true"])[-1].ladder
     assert ladder.which.title and set(ladder.which.rows) <= ROWS.keys()
     if ladder.model_args.config_name is not None:
         assert Path(ladder.model_args.config_name).exists()
         model_config = ladder.model_args.load_config()
         has_stream = model_config.model_type in ("vit", "gpt2", "llama", "mlp_mixer")
-        assert has_stream == ("permuted_residual" in ladder.which.rows)
+        assert has_stream == any(row.endswith("_residual") for row in ladder.which.rows)
         assert AUTO_MODELS[ladder.model_args.task].from_config(model_config).num_parameters() > 1000
 
 
@@ -118,11 +198,11 @@ def test_the_experiments_of_the_papers_are_ladders():
     assert alignment.which.rows == ["dense", "lth", "naive", "permuted_activation"]
     assert {cell.kind for cell in alignment.cells if not alignment.is_row(cell)} == {"search_imp"}
     assert set(signs.which.rows) == {
-        "dense", "lth", "naive", "lrr", "lrr_signs", "lrr_mask", "lrr_signs_norms", "aws", "aws_signs", "aws_mask",
-        "random_signs", "shuffled_signs", "dense_signs",
+        "dense", "lrr", "lrr_signs", "lrr_mask", "lrr_signs_norms", "aws", "aws_signs", "aws_mask", "aws_signs_norms"
     }  # fmt: skip
+    assert {cell.kind for cell in signs.cells if not signs.is_row(cell)} == {"search_lrr", "search_aws"}
     search = signs.arguments_of(Cell("search_aws", 0))
-    assert (search.dense_epochs, search.level_epochs, search.level_lr_scheduler_type) == (10, 10, "constant")
+    assert (search.dense_epochs, search.level_epochs, search.level_lr_scheduler_type) == (10, 5, "constant")
     assert (search.rewind, search.norm_interpolation) == ("learning_rate", "step")
     assert signs.arguments_of(Cell("aws_signs", 0)).rewind == "init"  # every row is trained from step 0
 
@@ -136,6 +216,10 @@ def test_the_experiments_of_the_papers_are_ladders():
         (["--seeds", "3"], "seeds must be two or more; received [3]. Each network has another as source"),
         (["--match_batches", "0"], "match_batches must be at least 1; received 0"),
         (["--workers", "0"], "workers must be at least 1; received 0"),
+        (["--targets", "1", "2"], "targets must be among the seeds, [0, 1]; received 2"),
+        (["--row_epochs", "2"], "row_epochs must come with row_learning_rate; received it alone"),
+        (["--lengths", "2"], "row_epochs must come with row_learning_rate; received it alone"),
+        (["--scan", "0.5", "--widths", "1", "2"], "scan must choose the sparsity of one ladder; received it with"),
     ],
 )
 def test_mistakes_are_told(arguments, message, capsys):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_lottery import Mask, SignedMask, Ticket, norm_parameters
+from hf_lottery import Mask, SignedMask, Snapshot, Ticket, norm_parameters
 from hf_lottery.hf.ladder.cells import Cell
 from hf_lottery.hf.ladder.rows import ROWS, Target
 from hf_lottery.hf.tasks.models import build_model
@@ -19,10 +19,11 @@ def ladder(computed):
 
 @pytest.fixture
 def target(ladder):
-    """The network of seed 1 at its rewind point; the source is that of seed 0."""
+    """The network of seed 1 where its rows start; the source is that of seed 0."""
     network = build_model(ladder.model_args, ladder.data, 1)
     Ticket.from_pretrained(ladder.searched("imp", 1) / "ticket").start.restore_(network)
-    return Target(network, 1, 0, ladder.searched, matching=None, norms=norm_parameters)
+    folders = {"searched": ladder.searched, "started": lambda seed: Snapshot.load(ladder.start_file(seed))}
+    return Target(network, 1, 0, ladder.level, **folders, matching=None, norms=norm_parameters)
 
 
 def reuse(target, row):
@@ -109,7 +110,7 @@ def test_norms_are_the_trained_ones_only_where_the_row_says_so(ladder, target):
     assert any(not torch.equal(norm, start[name]) for name, norm in norms.items())
 
 
-def test_networks_are_matched_after_training_or_at_the_rewind_point(target):
+def test_networks_are_matched_after_training_or_where_rows_start(target):
     pairs = {}
 
     def matching(how, source, aim):
@@ -117,13 +118,18 @@ def test_networks_are_matched_after_training_or_at_the_rewind_point(target):
         raise InterruptedError
 
     watched = replace(target, matching=matching)
-    for row in ("permuted_weight", "permuted_activation", "permuted_early", "permuted_residual"):
+    for row in ("permuted_weight", "permuted_activation", "permuted_early", "permuted_learned_residual"):
         with pytest.raises(InterruptedError):
             ROWS[row].reuse(watched)
-    assert list(pairs) == ["weight", "activation", "early", "residual"]
+    assert list(pairs) == ["weight", "activation", "early", "learned_residual"]
+    with pytest.raises(InterruptedError):
+        ROWS["permuted_signs"].reuse(watched)
+    pairs["signs"] = pairs.pop("weight")
     for how, pair in pairs.items():
         for seed, network in enumerate(pair):
-            own = watched.rewound(seed) if how == "early" else watched.dense(seed)
+            own = watched.early(seed) if how == "early" else watched.dense(seed)
+            if how == "signs":
+                own = watched.trained("aws", seed, level=0)
             assert all(torch.equal(x, y) for x, y in zip(network.parameters(), own.parameters(), strict=True))
             assert all(network is not other for other in (target.network, *pair[:seed]))
 
@@ -141,6 +147,9 @@ def test_results_of_cells_say_what_was_measured(ladder):
     )
     assert all(identity < matched for identity, matched in match.values())
     assert cells["lrr_signs_norms-1"]["kept_signs"] > 0.9  # a few steps flip few signs
+    assert 0 < cells["permuted_activation-0"]["match_seconds"] < cells["permuted_activation-0"]["cpu_seconds"]
+    measured = {name for name, result in rows.items() if "dense_barrier" in result}
+    assert measured == {f"{row}-{seed}" for row in ("naive", "permuted_activation") for seed in (0, 1)}
     assert {name for name, result in cells.items() if "initial_norms" in result} == {"search_lrr-0", "search_lrr-1"}
     assert not ladder.solution(Cell("naive", 0)).exists() and ladder.solution(Cell("lrr", 0)).exists()
     assert json.loads(ladder.file(Cell("lth", 0)).read_text())["sparsity"] == pytest.approx(0.3, abs=1e-3)

@@ -162,7 +162,7 @@ def test_the_experiments_of_the_papers(run, tmp_path, config, more, searches):
 
 @pytest.mark.parametrize("model", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_a_ladder_of_language_models(model, tmp_path):
-    rows = ["permuted_residual", *(["permuted_signs"] if model == "llama" else [])]
+    rows = ["permuted_activation_residual", *(["permuted_signs"] if model == "llama" else [])]
     verses = [f"And the {a} of the {b} said unto the {c}." for a in WORDS for b in WORDS for c in WORDS]
     for split in ("train", "test"):
         (tmp_path / f"{split}.txt").write_text("\n".join(verses))
@@ -174,7 +174,7 @@ def test_a_ladder_of_language_models(model, tmp_path):
     compute_all(point.ladder)
     results = write_results(point)
     assert results["measure"] == "loss" and 0 < min(results["rows"]["lth"]["values"]) < 6
-    assert results["rows"]["permuted_residual"]["correlation"] > 0.1
+    assert results["rows"]["permuted_activation_residual"]["correlation"] > 0.1
     assert all(results["rows"][row]["barrier"] > -1 for row in rows)
     table = ladder_table(results)
     assert {line[0] for line in table.rows} >= {"lth", "naive", *rows}
