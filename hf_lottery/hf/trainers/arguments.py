@@ -33,6 +33,7 @@ SCOPES: dict[str, Scope] = {"erk": erk, "global": global_ranking, "uniform": uni
 NORM_INTERPOLATION = ("step", "micro_batch", "none")
 STARTS = ("model", "weights", "data")
 PRESETS: dict[str, dict[str, Any]] = {
+    "imp_ft": {"rewind": "none", "level_epochs": 50, "fine_tuning_learning_rate": 0.01},
     "official": {
         "rewind": "learning_rate", "dense_epochs": 10, "level_epochs": 10, "level_lr_scheduler_type": "constant",
         "final_run": True,
@@ -113,7 +114,8 @@ class LotteryArguments(TrainingArguments):
         metadata={
             "help": "Defaults for arguments that are not given. official: the AWS authors' schedule, 10 dense epochs, "
             "10 per level at a constant rate, then one final run. renda: the whole schedule at every level. Both "
-            "keep the weights (rewind=learning_rate)."
+            "keep the weights (rewind=learning_rate). imp_ft: no rewinding, 50 epochs of fine-tuning per level at rate "
+            "0.01, as for the masks of Adnan et al. (2025)."
         },
     )
     dense_epochs: float | None = field(

@@ -153,6 +153,8 @@ def test_presets_fill_what_is_not_given(tmp_path):
     assert (official.rewind, official.level_lr_scheduler_type) == ("learning_rate", "constant")
     renda = LotteryArguments(str(tmp_path), sparsity=0.5, preset="renda")
     assert (renda.rewind, renda.level_epochs, renda.final_run) == ("learning_rate", None, None)
+    tuned = LotteryArguments(str(tmp_path), sparsity=0.5, preset="imp_ft", level_epochs=5)
+    assert (tuned.rewind, tuned.level_epochs, tuned.fine_tuning_learning_rate) == ("none", 5, 0.01)
     kept = LotteryArguments(str(tmp_path), sparsity=0.5, preset="official", final_run=False)
     assert not kept.final_run and kept.get_sparsities()[-2] < 0.5
 
@@ -160,7 +162,7 @@ def test_presets_fill_what_is_not_given(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"preset": "paper"}, "preset must be one of official, renda; received 'paper'"),
+        ({"preset": "paper"}, "preset must be one of imp_ft, official, renda; received 'paper'"),
         ({"dense_epochs": 0}, "dense_epochs must be positive; received 0"),
         ({"level_epochs": -1}, "level_epochs must be positive; received -1"),
         ({"level_lr_scheduler_type": "flat"}, "flat"),
