@@ -27,6 +27,7 @@ def small_ladder(folder, *more):
 
 
 def compute_all(ladder):
-    """Compute the cells of a ladder in this process."""
+    """Compute the cells of a ladder in this process that have no result."""
     for cell in ladder.cells:
-        compute_cell(ladder, cell)
+        if ladder.result(cell) is None:
+            compute_cell(ladder, cell)

@@ -329,7 +329,8 @@ class Ladder:
         rate, epochs = self.which.row_learning_rate, self.which.row_epochs
         if self.reuses(cell) and rate is not None:
             args.learning_rate = rate
-            args.num_train_epochs = args.num_train_epochs if epochs is None else epochs
+            if epochs is not None:
+                args.num_train_epochs, args.max_steps = epochs, -1
         return args
 
     def start_point(self) -> RewindPoint:

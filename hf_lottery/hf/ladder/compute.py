@@ -92,14 +92,11 @@ def _started(ladder: Ladder, seed: int) -> Snapshot:
 
 def _row(ladder: Ladder, cell: Cell) -> dict[str, Any]:
     network = build_model(ladder.model_args, ladder.data, cell.seed)
-    step = 0
-    if cell.kind != "dense":
-        start = _started(ladder, cell.seed)
-        start.restore_(network)
-        step = start.step
+    if ladder.reuses(cell):
+        _started(ladder, cell.seed).restore_(network)
     target = _target(ladder, cell, network)
     reused = ROWS[cell.kind].reuse(target)
-    found = _train(ladder, cell, network, reused.mask, step)
+    found = _train(ladder, cell, network, reused.mask)
     if reused.signed is not None:
         found["kept_signs"] = reused.signed.agreement(network).overall
     if reused.mask is not None:
@@ -128,16 +125,39 @@ def _target(ladder: Ladder, cell: Cell, network: PreTrainedModel) -> Target:
     )  # fmt: skip
 
 
-def _train(ladder: Ladder, cell: Cell, network: PreTrainedModel, mask: Mask | None, step: int) -> dict[str, Any]:
+def row_trainer(
+    ladder: Ladder, cell: Cell, network: PreTrainedModel, *, folder: str | Path, mask: Mask | None = None
+) -> SparseTrainer:
+    """Make the Trainer of a row.
+
+    Args:
+        ladder: The ladder.
+        cell: The row.
+        network: The network where the row begins.
+        folder: The folder that the Trainer makes.
+        mask: The mask to train under.
+
+    Raises:
+        ValueError: Rows start where the dense training has ended.
+    """
     args = ladder.arguments_of(cell)
-    args.output_dir = str(ladder.folder / "trainings" / str(cell))
+    args.output_dir = str(folder)
+    trainer = ladder.trainers["row"](model=network, args=args, mask=mask, **ladder.arguments)
+    if not ladder.reuses(cell):
+        return trainer
+    step = _start_step(ladder, trainer)
+    if ladder.which.row_learning_rate is None:
+        trainer.first_step = step
+    elif ladder.which.row_epochs is None:  # the steps that are left, on a schedule of their own
+        steps = trainer.count_steps()[1]
+        trainer.check_step(step, steps)
+        args.max_steps = steps - step
+    return trainer
+
+
+def _train(ladder: Ladder, cell: Cell, network: PreTrainedModel, mask: Mask | None) -> dict[str, Any]:
     set_seed(cell.seed)
-    make = ladder.trainers["row"]
-    trainer = make(model=network, args=args, mask=mask, first_step=step, **ladder.arguments)
-    if step and ladder.which.row_learning_rate is not None:  # a schedule of its own
-        if ladder.which.row_epochs is None:
-            args.max_steps = trainer.count_steps()[1] - step
-        trainer.first_step = 0
+    trainer = row_trainer(ladder, cell, network, folder=ladder.folder / "trainings" / str(cell), mask=mask)
     steps = trainer.train().global_step
     metrics = trainer.evaluate()
     if cell.kind in _ENDS:

@@ -39,8 +39,7 @@ from .workers import run_all
 def main() -> None:
     """Run the command."""
     command, pilot = sys.argv[1:], None
-    asked = points(command)
-    ladder = asked[0].ladder
+    ladder = points(command)[0].ladder
     set_up(ladder.args, ladder.model_args, ladder.data_args, draws=not ladder.which.plan)
     if ladder.args.world_size > 1:
         sys.exit(
@@ -48,7 +47,7 @@ def main() -> None:
             "Use --workers."
         )
     if ladder.which.plan:
-        print(plan_ladders(asked))
+        print(plan_ladders(command))
         return
     if ladder.which.scan:
         command, pilot = settle(command, _run)

@@ -10,46 +10,80 @@ from ..tasks.models import build_model
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .cells import Cell, Ladder
-from .sweep import Point
+from .compute import row_trainer
+from .pilot import settle
+from .sweep import Point, points
 
 
-def plan_ladders(points: Sequence[Point]) -> str:
-    """Describe the cells, the steps and the time that are left; nothing is written.
+class _Left(Exception):
+    """A cell has no result yet."""
+
+
+def plan_ladders(command: Sequence[str]) -> str:
+    """Describe the cells, the steps and the time that are left; nothing is computed.
 
     Args:
-        points: The ladders.
+        command: The command line. With ``--scan``, the plan is of the ladder that the pilot chose, if it is finished.
     """
-    left = {point: cells for point in points if (cells := _left(point.ladder))}
-    if not left:
-        return "Nothing is left to do."
-    costs = [_cost(point.ladder, cells) for point, cells in left.items()]
-    lines = [f"{point.name or 'the ladder'}: {text}" for point, (text, _) in zip(left, costs, strict=True)]
-    time = time_text(sum(seconds for _, seconds in costs))
-    lines.append(
-        f"One process needs roughly {time} for all forward and backward passes, estimated from one that was measured; "
-        "optimizer, matching and evaluation come on top."
+    which, pilot = Ladder.of(command).which, ""
+    if which.scan:
+        try:
+            command, _ = settle(command, _read)
+        except _Left:
+            pilot = (
+                f"The pilot comes on top. It trains {len(which.pilot_seeds)} networks, and may choose another sparsity "
+                "and up to eight times the epochs."
+            )
+    texts, seconds = _costs(points(command))
+    if not texts:
+        return pilot or "Nothing is left to do."
+    time = (
+        f"One process needs roughly {time_text(seconds)} for all forward and backward passes, estimated from one that "
+        "was measured; optimizer, matching and evaluation come on top."
     )
-    return "\n".join(lines)
+    return "\n".join(filter(None, [*texts, time, pilot]))
 
 
-def _left(ladder: Ladder) -> list[Cell]:
-    return [cell for cell in ladder.cells if ladder.result(cell) is None]
+def _read(command: Sequence[str]) -> None:
+    """Check that every cell of a command line has a result."""
+    if any(point.ladder.result(cell) is None for point in points(command) for cell in point.ladder.cells):
+        raise _Left
+
+
+def _costs(asked: Sequence[Point]) -> tuple[list[str], float]:
+    """Describe what is left of each ladder, and estimate the seconds of all forward and backward passes.
+
+    A cell that several ladders share is counted with the first.
+    """
+    texts, seconds, counted = [], 0.0, set()
+    for point in asked:
+        files = {cell: point.ladder.file(cell) for cell in point.ladder.cells}
+        own = [cell for cell, file in files.items() if file not in counted]
+        counted |= {*files.values()}
+        if left := [cell for cell in own if point.ladder.result(cell) is None]:
+            text, time = _cost(point.ladder, left)
+            texts.append(f"{point.name or 'the ladder'}: {len(left)} of {len(own)} cells are left: {text}")
+            seconds += time
+    return texts, seconds
 
 
 def _cost(ladder: Ladder, left: Sequence[Cell]) -> tuple[str, float]:
-    """Describe what is left of one ladder, and estimate the seconds of its forward and backward passes."""
+    """Describe the cells that are left of one ladder, and estimate the seconds of their passes."""
     searches = [cell for cell in left if not ladder.is_row(cell)]
-    # The search "imp" tells how long a final training is, even if its own cells are finished.
+    rows = [cell for cell in left if ladder.is_row(cell)]
+    # A pass is measured with the search "imp", even if its own cells are finished.
     kinds, seed = {"search_imp", *(cell.kind for cell in searches)}, ladder.which.seeds[0]
     costs = {kind: plan_search(_trainer(ladder, Cell(kind, seed)), matching=False) for kind in kinds}
-    search = costs["search_imp"]
-    seconds, final = (search.seconds or 0) / search.steps, search.levels[-1].steps
-    steps = sum(final if ladder.is_row(cell) else costs[cell.kind].steps for cell in left)
-    text = (
-        f"{len(left)} of {len(ladder.cells)} cells are left: {len(searches)} searches and {len(left) - len(searches)} "
-        f"final trainings, {steps:,} optimizer steps"
-    )
+    lengths = {kind: _row_steps(ladder, Cell(kind, seed)) for kind in {cell.kind for cell in rows}}
+    seconds = (costs["search_imp"].seconds or 0) / costs["search_imp"].steps
+    steps = sum(costs[cell.kind].steps for cell in searches) + sum(lengths[cell.kind] for cell in rows)
+    text = f"{len(searches)} searches and {len(rows)} final trainings, {steps:,} optimizer steps"
     return text, steps * seconds
+
+
+def _row_steps(ladder: Ladder, cell: Cell) -> int:
+    trainer = row_trainer(ladder, cell, build_model(ladder.model_args, ladder.data, cell.seed), folder=".")
+    return trainer.count_steps()[1] - trainer.first_step
 
 
 def _trainer(ladder: Ladder, cell: Cell) -> LotteryTrainer:

@@ -25,7 +25,6 @@ TINY = [
     *CONV, "--sparsity", "0.5", "--pruning_fraction", "0.4", "--match_batches", "4", "--max_train_samples", "300",
     "--max_eval_samples", "200", "--workers", "2",
 ]  # fmt: skip
-DIGITS = ["--dataset_name", "digits"]  # these are loaded faster
 ROWS = ["permuted_activation", "permuted_signs", "lrr_signs", "random", "dense"]
 WORDS = ("king", "son", "house", "land", "day")
 
@@ -55,12 +54,6 @@ def ladder(tmp_path_factory):
     """A finished ladder and what it printed."""
     folder = tmp_path_factory.mktemp("ladder")
     return folder, launch(folder, *TINY, "--rows", *ROWS)
-
-
-def test_a_plan_writes_nothing(run, tmp_path):
-    printed = run(transfer_ladder, *CONV, *DIGITS, "--output_dir", tmp_path / "none", "--rows", "lth", "--plan")
-    assert "6 of 6 cells are left: 2 searches and 4 final trainings" in printed
-    assert not (tmp_path / "none").exists()
 
 
 def test_a_finished_ladder_is_shown_without_workers(run, computed, monkeypatch):
