@@ -133,8 +133,9 @@ class LadderArguments:
         paired = [name for pair in self.pairs or [] for name in split_pair(pair)]
         if unknown := {*self.rows, *paired} - ROWS.keys():
             raise ValueError(f"rows must be among {', '.join(ROWS)}; received {min(unknown)!r}.")
-        if len(set(self.seeds)) < 2:
-            raise ValueError(f"seeds must be two or more; received {self.seeds}. Each network has another as source.")
+        for name in ("seeds", "pilot_seeds"):
+            if len(set(seeds := getattr(self, name))) < 2:
+                raise ValueError(f"{name} must be two or more; received {seeds}. Each network has another as source.")
         if unknown := set(self.targets or ()) - set(self.seeds):
             raise ValueError(f"targets must be among the seeds, {self.seeds}; received {min(unknown)}.")
         for name in ("match_batches", "workers"):
@@ -215,6 +216,11 @@ class Ladder:
     def targets(self) -> Sequence[int]:
         """The seeds of the targets."""
         return self.which.targets or self.which.seeds
+
+    @property
+    def ring(self) -> bool:
+        """Whether targets share networks: the source of one is another."""
+        return any(self.source(target) in self.targets for target in self.targets)
 
     def source(self, target: int) -> int:
         """Return the seed of the network before the target in the ring."""

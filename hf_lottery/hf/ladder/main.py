@@ -1,18 +1,20 @@
 """The transfer ladder: every way of reusing a ticket, on the same networks, budget and sparsity, with intervals.
 
 The networks (``--seeds``) form a ring. Each is the target once, and the network before it is the source. Every row
-trains the target from its own rewind point on, on its own batches, to the end of the same schedule; only mask, signs
-and norm parameters differ. ``--help`` lists the rows.
+trains the target from the same point of its own dense training on, for as many steps on the same schedule; only mask,
+signs and norm parameters differ. ``dense`` is trained from the initialization on. ``--help`` lists the rows. With
+``--scan``, a pilot on seeds of its own first chooses how long to train, and the sparsity.
 
 ``minus naive`` is paired by target. The gap that is closed is the mean gain over ``naive`` as a share of ``lth`` minus
 ``naive``. The barrier is between the solutions of a row and of ``lth``. For rows that reuse what a search for signs
 found, it is to the source's ``lrr`` or ``aws``, permuted as the signs were. The overlap is with the target's own mask.
 ``initial norms`` is the measure of the subnetwork with its norm parameters at their initial values. As each network is
-a source and a target, pairs that share one are not independent, which the intervals do not know.
+a source and a target, neighbours in the ring are not independent; the intervals are widened for that.
 
-LRR is learning-rate rewinding; AWS is A Winning Sign (Oh et al., 2025). ``--sparsities``, ``--rewinds`` and
-``--widths`` make a sweep: a ladder for every combination, and a table across all. A ladder that was interrupted goes on
-when the same command is run again: a cell is named by a hash of everything that defines it, and never computed twice.
+LRR is learning-rate rewinding; AWS is A Winning Sign (Oh et al., 2025). ``--sparsities``, ``--rewinds``, ``--widths``
+and ``--lengths`` make a sweep: a ladder for every combination, and a table across all. A ladder that was interrupted
+goes on when the same command is run again: a cell is named by a hash of everything that defines it, and never computed
+twice.
 
 The command lines are in recipes/transfer_ladder.py; where only the package is installed,
 ``python -m hf_lottery.hf.ladder.main`` runs it.

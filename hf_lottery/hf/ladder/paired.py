@@ -30,30 +30,34 @@ def interval(differences: np.ndarray, *, ring: bool = False) -> tuple[float, flo
     Args:
         differences: One difference for every target, shape [seeds].
         ring: Whether neighbours share a network, as the targets of a ladder do: each network is the source of the next
-            target. The wider of two intervals is returned: one ignores this, the other adds the covariance of
-            neighbours.
+            target. The wider of two intervals is returned: one ignores this, the other knows the covariance of
+            neighbours. It takes four targets or more to estimate that.
     """
-    widest = _spread(differences, differences, ring=ring)
+    widest = max(_spreads(differences, differences, ring=ring))
     return float(differences.mean()), float(widest**0.5 * stats.t.ppf(0.975, len(differences) - 1))
 
 
-def _spread(x: np.ndarray, y: np.ndarray, *, ring: bool) -> float:
-    """Return the covariance of two means."""
+def _spreads(x: np.ndarray, y: np.ndarray, *, ring: bool) -> list[float]:
+    """Estimate the covariance of two means: of independent targets, and of targets in a ring."""
     x, y, count = x - x.mean(), y - y.mean(), len(x)
-    plain = x @ y / (count * (count - 1))
-    if not ring or count < 3:  # two networks are each other's source
-        return float(plain)
-    beside = sum(x @ np.roll(y, shift) for shift in (1, -1)) / (count * (count - 1))
-    return float(plain + max(beside, 0.0))
+    own = x @ y
+    found = [float(own / (count * (count - 1)))]
+    if ring and count > 3:
+        beside = x @ np.roll(y, 1) + x @ np.roll(y, -1)
+        found.append(float((own + beside) / (count * (count - 3))))  # 3, not 1: each of them lost the mean of all
+    return found
 
 
-def gap_closed(row: np.ndarray, naive: np.ndarray, lth: np.ndarray) -> tuple[float, float, float] | None:
+def gap_closed(
+    row: np.ndarray, naive: np.ndarray, lth: np.ndarray, *, ring: bool = False
+) -> tuple[float, float, float] | None:
     """Return the mean gain over naive as a share of the ticket's own gain, with its 95 % interval.
 
     Args:
         row: The measure of a row for every target, shape [seeds].
         naive: The same for the source's mask as it is.
         lth: The same for the target's own ticket.
+        ring: Whether neighbours share a network, as for :func:`interval`.
 
     Returns:
         The share and the ends of its interval; None if the ticket's own gain cannot be told from 0.
@@ -63,11 +67,13 @@ def gap_closed(row: np.ndarray, naive: np.ndarray, lth: np.ndarray) -> tuple[flo
     """
     gain, whole = row - naive, lth - naive
     t = stats.t.ppf(0.975, len(gain) - 1)
-    pairs = ((gain, gain), (gain, whole), (whole, whole))
-    var_gain, both, var_whole = (t**2 * _spread(*pair, ring=True) for pair in pairs)
-    x, y = gain.mean(), whole.mean()
-    a, b, c = y**2 - var_whole, x * y - both, x**2 - var_gain
-    if a <= 0:
-        return None
-    root = max(b**2 - a * c, 0.0) ** 0.5
-    return float(x / y), float((b - root) / a), float((b + root) / a)
+    x, y, ends = gain.mean(), whole.mean(), []
+    pairs = (gain, gain), (gain, whole), (whole, whole)
+    for spreads in zip(*(_spreads(*pair, ring=ring) for pair in pairs), strict=True):
+        var_gain, both, var_whole = (t**2 * spread for spread in spreads)
+        a, b, c = y**2 - var_whole, x * y - both, x**2 - var_gain
+        if a <= 0:
+            return None
+        root = max(b**2 - a * c, 0.0) ** 0.5
+        ends += [float((b - root) / a), float((b + root) / a)]
+    return float(x / y), min(ends), max(ends)

@@ -32,9 +32,12 @@ def settle(command: Sequence[str], run: Run) -> tuple[list[str], dict[str, Any]]
         run: Computes the cells of a command line.
 
     Raises:
-        ValueError: At no scanned sparsity is ``lth`` above ``naive`` without losing too much to the dense network.
+        ValueError: At no scanned sparsity is ``lth`` above ``naive`` without losing too much to the dense network. Or a
+            seed of the pilot is one of the ladder.
     """
     ladder = Ladder.of(command)
+    if shared := {*ladder.which.pilot_seeds} & {*ladder.which.seeds}:
+        raise ValueError(f"pilot_seeds must be other seeds than those of the ladder; received {min(shared)} in both.")
     seeds = [str(seed) for seed in ladder.which.pilot_seeds]
     base = [
         *command,
@@ -84,7 +87,7 @@ def _scan(base: Sequence[str], ladder: Ladder, run: Run) -> list[dict[str, Any]]
     for point in points(command):
         values = {row: _values(point.ladder, row) for row in ("dense", "lth", "naive")}
         sign = -1 if ladder.model_args.task == "causal-lm" else 1
-        gap, half = interval(sign * (values["lth"] - values["naive"]))
+        gap, half = interval(sign * (values["lth"] - values["naive"]), ring=True)
         loss = float(sign * (values["dense"] - values["lth"]).mean())
         sparsity = point.ladder.args.get_sparsities()[point.ladder.level]
         means = {row: float(value.mean()) for row, value in values.items()}

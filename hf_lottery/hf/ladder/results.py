@@ -111,8 +111,8 @@ class LadderResults:
         if "naive" not in self.ladder.which.rows:
             return {"minus_naive": None, "half_width": None, "gap_closed": None}
         naive, lth = (self.scale * self.values(row) for row in ("naive", "lth"))
-        mean, half = interval(values - naive, ring=True)
-        closed = gap_closed(values, naive, lth) if self.informative() else None
+        mean, half = interval(values - naive, ring=self.ladder.ring)
+        closed = gap_closed(values, naive, lth, ring=self.ladder.ring) if self.informative() else None
         return {"minus_naive": mean, "half_width": half, "gap_closed": closed}
 
     def informative(self) -> bool | None:
@@ -123,7 +123,8 @@ class LadderResults:
         if "naive" not in self.ladder.which.rows:
             return None
         sign = -1 if self.measure == "loss" else 1
-        mean, half = interval(sign * self.scale * (self.values("lth") - self.values("naive")), ring=True)
+        gap = sign * self.scale * (self.values("lth") - self.values("naive"))
+        mean, half = interval(gap, ring=self.ladder.ring)
         return mean >= max(2 * half, 0.0 if self.measure == "loss" else LEAST_GAP)
 
     def _scaled(self, row: str, name: str) -> float | None:
@@ -177,7 +178,8 @@ def write_results(point: Point, pilot: dict[str, Any] | None = None) -> dict[str
     network, data = ladder.model_args.load_config().model_type, ladder.data_args.dataset_name
     results = {
         "title": ladder.which.title or f"{network} on {data}", "about": about(point), "measure": found.measure,
-        "seconds": "GPU" if torch.cuda.is_available() else "CPU", "seeds": list(found.seeds), "rows": found.rows(),
+        "seconds": "GPU" if torch.cuda.is_available() else "CPU", "seeds": list(found.seeds), "ring": ladder.ring,
+        "rows": found.rows(),
         "pairs": ladder.which.pairs or [], "informative": found.informative(), "pilot": pilot,
         "paths": found.norm_paths(),
     }  # fmt: skip

@@ -20,9 +20,27 @@ _COLUMNS = {
     "kept_signs": "kept signs", "initial_norms": "initial norms",
 }  # fmt: skip
 _OPTIONAL = ("initial_norms", "minus_naive", "gap_closed", "dense_barrier", "overlap", "correlation", "kept_signs")
-_DECIMALS = {"barrier": 2, "dense_barrier": 2, "correlation": 2, "kept_signs": 3, "initial_norms": 2}
+_DECIMALS = {
+    "match_seconds": 1,
+    "barrier": 2,
+    "dense_barrier": 2,
+    "correlation": 2,
+    "kept_signs": 3,
+    "initial_norms": 2,
+}
 # The numbers in which several ladders can be compared.
-COMPARED = ("measure", "minus_naive", "gap_closed", "barrier", "dense_barrier", "correlation", "overlap", "kept_signs")
+COMPARED = (
+    "pairs",
+    "measure",
+    "minus_naive",
+    "gap_closed",
+    "barrier",
+    "dense_barrier",
+    "correlation",
+    "overlap",
+    "kept_signs",
+    "match_seconds",
+)
 
 
 def ladder_table(results: Results) -> Table:
@@ -89,11 +107,14 @@ def difference_table(results: Results, pairs: Sequence[str] | None = None) -> Ta
                 f"pairs must name rows of the ladder, {', '.join(results['rows'])}; received {missing[0]!r}."
             )
         first, second = (np.array(results["rows"][name]["values"]) for name in names)
-        mean, half = interval(first - second, ring=True)
-        digits = _digits(results)
         positive = f"{(first > second).sum()} of {len(first)}"
-        lines.append([" - ".join(names), f"{mean:+.{digits}f} ± {half:.{digits}f}", positive])
+        lines.append([" - ".join(names), _difference_text(results, first - second), positive])
     return Table(["paired difference", f"{results['measure']}, 95 %", "positive"], lines)
+
+
+def _difference_text(results: Results, differences: np.ndarray) -> str:
+    mean, half = interval(differences, ring=True)
+    return f"{mean:+.{_digits(results)}f} ± {half:.{_digits(results)}f}"
 
 
 def conclusions(results: Results) -> list[str]:
@@ -139,12 +160,19 @@ def comparison(ladders: Sequence[Results], name: str, rows: Sequence[str] | None
 
     Args:
         ladders: The results of the ladders.
-        name: The number, one of :data:`COMPARED`.
+        name: The number, one of :data:`COMPARED`; "pairs" are the paired differences that the ladders were asked for.
         rows: The rows to compare. Default: all.
     """
-    rows = list(rows or dict.fromkeys(row for results in ladders for row in results["rows"]))
-    lines = [[row, *(number_text(results, row, name) for results in ladders)] for row in rows]
-    return Table([name.replace("_", " "), *map(label, ladders)], [line for line in lines if set(line[1:]) != {"-"}])
+    shared = {results["title"] for results in ladders} if len(ladders) > 1 else set()
+    heads = [results["about"]["point"] if len(shared) == 1 else label(results) for results in ladders]
+    if name == "pairs":
+        tables = [dict((pair, text) for pair, text, _ in difference_table(results).rows) for results in ladders]
+        rows = list(dict.fromkeys(pair for table in tables for pair in table))
+        lines = [[row, *(table.get(row, "-") for table in tables)] for row in rows]
+    else:
+        rows = list(rows or dict.fromkeys(row for results in ladders for row in results["rows"]))
+        lines = [[row, *(number_text(results, row, name) for results in ladders)] for row in rows]
+    return Table([name.replace("_", " "), *heads], [line for line in lines if set(line[1:]) != {"-"}])
 
 
 def label(results: Results) -> str:
@@ -197,7 +225,7 @@ def sections(ladders: Sequence[Results], folder: Path) -> list[Section]:
         more = {"Paired differences": difference_table(results), "Similarity of units": match_table(results)}
         found += [Section(f"{title}: {name}", table=table) for title, table in more.items() if table.rows]
     if len(ladders) > 1:
-        compared = {name: comparison(ladders, name) for name in COMPARED[:3]}
+        compared = {name: comparison(ladders, name) for name in COMPARED[:4]}
         found += [Section(f"Compared: {name.replace('_', ' ')}", table=t) for name, t in compared.items() if t.rows]
     drawn = plot_ladders(folder / "ladder.png", ladders)
     return [*found, Section("Picture", drawn.alt, picture=drawn)]

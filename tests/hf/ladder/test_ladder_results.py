@@ -10,7 +10,6 @@ import pytest
 from small_ladders import ROOT
 
 from hf_lottery.hf.ladder import show
-from hf_lottery.hf.ladder.paired import gap_closed, interval
 from hf_lottery.hf.ladder.results import about, commit, write_results
 from hf_lottery.hf.ladder.table import (
     COMPARED,
@@ -34,23 +33,6 @@ def results_of(rows, measure="accuracy", **more):
     seconds = {"cpu_seconds": 1.0, "cpu_with_needs": 2.0}
     found = {row: RESULT | seconds | {"values": values} for row, values in rows.items()}
     return {"title": "T", "about": place, "measure": measure, "seconds": "CPU", "seeds": [0, 1], "rows": found} | more
-
-
-def test_interval_by_hand():
-    mean, half = interval(np.array([1.0, 2.0, 3.0, 4.0]))
-    assert mean == 2.5
-    assert half == pytest.approx(3.182446 * np.std([1, 2, 3, 4], ddof=1) / 2, rel=1e-6)  # t(0.975, 3)
-
-
-def test_gap_by_hand():
-    naive, lth = np.array([10.0, 12.0, 11.0]), np.array([20.0, 22.0, 21.5])
-    share, low, high = gap_closed(naive + 2.5, naive, lth)
-    assert share == pytest.approx(2.5 / 10.1667, rel=1e-4) and low < share < high
-    # The ends are the shares r at which the mean of gain - r * whole is just not told from 0.
-    for end in (low, high):
-        mean, half = interval(2.5 - end * (lth - naive))
-        assert abs(mean) == pytest.approx(half, rel=1e-6)
-    assert gap_closed(naive, naive, naive + np.array([5.0, -5.0, 0.0])) is None
 
 
 def test_numbers_are_those_of_the_cells(computed, tmp_path):
