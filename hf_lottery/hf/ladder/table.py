@@ -113,7 +113,7 @@ def difference_table(results: Results, pairs: Sequence[str] | None = None) -> Ta
 
 
 def _difference_text(results: Results, differences: np.ndarray) -> str:
-    mean, half = interval(differences, ring=True)
+    mean, half = interval(differences, ring=results.get("ring", True))
     return f"{mean:+.{_digits(results)}f} ± {half:.{_digits(results)}f}"
 
 
