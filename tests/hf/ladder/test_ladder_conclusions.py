@@ -56,7 +56,7 @@ def test_a_large_gap_is_closed_in_part(results_of):
 
 @pytest.mark.parametrize(
     ("gap", "wiggle"),
-    [(0.025, WIGGLE), (0.04, 10 * WIGGLE), (-0.10, WIGGLE)],
+    [(0.025, WIGGLE), (0.04, 5 * WIGGLE), (-0.10, WIGGLE)],
     ids=["small", "uncertain", "negative"],
 )
 def test_a_gap_that_is_too_small_gives_no_conclusion(results_of, gap, wiggle):
@@ -82,7 +82,13 @@ def test_a_ladder_without_the_two_rows_has_nothing_to_conclude(results_of):
 
 
 def test_targets_that_share_no_network_are_independent(results_of):
-    values = {"lth": NAIVE + 0.1, "naive": NAIVE + np.array([0, 0.01, 0, 0.02])}
-    results = results_of(values, "--targets", "1", "3", "--pairs", "lth-naive")
-    assert results["ring"] is False and results["seeds"] == [1, 3]
-    assert results["rows"]["lth"]["half_width"] == pytest.approx(interval(np.array([9.0, 8.0]))[1])
+    gap = np.array([1.0, 2.0, 9.0, 10.0, 3.0]).repeat(2)  # of targets 1, 3, 5 ...; neighbours are alike
+    values = {"lth": 0.5 + gap / 100, "naive": np.full(10, 0.5)}
+    seeds = ["--seeds", *map(str, range(10)), "--pairs", "lth-naive"]
+    results = results_of(values, *seeds, "--targets", "1", "3", "5", "7", "9")
+    assert results["ring"] is False and results["seeds"] == [1, 3, 5, 7, 9]
+    alone, shared = (interval(gap[::2], ring=ring)[1] for ring in (False, True))
+    assert results["rows"]["lth"]["half_width"] == pytest.approx(alone) and alone < shared - 1
+    assert difference_table(results).rows[0][1] == f"+5.00 ± {alone:.2f}"
+    results["ring"] = True
+    assert difference_table(results).rows[0][1] == f"+5.00 ± {shared:.2f}"
