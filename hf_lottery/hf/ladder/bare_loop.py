@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer
 
 from ..tasks.batches import read_samples
@@ -25,8 +25,8 @@ _EAGER = 3  # steps before the graph is captured: torch sets up its libraries an
 class BareLoop(Trainer):
     """A Trainer whose epochs run over tensors in memory, on one process and without checkpoints.
 
-    The samples of the training data must be the same whenever they are read. Before everything else, name this class
-    among the bases: ``class Fast(BareLoop, SparseTrainer)``.
+    The samples of the training data must be the same whenever they are read. Callbacks are told when steps end, but not
+    when they begin. Before everything else, name this class among the bases: ``class Fast(BareLoop, SparseTrainer)``.
 
     Raises:
         ValueError: A setting needs the Trainer's own loop.
@@ -36,9 +36,12 @@ class BareLoop(Trainer):
         super().__init__(*args, **kwargs)
         held = {"save_strategy": "no", "gradient_accumulation_steps": 1, "world_size": 1}
         for name, value in held.items():
-            if (received := getattr(self.args, name)) != value:
+            received = getattr(self.args, name)
+            if (received := getattr(received, "value", received)) != value:
                 raise ValueError(f"{name} must be {value} in a bare loop; received {received}. Use the plain Trainer.")
         self._tensors: dict[str, Tensor] = {}
+        self._read: Any = None  # the data set that they are of
+        self._parameters: list[nn.Parameter] = []
         self._step: Callable[[Any, Tensor], Tensor] | None = None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None):
@@ -62,23 +65,29 @@ class BareLoop(Trainer):
     def _run_epoch(self, *args: Any, **asked: Any) -> None:
         """Run the steps of an epoch."""
         model, epoch, steps_in_epoch = (asked[name] for name in ("model", "epoch", "steps_in_epoch"))
-        self._tensors = self._tensors or whole_data(self)
+        if self._read is not self.train_dataset:
+            self._tensors, self._read = whole_data(self), self.train_dataset
+        self._parameters = [*model.parameters()]  # a search through the modules at every step costs too much
         self._step = self._step or (_Graph(self) if self.args.device.type == "cuda" else self.eager_step)
         self.accelerator.gradient_state._set_sync_gradients(True)
         self.current_gradient_accumulation_steps = 1
+        rest = [asked[name] for name in ("trial", "epoch", "ignore_keys_for_eval", "start_time")]
+        logs, rate = self.args.logging_strategy != "no", None
         for step, rows in enumerate(self._order(epoch).split(self.args.train_batch_size)[:steps_in_epoch]):
             self.before_step()
             self._tr_loss += self._step(model, rows)
+            rate = self._get_learning_rate() if logs else None  # a GPU must be waited for
             cast(Any, self.lr_scheduler).step()
             self.state.global_step += 1
             self.state.epoch = epoch + (step + 1) / steps_in_epoch
             self.control = self.callback_handler.on_step_end(self.args, self.state, self.control)
+            if self.control.should_log or self.control.should_evaluate:
+                self._maybe_log_save_evaluate(self._tr_loss, None, model, *rest, learning_rate=rate)
             if self.control.should_epoch_stop or self.control.should_training_stop:
                 break
         model.zero_grad()
         self.control = self.callback_handler.on_epoch_end(self.args, self.state, self.control)
-        rest = [asked[name] for name in ("trial", "epoch", "ignore_keys_for_eval", "start_time")]
-        self._maybe_log_save_evaluate(self._tr_loss, None, model, *rest)
+        self._maybe_log_save_evaluate(self._tr_loss, None, model, *rest, learning_rate=rate)
 
     def eager_step(self, model: Any, rows: Tensor) -> Tensor:
         """Take one optimizer step on some samples.
@@ -90,14 +99,15 @@ class BareLoop(Trainer):
         Returns:
             The loss, detached.
         """
-        model.zero_grad()
+        for parameter in self._parameters:
+            parameter.grad = None
         return self.compute_step(model, rows)
 
     def compute_step(self, model: Any, rows: Tensor) -> Tensor:
         """Take a step from gradients that are None."""
         loss = self.training_step(model, {name: tensor[rows] for name, tensor in self._tensors.items()})
         if self.args.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self._parameters, self.args.max_grad_norm)
         cast(Any, self.optimizer).step()
         return loss
 
