@@ -38,6 +38,7 @@ PARTS = {
     "activations": "Activation matching, over forward passes of both networks",
     "matching": "Matching layer after layer, and the assignment",
     "trainer": "SparseTrainer and LotteryTrainer, over a bare loop",
+    "ladder_step": "Training steps of the ladder, over a loop written by hand",
     "masked_step": "Training steps with a mask, over dense ones",
     "aws_step": "Training steps with interpolated norms, over masked ones",
     "barrier": "Barriers, over bare evaluations",

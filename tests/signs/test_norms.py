@@ -25,6 +25,15 @@ def moved(kind, seed=0):
     return model, initial, torch.randn(8, 6)
 
 
+class Unread(torch.Tensor):
+    """A tensor whose number cannot be read in Python."""
+
+    def _read(self, *_):
+        raise AssertionError("the number was read")
+
+    __bool__ = __float__ = item = tolist = __index__ = _read
+
+
 def reference(model, initial, alpha, x):
     """Loss and gradients by autograd through the interpolation itself."""
     model = copy.deepcopy(model)
@@ -53,6 +62,21 @@ def test_a_step_equals_the_autograd_reference(kind, alpha):
     assert all(torch.equal(parameter, before[name]) for name, parameter in norm_parameters(model).items())
     if alpha == 0.3:  # the test can tell alpha from another
         assert difference(model, reference(model, initial, 0.31, x)[1]) > 1e-6
+
+
+@pytest.mark.parametrize("kind", NORMS)
+def test_an_alpha_on_the_device_is_read_when_the_step_runs(kind):
+    """A CUDA graph is captured with one alpha and runs with others, so the number must never reach Python."""
+    model, initial, x = moved(kind)
+    for value in (0.3, 0.8):
+        loss, gradients = reference(model, initial, value, x)
+        before, alpha = norm_parameters(model).snapshot(), torch.full((), value).as_subclass(Unread)
+        model.zero_grad()
+        with interpolated_norms(model, initial, alpha):
+            mine = model(x).square().mean()
+            mine.backward()
+        assert abs(mine.item() - loss) <= 1e-6 and difference(model, gradients) <= 1e-6
+        assert all(torch.equal(parameter, before[name]) for name, parameter in norm_parameters(model).items())
 
 
 @pytest.mark.parametrize("kind", ["LayerNorm", "GemmaRMSNorm"])

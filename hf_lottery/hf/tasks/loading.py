@@ -89,6 +89,8 @@ def load_data(
         raise ValueError(f"{culprit} must go with image-classification; received task {task!r}. Change one of them.")
     if args.dataset_name in BUILT_IN:
         return _load_built_in(args, seed, image_size, num_channels)
+    if args.average_pixels > 1:
+        raise ValueError(f"average_pixels must go with built-in images; received {args.average_pixels}. Leave it out.")
     from_pretrained = dict(from_pretrained or {})
     if from_pretrained.pop("trust_remote_code", False):
         raise ValueError("trust_remote_code must be left out; received true. No code of a repository is run.")

@@ -18,6 +18,19 @@ def test_matching_sees_the_batches_of_a_training():
     assert list(training_batches(trainer, 3)[0]) == ["x"]
 
 
+def test_batches_have_labels_if_they_are_asked_for():
+    rows = [{"x": torch.tensor(float(row)), "labels": 10 * row} for row in range(10)]
+    args = TrainingArguments(
+        per_device_train_batch_size=4, seed=5, use_cpu=True, dataloader_pin_memory=False, remove_unused_columns=False
+    )
+    trainer = Trainer(torch.nn.Linear(1, 1), args, train_dataset=rows, data_collator=torch.utils.data.default_collate)
+    batches = training_batches(trainer, 10, labels=True)
+    assert [len(batch["labels"]) for batch in batches] == [4, 4, 2]
+    for batch, plain in zip(batches, training_batches(trainer, 10), strict=True):
+        assert torch.equal(batch["x"], plain["x"]) and torch.equal(batch["labels"], (10 * batch["x"]).long())
+        assert plain.keys() == {"x"}
+
+
 def test_batches_are_read_at_once_without_columns_that_the_network_does_not_take(tmp_path):
     class Rows(torch.utils.data.Dataset):
         def __len__(self):

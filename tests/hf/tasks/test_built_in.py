@@ -31,6 +31,16 @@ def test_digits_are_the_real_ones_split_the_same_for_every_seed(load):
     assert torch.equal(load("digits", seed=5).eval.images, digits.eval.images)
 
 
+def test_pixels_are_averaged_over_squares(load):
+    whole, small = load("digits"), load("digits", average_pixels=2, max_train_samples=50)
+    assert small.train.images.shape == (50, 1, 4, 4) and len(small.train.labels) == 50
+    same = load("digits", max_train_samples=50)
+    assert torch.equal(small.train.labels, same.train.labels)  # the same samples
+    for data, averaged in ((same.train, small.train), (whole.eval, small.eval)):
+        squares = data.images.view(-1, 1, 4, 2, 4, 2)
+        torch.testing.assert_close(averaged.images, squares.mean((3, 5)))
+
+
 def test_digits_configure_and_train_a_network_through_the_trainer(load, tmp_path):
     digits = load("digits", max_train_samples=256, max_eval_samples=100)
     torch.manual_seed(0)

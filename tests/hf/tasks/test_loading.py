@@ -21,10 +21,18 @@ def test_options_that_contradict_are_refused(load):
         load("digits", image_size=32)
     with pytest.raises(ValueError, match=r"num_channels of digits must be 1; received 3\."):
         load("digits", num_channels=3)
+    with pytest.raises(ValueError, match=r"average_pixels must divide the size; received 3 for images of \[8, 8\]\."):
+        load("digits", average_pixels=3)
+    with pytest.raises(ValueError, match=r"image_size of digits must be \[4, 4\]; received 8\."):
+        load("digits", average_pixels=2, image_size=8)
+    with pytest.raises(ValueError, match=r"average_pixels must go with built-in images; received 2\. Leave it out\."):
+        load("somewhere", average_pixels=2)
     assert load("digits", image_size=8, num_channels=1).num_labels == 10
 
 
-@pytest.mark.parametrize("name", ["max_train_samples", "max_eval_samples", "max_length", "block_size"])
+@pytest.mark.parametrize(
+    "name", ["max_train_samples", "max_eval_samples", "max_length", "block_size", "average_pixels"]
+)
 def test_counts_below_one_are_refused(name):
     with pytest.raises(ValueError, match=rf"{name} must be at least 1; received 0\. Leave it out"):
         DataArguments(**{name: 0})
