@@ -131,7 +131,11 @@ def test_a_sweep_from_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("config", "more", "searches"),
     [
-        ("recipes/mnist1d/sign_transfer.yaml", ["--rewind", "init"], {"imp", "lrr", "aws"}),
+        (
+            "recipes/mnist1d/sign_transfer.yaml",
+            ["--sparsities", "0.3", "--lengths", "1", "--config_name", "recipes/mnist1d/resnet8_1d.json"],
+            {"lrr", "aws"},
+        ),
         (
             "recipes/fashion_mnist/rebasin.yaml",
             ["--dataset_name", "mnist1d", "--config_name", "recipes/mnist1d/config.json"],
@@ -172,6 +176,32 @@ def test_a_ladder_of_language_models(model, tmp_path):
     table = ladder_table(results)
     assert {line[0] for line in table.rows} >= {"lth", "naive", *rows}
     assert {len(line) for line in table.rows} == {len(table.header)}
+
+
+@pytest.mark.slow
+def test_a_pilot_chooses_before_the_ladder_is_computed(run, tmp_path):
+    """On digits, with a network that learns them in a few epochs."""
+    scan = [
+        *CONV, "--dataset_name", "digits", "--config_name", "recipes/digits/lenet.json", "--max_train_samples", "1000",
+        "--rows", "permuted_weight", "--num_train_epochs", "4", "--pruning_fraction", "0.5", "--scan", "0.5", "0.75",
+        "0.97", "--pilot_seeds", "7", "8", "--converged_within", "0.1", "--max_loss", "0.5", "--workers", "2",
+    ]  # fmt: skip
+    assert "The pilot comes on top" in run(transfer_ladder, *scan, "--output_dir", tmp_path, "--plan")
+    printed = launch(tmp_path, *scan)
+    (file,) = tmp_path.glob("ladder-sparsity-*.json")
+    pilot, found = (json.loads(path.read_text()) for path in (tmp_path / "pilot.json", file))
+    gaps = {one["sparsity"]: one["gap"] for one in pilot["scan"]}
+    assert found["pilot"] == pilot and gaps[pilot["sparsity"]] == max(gaps.values()) > 0.1
+    assert [*gaps] == pytest.approx([0.5, 0.75, 0.97]) and found["seeds"] == [0, 1]
+    assert found["rows"]["lth"]["sparsity"] == pytest.approx(pilot["sparsity"], abs=1e-3)
+    cells = [cell["cell"] for cell in results(tmp_path).values()]
+    tested = {"search_imp", "lth", "naive", "permuted_weight"}
+    assert {name for name in cells if name[-2:] in ("-0", "-1")} == {
+        f"{kind}-{seed}" for kind in tested for seed in "01"
+    }
+    assert cells.count("search_imp-7") == 1  # for all scanned sparsities
+    assert "| used |" in printed and "lth - naive is" in printed
+    assert run(transfer_ladder, *scan, "--output_dir", tmp_path, "--plan") == "Nothing is left to do.\n"
 
 
 def kill(process, whom):
