@@ -41,7 +41,7 @@ class BareLoop(Trainer):
                 raise ValueError(f"{name} must be {value} in a bare loop; received {received}. Use the plain Trainer.")
         self._tensors: dict[str, Tensor] = {}
         self._read: Any = None  # the data set that they are of
-        self._parameters: list[nn.Parameter] = []
+        self._trained: list[nn.Parameter] = []
         self._step: Callable[[Any, Tensor], Tensor] | None = None
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None):
@@ -67,7 +67,7 @@ class BareLoop(Trainer):
         model, epoch, steps_in_epoch = (asked[name] for name in ("model", "epoch", "steps_in_epoch"))
         if self._read is not self.train_dataset:
             self._tensors, self._read = whole_data(self), self.train_dataset
-        self._parameters = [*model.parameters()]  # a search through the modules at every step costs too much
+        self._trained = [*model.parameters()]  # a search through the modules at every step costs too much
         self._step = self._step or (_Graph(self) if self.args.device.type == "cuda" else self.eager_step)
         self.accelerator.gradient_state._set_sync_gradients(True)
         self.current_gradient_accumulation_steps = 1
@@ -99,7 +99,7 @@ class BareLoop(Trainer):
         Returns:
             The loss, detached.
         """
-        for parameter in self._parameters:
+        for parameter in self._trained:
             parameter.grad = None
         return self.compute_step(model, rows)
 
@@ -107,7 +107,7 @@ class BareLoop(Trainer):
         """Take a step from gradients that are None."""
         loss = self.training_step(model, {name: tensor[rows] for name, tensor in self._tensors.items()})
         if self.args.max_grad_norm:
-            torch.nn.utils.clip_grad_norm_(self._parameters, self.args.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(self._trained, self.args.max_grad_norm)
         cast(Any, self.optimizer).step()
         return loss
 
