@@ -23,7 +23,14 @@ from hf_lottery.hf.ladder.table import (
 from hf_lottery.report import markdown_table
 
 RESULT = {"minus_naive": 1.5, "half_width": 0.5, "gap_closed": [0.5, 0.25, 0.75], "barrier": None, "sparsity": 0.5}
-RESULT |= {"dense_barrier": None, "overlap": 0.25, "chance": 0.125, "correlation": 0.5, "kept_signs": None}
+RESULT |= {
+    "match_seconds": None,
+    "dense_barrier": None,
+    "overlap": 0.25,
+    "chance": 0.125,
+    "correlation": 0.5,
+    "kept_signs": None,
+}
 
 
 def results_of(rows, measure="accuracy", **more):
@@ -101,7 +108,14 @@ def test_a_comparison_leaves_out_what_no_ladder_has():
     assert comparison(both, "measure", ["naive"]).rows == [["naive", "1.50 ± 0.71", "1.50 ± 0.71"]]
     assert comparison(both, "overlap", ["naive"]).rows == [["naive", "0.250 (0.125)", "0.250 (0.125)"]]
     assert comparison(both, "barrier").rows == []
-    assert set(COMPARED) <= {"measure", *RESULT}
+    assert set(COMPARED) <= {"pairs", "measure", *RESULT}
+
+
+def test_pairs_are_compared_side_by_side():
+    first, second = (results_of({"naive": [1.0, 2.0], "lth": [high, 4.0]}, pairs=["lth-naive"]) for high in (3.0, 4.0))
+    table = comparison([first, second], "pairs")
+    (one,), (two,) = difference_table(first).rows, difference_table(second).rows
+    assert table.rows == [["lth - naive", one[1], two[1]]]
 
 
 def test_results_are_shown_again(tmp_path, capsys):
