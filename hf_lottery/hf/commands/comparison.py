@@ -64,14 +64,15 @@ class Comparison:
         for name in [name for name in self.values if name != "ticket"]:
             mean, half = self._lead(name)
             ahead = "better" if (mean > 0) == self._in_percent else "worse"
-            found[ahead if abs(mean) > half else "equal"].append(_WORDS[name].text)
+            apart = abs(mean) > half > 0  # of few trainings with equal counts the interval has no width
+            found[ahead if apart else "equal"].append(_WORDS[name].text)
         text = {kind: _listed(names) for kind, names in found.items() if names}
         equal = text.pop("equal", "")
-        apart = " and ".join(f"{kind} than {names}" for kind, names in text.items())
-        if not apart:
+        unequal = " and ".join(f"{kind} than {names}" for kind, names in text.items())
+        if not unequal:
             return f"After as many steps, the ticket cannot be told from {equal}."
         rest = f"\nIt cannot be told from {equal}." if equal else ""
-        return f"After as many steps, the ticket is {apart}.{rest}"
+        return f"After as many steps, the ticket is {unequal}.{rest}"
 
     @property
     def explanation(self) -> str:

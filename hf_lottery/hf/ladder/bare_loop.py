@@ -34,7 +34,7 @@ class BareLoop(Trainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        held = {"save_strategy": "no", "gradient_accumulation_steps": 1, "world_size": 1}
+        held = {"save_strategy": "no", "gradient_accumulation_steps": 1, "world_size": 1, "fp16": False}
         for name, value in held.items():
             received = getattr(self.args, name)
             if (received := getattr(received, "value", received)) != value:

@@ -11,10 +11,10 @@ import copy
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from ...storage.atomic import sweep
 from ...training.rewind import RewindPoint, parse_rewind
@@ -29,129 +29,11 @@ from ..trainers.run_settings import run_settings
 from ..trainers.sparse_trainer import SparseTrainer
 from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .bare_loop import BareLotteryTrainer, BareSparseTrainer, BareWinningSignTrainer
-from .paired import split_pair
-from .rows import REFERENCES, ROWS, SEARCHES
+from .options import LadderArguments
+from .rows import ROWS, SEARCHES
 
-_ABOUT = "; ".join(f"{name}: {row.about}" for name, row in ROWS.items())
 # Settings of the levels of a search. Rewinding has none: its levels are trained as the dense network is.
 _LEVEL_SETTINGS = ("dense_epochs", "level_epochs", "level_lr_scheduler_type")
-
-
-@dataclass
-class LadderArguments:
-    """The networks and rows of a ladder, how to match, and what to show.
-
-    Raises:
-        ValueError: A row is unknown, there are fewer than two seeds, or a number is below 1.
-    """
-
-    # In each pair, one flag on the command line overrides the other's value in a file.
-    ALTERNATIVES: ClassVar[tuple[tuple[str, str], ...]] = (("scan", "sparsities"), ("scan", "at"))
-
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "Seeds of the networks, two or more."}
-    )
-    targets: list[int] | None = field(
-        default=None,
-        metadata={
-            "help": "Seeds of the targets; the source of each is the network before it. Default: all, in a ring. With "
-            "every second one no two pairs share a network."
-        },
-    )
-    rows: list[str] = field(
-        default_factory=lambda: [name for name, row in ROWS.items() if row.by_default],
-        metadata={"help": f"Rows of the ladder; those that others are compared to are added. {_ABOUT}."},
-    )
-    pairs: list[str] | None = field(
-        default=None,
-        metadata={"help": "Pairs of rows whose paired difference is shown too, such as aws_signs-aws_mask."},
-    )
-    match_batches: int = field(default=32, metadata={"help": "Number of training batches to match activations on."})
-    start: str | None = field(
-        default=None,
-        metadata={
-            "help": "The point of the dense training of a network that its rows start from: init, step:K or epoch:K. "
-            "Default: the rewind point of the search for its mask."
-        },
-    )
-    row_learning_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "Learning rate of the rows, on a fresh schedule over row_epochs. Default: a row goes on with the "
-            "schedule of the dense training where it starts."
-        },
-    )
-    row_epochs: float | None = field(
-        default=None,
-        metadata={"help": "Epochs of a row with a learning rate of its own. Default: those after its start."},
-    )
-    scan: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Sparsities to choose from, on pilot seeds: the one at which lth is furthest above naive, while it "
-            "loses at most max_loss to the dense network."
-        },
-    )
-    pilot_seeds: list[int] = field(
-        default_factory=lambda: [100, 101], metadata={"help": "Seeds of the networks that choose; two or more."}
-    )
-    converged_within: float = field(
-        default=0.01,
-        metadata={
-            "help": "On the pilot seeds, epochs are doubled, up to eight times as many, until that improves accuracy "
-            "(a fraction) or loss by less than this."
-        },
-    )
-    max_loss: float = field(
-        default=0.03, metadata={"help": "What lth may lose to dense at a scanned sparsity, in accuracy or loss."}
-    )
-    title: str | None = field(
-        default=None, metadata={"help": "Name of the ladder in tables and pictures. Default: network and data."}
-    )
-    sparsities: list[float] | None = field(
-        default=None,
-        metadata={
-            "help": "Make a ladder at each of these sparsities, at the nearest levels of one search to the last."
-        },
-    )
-    at: float | None = field(
-        default=None, metadata={"help": "Take the masks of the level of this sparsity. Default: of the last level."}
-    )
-    rewinds: list[str] | None = field(default=None, metadata={"help": "Make a ladder for each of these rewind points."})
-    widths: list[int] | None = field(
-        default=None, metadata={"help": "Make a ladder for each of these values of width in the configuration."}
-    )
-    lengths: list[float] | None = field(
-        default=None, metadata={"help": "Make a ladder for each of these values of row_epochs."}
-    )
-    workers: int | None = field(
-        default=None, metadata={"help": "How many cells are computed side by side. Default: one a GPU, or one a core."}
-    )
-    plan: bool = field(default=False, metadata={"help": "Print what is left to do and what it costs, and stop."})
-
-    def __post_init__(self) -> None:
-        paired = [name for pair in self.pairs or [] for name in split_pair(pair)]
-        if unknown := {*self.rows, *paired} - ROWS.keys():
-            raise ValueError(f"rows must be among {', '.join(ROWS)}; received {min(unknown)!r}.")
-        for name in ("seeds", "pilot_seeds"):
-            if len(set(seeds := getattr(self, name))) < 2:
-                raise ValueError(f"{name} must be two or more; received {seeds}. Each network has another as source.")
-        if unknown := set(self.targets or ()) - set(self.seeds):
-            raise ValueError(f"targets must be among the seeds, {self.seeds}; received {min(unknown)}.")
-        for name in ("match_batches", "workers"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; received {value}.")
-        asked = {*self.rows, *paired}
-        needed = {end for name in asked if (end := ROWS[name].end)}
-        needed |= {*REFERENCES} if "lth" in asked | needed else set()
-        self.rows = [name for name in ROWS if name in asked | needed]
-        if (self.row_epochs or self.lengths) and self.row_learning_rate is None:
-            raise ValueError("row_epochs must come with row_learning_rate; received it alone. Give both.")
-        if self.scan and (self.rewinds or self.widths or self.lengths):
-            raise ValueError(
-                "scan must choose the sparsity of one ladder; received it with rewinds, widths or lengths. Give "
-                "sparsities in its place."
-            )
 
 
 @dataclass(frozen=True, order=True)
@@ -190,6 +72,7 @@ class Ladder:
         self.which, self.model_args, self.data_args = which, model_args, data_args
         self.args = cast(LotteryArguments, args)
         self.folder = Path(cast(str, args.output_dir))
+        self._check()
 
     @classmethod
     def of(cls, command: Sequence[str], *, alike: Ladder | None = None) -> Ladder:
@@ -211,6 +94,20 @@ class Ladder:
         for row in rows:
             add(row)
         return list(found)
+
+    def _check(self) -> None:
+        if self.start_point().keeps_weights:
+            raise ValueError(
+                f"rows must start at init, step:K or epoch:K of dense training; received {self.start}, the rewind "
+                "point of the search. Give start."
+            )
+        which, args = self.which, self.args
+        if (which.scan or which.sparsities or which.at) and (args.schedule != "geometric" or args.final_run):
+            received = args.schedule if args.schedule != "geometric" else "a final run"
+            raise ValueError(
+                f"one search must pass through all sparsities; received {received}. Use schedule=geometric without a "
+                "final run, or give sparsity."
+            )
 
     @property
     def targets(self) -> Sequence[int]:
@@ -299,14 +196,20 @@ class Ladder:
     def start_file(self, seed: int) -> Path:
         """Return the file of the weights of a network where its rows start."""
         search = self.searched("imp", seed)
-        if self.which.start is None:
-            return search / f"level-{self.level:02d}" / REWIND_NAME
-        return search / "rows_start.safetensors"
+        if self.keeps_start:
+            return search / "rows_start.safetensors"
+        return search / f"level-{self.level:02d}" / REWIND_NAME
 
     @property
     def start(self) -> str:
         """Where rows start on the dense training of their network."""
-        return self.which.start or self.args.rewind or "init"
+        point = parse_rewind(self.which.start or self.args.rewind or "init")
+        return "init" if point.kind in ("step", "epoch") and not point.at else str(point)
+
+    @property
+    def keeps_start(self) -> bool:
+        """Whether a search has to save where rows start, because it rewinds to another point."""
+        return self.start not in ("init", self.args.rewind)
 
     @cached_property
     def level(self) -> int:
@@ -347,9 +250,9 @@ class Ladder:
     def trainers(self) -> Mapping[str, type[SparseTrainer]]:
         """The Trainers of searches, of searches for signs and of rows.
 
-        The bare loop needs samples that stay as they are.
+        The bare loop needs samples that stay as they are, and takes a step for every batch.
         """
-        if self.data_args.augment:
+        if self.data_args.augment or self.args.gradient_accumulation_steps > 1:
             return {"search": LotteryTrainer, "signs": WinningSignTrainer, "row": SparseTrainer}
         return {"search": BareLotteryTrainer, "signs": BareWinningSignTrainer, "row": BareSparseTrainer}
 

@@ -26,7 +26,7 @@ from ..tasks.judge import Judge
 from ..tasks.models import build_model
 from ..trainers.callbacks import SnapshotCallback
 from ..trainers.lottery_trainer import LotteryTrainer
-from ..trainers.sparse_trainer import SparseTrainer
+from ..trainers.sparse_trainer import SparseTrainer, changed
 from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .cells import Cell, Ladder
 from .matchings import MATCHINGS, Pairing
@@ -54,8 +54,11 @@ def _search(ladder: Ladder, cell: Cell) -> dict[str, Any]:
     model = build_model(ladder.model_args, ladder.data, cell.seed)
     make = ladder.trainers["search" if kind == "imp" else "signs"]
     trainer = cast(LotteryTrainer, make(model=model, args=args, **ladder.arguments))
-    if kind == "imp" and ladder.which.start is not None:
-        trainer.add_callback(_KeepStart(_start_step(ladder, trainer), ladder.start_file(cell.seed)))
+    if kind == "imp" and ladder.keeps_start:
+        step = _start_step(ladder, trainer)
+        with changed(args, **trainer.level_arguments(0)):
+            trainer.check_step(step, trainer.count_steps()[1])
+        trainer.add_callback(_KeepStart(step, ladder.start_file(cell.seed)))
     trainer.train(resume_from_checkpoint=True)
     state = json.loads((Path(args.output_dir) / "lottery_state.json").read_text())
     steps = sum(record["steps"] for record in state["finished"])

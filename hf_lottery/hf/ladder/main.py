@@ -9,7 +9,8 @@ signs and norm parameters differ. ``dense`` is trained from the initialization o
 ``naive``. The barrier is between the solutions of a row and of ``lth``. For rows that reuse what a search for signs
 found, it is to the source's ``lrr`` or ``aws``, permuted as the signs were. The overlap is with the target's own mask.
 ``initial norms`` is the measure of the subnetwork with its norm parameters at their initial values. As each network is
-a source and a target, neighbours in the ring are not independent; the intervals are widened for that.
+a source and a target, neighbours in the ring are not independent. From four targets on the intervals are widened for
+that; in simulations they then hold the truth 89 to 92 times in 100.
 
 LRR is learning-rate rewinding; AWS is A Winning Sign (Oh et al., 2025). ``--sparsities``, ``--rewinds``, ``--widths``
 and ``--lengths`` make a sweep: a ladder for every combination, and a table across all. A ladder that was interrupted

@@ -39,15 +39,9 @@ def settle(command: Sequence[str], run: Run) -> tuple[list[str], dict[str, Any]]
     if shared := {*ladder.which.pilot_seeds} & {*ladder.which.seeds}:
         raise ValueError(f"pilot_seeds must be other seeds than those of the ladder; received {min(shared)} in both.")
     seeds = [str(seed) for seed in ladder.which.pilot_seeds]
-    base = [
-        *command,
-        "--seeds",
-        *seeds,
-        "--targets",
-        *seeds,
-        "--pairs",
-        "dense-dense",
-    ]  # the pairs asked for would need their rows
+    # Without the flag that asks for this pilot; in a file, sparsities take its place.
+    base = [*without(command, "--scan"), "--seeds", *seeds, "--targets", *seeds]
+    base += ["--pairs", "dense-dense"]  # the pairs asked for would need their rows
     epochs, lengths = _epochs(base, ladder, run)
     chosen = ["--num_train_epochs", f"{epochs:g}"]
     scanned = _scan([*base, *chosen], ladder, run)
@@ -60,15 +54,27 @@ def settle(command: Sequence[str], run: Run) -> tuple[list[str], dict[str, Any]]
             f"lth must be above naive at a scanned sparsity; received {tried}, where it is not, or loses too much to "
             "dense. Scan others, or raise max_loss; pilot.json has the numbers."
         )
-    return [*command, *chosen, "--sparsities", repr(best)], found
+    return [*without(command, "--scan"), *chosen, "--sparsities", repr(best)], found
+
+
+def without(command: Sequence[str], flag: str) -> list[str]:
+    """Leave a flag and its values out of a command line."""
+    kept, dropping = [], False
+    for word in command:
+        if word.startswith("--"):
+            dropping = word.split("=")[0] == flag
+        if not dropping:
+            kept.append(word)
+    return kept
 
 
 def _epochs(base: Sequence[str], ladder: Ladder, run: Run) -> tuple[float, list[list[Any]]]:
     """Double the epochs of dense training until that gains too little to count."""
     sign = -1 if ladder.model_args.task == "causal-lm" else 1
     epochs, measured = ladder.args.num_train_epochs, []
+    most = repr(max(ladder.which.scan or [0.5]))  # a dense network has none, but scan must not be asked for again
     for _ in range(_DOUBLINGS + 1):
-        command = [*base, "--rows", "dense", "--num_train_epochs", f"{epochs:g}"]
+        command = [*base, "--rows", "dense", "--num_train_epochs", f"{epochs:g}", "--sparsities", most]
         run(command)
         values = _values(Ladder.of(command), "dense")
         measured.append([epochs, values.tolist()])

@@ -45,20 +45,26 @@ def points(command: Sequence[str]) -> list[Point]:
     which, overrides = first.which, first.model_args.config_overrides
     if which.widths and not hasattr(config := first.model_args.load_config(), "width"):
         sys.exit(f"widths need a configuration that has a width; received one of {config.model_type}, which has none.")
-    last = ["--sparsity", str(max(which.sparsities))] if which.sparsities else []
+    last = ["--sparsity", repr(max(which.sparsities))] if which.sparsities else []
     before = f"{overrides}," if overrides else ""
-    axes = [
-        [(f"sparsity={value:.4g}", [*last, "--at", str(value)]) for value in which.sparsities or []],
+    axes: list[list[tuple[str, list[str]]]] = [
         [(f"rewind={value}", ["--rewind", value]) for value in which.rewinds or []],
         [(f"width={value}", ["--config_overrides", f"{before}width={value}"]) for value in which.widths or []],
         [(f"length={value:g}", ["--row_epochs", str(value)]) for value in which.lengths or []],
     ]
-    axes = [axis for axis in axes if axis]
-    if not axes:
-        return [Point("", first)]
     found = []
-    for combination in itertools.product(*axes):
-        names, flags = zip(*combination, strict=True)
-        own = [*command, *itertools.chain.from_iterable(flags)]
-        found.append(Point(", ".join(names), Ladder.of(own, alike=first)))
+    swept = itertools.product(*(axis for axis in axes if axis))
+    for at, named in itertools.product(which.sparsities or [None], list(swept)):
+        own = [*command, *last, *itertools.chain.from_iterable(flags for _, flags in named)]
+        ladder = Ladder.of(own, alike=first)
+        ladder.which.at = ladder.which.at if at is None else at
+        names = [name for name, _ in named]
+        if at is not None:
+            names.insert(0, f"sparsity={ladder.args.get_sparsities()[ladder.level]:.4g}")
+        found.append(Point(", ".join(names), ladder))
+    if len({point.name for point in found}) < len(found):
+        raise ValueError(
+            f"sparsities must be near different levels of the search; received {which.sparsities}, of which two have "
+            f"the same. The levels are {', '.join(f'{level:.4g}' for level in first.args.get_sparsities()[1:])}."
+        )
     return found

@@ -234,7 +234,7 @@ def sections(ladders: Sequence[Results], folder: Path) -> list[Section]:
 def obtained(results: Results) -> str:
     """Say how the numbers of a ladder were obtained."""
     about = results["about"]
-    sparsity = next(row["sparsity"] for row in results["rows"].values() if row["sparsity"] is not None)
+    sparsity = next((row["sparsity"] for row in results["rows"].values() if row["sparsity"] is not None), 0.0)
     code = about["commit"] or f"version {about['version']}"
     return (
         f"{len(results['seeds'])} seeds, {100 * sparsity:.1f} % sparse. {about['command']} at {code} on "

@@ -96,3 +96,10 @@ def test_what_cannot_be_compared_is_refused_before_the_search(run, tmp_path):
     with pytest.raises(SystemExit, match="compare must come with a search that rewinds .* rewind=learning_rate"):
         run(find_ticket, *small_vit(tmp_path), "--output_dir", tmp_path / "signs", "--compare", 2)
     assert not list(tmp_path.glob("*/level-*"))
+
+
+def test_equal_differences_of_few_trainings_are_no_proof():
+    values = {"dense": np.array([0.5, 0.5]), "ticket": np.array([0.6, 0.6])}
+    assert Comparison("accuracy", 0.9, values).conclusion == (
+        "After as many steps, the ticket cannot be told from the dense network."
+    )

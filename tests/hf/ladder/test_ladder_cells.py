@@ -10,6 +10,7 @@ import pytest
 from small_ladders import CONV, ROOT
 
 from hf_lottery.hf.ladder.cells import Cell, Ladder
+from hf_lottery.hf.ladder.options import LadderArguments
 from hf_lottery.hf.ladder.rows import ROWS, SEARCHES
 from hf_lottery.hf.ladder.sweep import Point, points
 from hf_lottery.hf.tasks.models import AUTO_MODELS
@@ -102,19 +103,84 @@ def searches(found: Sequence[Point]) -> set[Path]:
 
 
 def test_one_search_serves_all_sparsities_and_lengths():
-    swept = ["--sparsities", "0.75", "0.2", "0.5", "--lengths", "1", "4", "--row_learning_rate", "0.01"]
+    swept = ["--sparsities", "0.74", "0.45", "--lengths", "1", "4", "--row_learning_rate", "0.01"]
     command = [*CONV, "--output_dir", "x", "--pruning_fraction", "0.5", "--rows", "lth", "naive", "lrr_signs"]
     found = points([*command, *swept])
     assert [point.name for point in found[:3]] == [
-        "sparsity=0.75, length=1", "sparsity=0.75, length=4", "sparsity=0.2, length=1"
+        "sparsity=0.74, length=1", "sparsity=0.74, length=4", "sparsity=0.5, length=1"
     ]  # fmt: skip
-    assert [point.ladder.level for point in found] == [2, 2, 1, 1, 1, 1]  # 0.5 is the level nearest to 0.2
+    assert [point.ladder.level for point in found] == [2, 2, 1, 1]  # 0.5 is the level nearest to 0.45
     assert len(searches(found)) == 2 * 2
     rows = {point.ladder.file(Cell("lrr_signs", 0)) for point in found}
     assert len(rows) == 4  # two levels, two lengths
     assert {point.ladder.arguments_of(Cell("lth", 1)).num_train_epochs for point in found} == {1, 4}
     # The search goes to the sparsest, wherever it is named.
-    assert searches(points([*command, "--sparsity", "0.75"])) == searches(found)
+    assert searches(points([*command, "--sparsity", "0.74"])) == searches(found)
+
+
+def test_two_sparsities_at_one_level_are_refused():
+    with pytest.raises(ValueError, match="must be near different levels"):
+        points([*CONV, "--output_dir", "x", "--pruning_fraction", "0.5", "--sparsities", "0.2", "0.5"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--rewind", "none"], "rows must start at init, step:K or epoch:K"),
+        (["--start", "learning_rate"], "rows must start at init, step:K or epoch:K"),
+        (["--sparsities", "0.3", "0.5", "--schedule", "one_shot"], "received one_shot"),
+        (["--at", "0.3", "--final_run", "true"], "received a final run"),
+    ],
+)
+def test_settings_of_a_search_that_no_row_could_use_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        Ladder.of([*CONV, "--output_dir", "x", *given])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"seeds": [0, 0, 1]}, "seeds must be two or more, each once"),
+        ({"pilot_seeds": [7]}, "pilot_seeds must be two or more"),
+        ({"targets": [1, 1]}, "targets must name each seed once"),
+        ({"scan": [0.5], "sparsities": [0.6]}, "received scan and sparsities"),
+        ({"sparsities": [0.6], "at": 0.6}, "received sparsities and at"),
+        ({"scan": [1.5]}, "scan must be in"),
+        ({"row_learning_rate": 0.0}, "row_learning_rate must be above 0"),
+        ({"row_learning_rate": 0.1, "row_epochs": -1.0}, "row_epochs must be above 0"),
+        ({"row_learning_rate": 0.1, "lengths": [2.0, 2.0]}, "lengths must name each value once"),
+        ({"max_loss": -1.0}, "max_loss must be above 0"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        LadderArguments(**given)
+
+
+def test_targets_are_in_the_order_of_the_ring():
+    assert LadderArguments(seeds=[3, 1, 4, 2], targets=[2, 3, 1]).targets == [3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("given", "start", "keeps"),
+    [
+        (["--rewind", "epoch:1"], "epoch:1", False),
+        (["--rewind", "epoch:1", "--start", "epoch:1"], "epoch:1", False),  # the search has it already
+        (["--rewind", "epoch:1", "--start", "step:3"], "step:3", True),
+        (["--rewind", "none", "--start", "epoch:0"], "init", False),
+        (["--rewind", "init", "--start", "epoch:1"], "epoch:1", True),
+    ],
+)
+def test_a_search_saves_where_rows_start_only_where_it_rewinds_to_another_point(given, start, keeps):
+    ladder = Ladder.of([*CONV, "--output_dir", "x", *given])
+    assert (ladder.start, ladder.keeps_start) == (start, keeps)
+
+
+def test_accumulated_batches_are_trained_by_the_plain_trainers():
+    plain = Ladder.of([*CONV, "--output_dir", "x", "--gradient_accumulation_steps", "2"])
+    assert {kind.__name__ for kind in plain.trainers.values()} == {
+        "LotteryTrainer", "WinningSignTrainer", "SparseTrainer",
+    }  # fmt: skip
 
 
 def test_targets_are_some_of_the_networks():
@@ -134,8 +200,9 @@ def test_rows_that_start_at_the_initialization_need_no_search_that_says_so():
     assert {cell.kind for cell in at_start.cells} == {"search_lrr", "lrr", "lrr_signs"}
     later = Ladder.of([*CONV, *signs, "epoch:1"])
     assert {cell.kind for cell in later.cells} == {"search_imp", "search_lrr", "lrr", "lrr_signs"}
-    assert later.start_file(0).parent == later.searched("imp", 0)
-    assert Ladder.of(CONV).start_file(0) == Ladder.of(CONV).searched("imp", 0) / "level-01/rewind.safetensors"
+    assert later.start_file(0) == later.searched("imp", 0) / "level-01/rewind.safetensors"  # it rewinds there
+    other = Ladder.of([*CONV, *signs, "step:3"])
+    assert other.start_file(0).parent == other.searched("imp", 0)
 
 
 def test_settings_of_rows_leave_searches_and_the_dense_rows():
@@ -170,7 +237,7 @@ def test_the_command_line_replaces_a_scan_of_the_file(tmp_path, given, scan, spa
     file.write_text("scan: [0.5, 0.7]\n")
     which = Ladder.of([*CONV, "--config", str(file), *given]).which
     assert (which.scan, which.sparsities, which.at) == (scan, sparsities, at)
-    file.write_text("sparsities: [0.5, 0.7]\nat: 0.3\n")
+    file.write_text("sparsities: [0.5, 0.7]\n")
     which = Ladder.of([*CONV, "--config", str(file), "--scan", "0.8"]).which
     assert (which.scan, which.sparsities, which.at) == ([0.8], None, None)
 
@@ -213,7 +280,7 @@ def test_the_experiments_of_the_papers_are_ladders():
         (["--rows", "nave"], "rows must be among dense, lth"),
         (["--pairs", "lth-nave"], "rows must be among dense, lth"),
         (["--pairs", "lth"], "pairs must name two rows, such as aws_signs-aws_mask; received 'lth'"),
-        (["--seeds", "3"], "seeds must be two or more; received [3]. Each network has another as source"),
+        (["--seeds", "3"], "seeds must be two or more, each once; received [3]. Each network has another as source"),
         (["--match_batches", "0"], "match_batches must be at least 1; received 0"),
         (["--workers", "0"], "workers must be at least 1; received 0"),
         (["--targets", "1", "2"], "targets must be among the seeds, [0, 1]; received 2"),

@@ -101,4 +101,4 @@ def test_networks_that_choose_are_not_those_that_test(settled, capsys):
         settled("--pilot_seeds", "1", "2")
     with pytest.raises(SystemExit):
         Ladder.of([*SCAN, "--pilot_seeds", "7"])
-    assert "pilot_seeds must be two or more; received [7]" in capsys.readouterr().err
+    assert "pilot_seeds must be two or more, each once; received [7]" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 from small_ladders import CONV, compute_all
 
 from hf_lottery.hf.ladder import main as transfer_ladder
+from hf_lottery.hf.ladder.pilot import without
 from hf_lottery.hf.ladder.sweep import points
 
 DIGITS = [*CONV, "--dataset_name", "digits", "--rows", "lth"]  # these are loaded faster
@@ -59,7 +60,9 @@ def test_a_plan_says_that_a_pilot_comes_first_until_it_is_finished(run, tmp_path
     assert "6 of 6 cells are left" in printed and "The pilot comes on top. It trains 3 networks" in printed
     assert not (tmp_path / "none").exists()
     chosen = ["--num_train_epochs", "8", "--sparsities", "0.6"]
-    monkeypatch.setattr("hf_lottery.hf.ladder.plan.settle", lambda command, read: ([*command, *chosen], {}))
+    monkeypatch.setattr(
+        "hf_lottery.hf.ladder.plan.settle", lambda command, read: ([*without(command, "--scan"), *chosen], {})
+    )
     settled = run(transfer_ladder, *command)
     assert "sparsity=0.6: 6 of 6 cells are left" in settled and "pilot" not in settled
     assert steps_of(settled) > 4 * steps_of(printed)
