@@ -185,7 +185,7 @@ def _part(value: Tensor, parameter: Tensor) -> Tensor:
     return local(value) if is_sharded(value) else part_of(value, parameter)
 
 
-def _scale_added(gradient: Tensor | None, before: Tensor | None, factor: float) -> None:
+def _scale_added(gradient: Tensor | None, before: Tensor | None, factor: float | Tensor) -> None:
     if gradient is None:  # FSDP2 keeps it to itself until the last micro-batch
         return
     gradient = local(gradient)
