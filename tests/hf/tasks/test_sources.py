@@ -38,7 +38,7 @@ def nobody(hub, monkeypatch):
         ("recipes/digits/confg.json", "Near names in .*: config.json"),
         ("recipes/digitz/config.json", "Check the name"),
         ("/no/where", "Check the name"),
-        ("../x", "Check the name"),
+        ("../qzvwkj", "Check the name"),
         ("a/b/c", "Check the name"),
         ("two words", "Check the name"),
     ],
