@@ -103,8 +103,8 @@ def test_kept_norms_and_signs_are_those_of_the_ticket(run, sign_search, tmp_path
 @pytest.mark.slow
 def test_a_ticket_by_reference_goes_through_the_hub(run, hub, tmp_path):
     run(
-        find_ticket, *SMALL, "--sparsity", 0.3, "--output_dir", tmp_path / "run", "--rewind", "init",
-        "--rewind_by_reference", "--push_to_hub", "true", "--hub_model_id", "alice/found",
+        find_ticket, *SMALL, "--sparsity", 0.3, "--pruning_fraction", 0.2, "--output_dir", tmp_path / "run",
+        "--rewind", "init", "--rewind_by_reference", "--push_to_hub", "true", "--hub_model_id", "alice/found",
     )  # fmt: skip
     assert "rewind.safetensors" not in hub.repos["alice/found"].files("main")
     assert {"level-00", "level-01", "level-02"} <= {ref.rpartition("/")[2] for ref in hub.repos["alice/found"].refs}

@@ -29,7 +29,7 @@ SLOW = {"marks": pytest.mark.slow}
         pytest.param(["lth", *OWN, "--row_epochs", "3"], {6}, id="own_length"),
         pytest.param(["lrr_signs", *OWN, "--start", "init", "--lengths", "1", "4"], {2, 8}, id="lengths", **SLOW),
         pytest.param(
-            ["lth", *OWN, "--start", "epoch:1", "--rewind", "none", "--sparsities", "0.3", "0.5"], {2}, id="sparsities",
+            ["lth", *OWN, "--start", "step:1", "--rewind", "none", "--sparsities", "0.3", "0.5"], {3}, id="sparsities",
             **SLOW,
         ),
     ],
