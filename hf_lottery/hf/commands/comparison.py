@@ -14,6 +14,7 @@ from ..tasks.models import ModelArguments
 from ..trainers.garbage import frozen_collector
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.run_lock import locked_folder
+from ..trainers.run_settings import level_seed
 from ..trainers.sparse_trainer import changed
 from .controls import STARTS, KeptResults, train_start
 from .report_sections import measure_of
@@ -138,9 +139,7 @@ def compare(trainings: int, trainer: LotteryTrainer, model_args: ModelArguments,
     with locked_folder(str(trainer.args.output_dir), main=trainer.is_world_process_zero()), frozen_collector():
         results = KeptResults(trainer, "comparison.json")
         for number in range(trainings):
-            seed = int(
-                np.random.SeedSequence([trainer.args.seed, last["level"], number, *b"compare"]).generate_state(1)[0]
-            )
+            seed = level_seed(trainer.args.seed, last["level"], number, *b"compare")
             for name in STARTS:
                 if (key := f"{number}:{name}") in results.values:
                     continue

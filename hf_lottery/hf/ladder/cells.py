@@ -59,8 +59,8 @@ class Ladder:
         which: The networks and rows.
         model_args: The model.
         data_args: What it trains on.
-        args: Settings of the searches and of the final training. Only the searches for signs use ``dense_epochs``,
-            ``level_epochs`` and ``level_lr_scheduler_type``.
+        args: Settings of the searches and of the final training. Only searches that keep their weights use
+            ``dense_epochs``, ``level_epochs`` and ``level_lr_scheduler_type``.
         alike: Another ladder on the same data, which are then loaded once for both.
     """
 

@@ -191,10 +191,8 @@ def _dense_barrier(ladder: Ladder, target: Target, match: Match | None, search: 
     source, other = (target.trained(search, seed, level=0) for seed in (target.source, target.seed))
     if match is not None:
         permute_(source, match.permutation)
-    judge = Judge(_trainer(ladder, other, target.seed), ladder.model_args.task, 512)
     cast(Any, source).to(ladder.args.device)
-    with torch.no_grad():
-        return error_barrier(source, other, judge, points=5).barrier
+    return _between(ladder, source, other, seed=target.seed, points=5)
 
 
 def _barrier(ladder: Ladder, solution: PreTrainedModel, end: Cell, reused: Reused) -> float:
@@ -203,6 +201,11 @@ def _barrier(ladder: Ladder, solution: PreTrainedModel, end: Cell, reused: Reuse
     Snapshot.load(ladder.solution(end)).restore_(other)
     if reused.match is not None and end.kind != "lth":
         permute_(other, reused.match.permutation)
-    judge = Judge(_trainer(ladder, solution, end.seed), ladder.model_args.task, 512)
+    return _between(ladder, solution, other, seed=end.seed, points=7)
+
+
+def _between(ladder: Ladder, first: PreTrainedModel, second: PreTrainedModel, *, seed: int, points: int) -> float:
+    """Measure the error barrier between two networks on the test data; ``seed`` draws the data of batch norms."""
+    judge = Judge(_trainer(ladder, second, seed), ladder.model_args.task, 512)
     with torch.no_grad():
-        return error_barrier(solution, other, judge, points=7).barrier
+        return error_barrier(first, second, judge, points=points).barrier

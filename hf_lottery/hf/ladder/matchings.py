@@ -36,16 +36,19 @@ class Pairing:
     loss: Callable[[nn.Module, Any], Tensor]
     seed: int
 
+    @property
+    def networks(self) -> dict[str, Any]:
+        """What every matching takes by name."""
+        return {"source": self.source, "target": self.target, "seed": self.seed}
+
 
 def _weight(pair: Pairing, *, residual: bool = False, start: Permutation | None = None) -> Match:
-    networks = {"source": pair.source, "target": pair.target, "seed": pair.seed}
-    return weight_matching(pair.spec, start=start, residual=residual, **networks)
+    return weight_matching(pair.spec, start=start, residual=residual, **pair.networks)
 
 
 def _activation(pair: Pairing, *, residual: bool = False, one_place: bool = False) -> Match:
-    networks = {"source": pair.source, "target": pair.target, "seed": pair.seed}
     return activation_matching(
-        pair.spec, batches=pair.batches(False), one_place=one_place, residual=residual, **networks
+        pair.spec, batches=pair.batches(False), one_place=one_place, residual=residual, **pair.networks
     )
 
 
@@ -54,8 +57,7 @@ def _weight_after(pair: Pairing) -> Match:
 
 
 def _learned(pair: Pairing, *, residual: bool = False) -> Match:
-    networks = {"source": pair.source, "target": pair.target, "seed": pair.seed}
-    return learned_matching(pair.spec, batches=pair.batches(True), loss=pair.loss, residual=residual, **networks)
+    return learned_matching(pair.spec, batches=pair.batches(True), loss=pair.loss, residual=residual, **pair.networks)
 
 
 # Streams stay as they are, except in the ways that say otherwise.

@@ -133,12 +133,11 @@ class LadderResults:
 
     def norm_paths(self) -> dict[str, list[list[float]]]:
         """Return search -> its norm path, pairs of alpha and measure, mean over the networks."""
-        cells = {
-            search: [found["norm_path"] for cell, found in self.found.items() if cell.kind == f"search_{search}"]
-            for search in SEARCHES if any("norm_path" in self.found[cell] for cell in self.found
-                                          if cell.kind == f"search_{search}")
-        }  # fmt: skip
-        return {search: np.mean(paths, axis=0).tolist() for search, paths in cells.items()}
+        paths: dict[str, list[Any]] = {}
+        for cell, found in self.found.items():
+            if "norm_path" in found:
+                paths.setdefault(cell.kind.removeprefix("search_"), []).append(found["norm_path"])
+        return {search: np.mean(found, axis=0).tolist() for search, found in paths.items()}
 
     def match(self, row: str) -> dict[str, list[float]] | None:
         """Return group -> similarity of its units as they were and as matched, mean over the targets.

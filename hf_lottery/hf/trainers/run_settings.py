@@ -56,9 +56,9 @@ def _shown(value: Any) -> str:
     return name_of(value) if callable(value) else repr(value)
 
 
-def level_seed(seed: int, level: int, purpose: int = 0) -> int:
+def level_seed(seed: int, level: int, purpose: int = 0, *more: int) -> int:
     """Return a seed for a level and purpose that no other run shares; runs would share some of ``seed + level``."""
-    return int(np.random.SeedSequence([seed, level, purpose]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, level, purpose, *more]).generate_state(1)[0])
 
 
 def plain(value: Any) -> Any:
