@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from ...storage.atomic import sweep
 from ...training.rewind import RewindPoint, parse_rewind
 from ..commands.parser import RecipeParser
@@ -108,6 +110,15 @@ class Ladder:
                 f"one search must pass through all sparsities; received {received}. Use schedule=geometric without a "
                 "final run, or give sparsity."
             )
+
+    @property
+    def measure(self) -> str:
+        """What rows are measured by: loss or accuracy."""
+        return "loss" if self.model_args.task == "causal-lm" else "accuracy"
+
+    def gain(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+        """Return how much better measures are than others: higher accuracies, lower losses."""
+        return worse - better if self.measure == "loss" else better - worse
 
     @property
     def targets(self) -> Sequence[int]:

@@ -108,7 +108,7 @@ def _row(ladder: Ladder, cell: Cell) -> dict[str, Any]:
             overlap = reused.mask.overlap(target.mask("imp", cell.seed))
             found |= {"overlap": overlap.iou, "chance": overlap.chance}
     if reused.match is not None:
-        found["match_seconds"] = target.spent["match"]
+        found["match_seconds"] = reused.match_seconds
         groups = reused.match.report.groups
         found["correlation"] = sum(group.matched for group in groups.values()) / len(groups)
         found["match"] = {name: [group.identity, group.matched] for name, group in groups.items()}

@@ -70,7 +70,6 @@ def without(command: Sequence[str], flag: str) -> list[str]:
 
 def _epochs(base: Sequence[str], ladder: Ladder, run: Run) -> tuple[float, list[list[Any]]]:
     """Double the epochs of dense training until that gains too little to count."""
-    sign = -1 if ladder.model_args.task == "causal-lm" else 1
     epochs, measured = ladder.args.num_train_epochs, []
     most = repr(max(ladder.which.scan or [0.5]))  # a dense network has none, but scan must not be asked for again
     for _ in range(_DOUBLINGS + 1):
@@ -78,7 +77,7 @@ def _epochs(base: Sequence[str], ladder: Ladder, run: Run) -> tuple[float, list[
         run(command)
         values = _values(Ladder.of(command), "dense")
         measured.append([epochs, values.tolist()])
-        if len(measured) > 1 and sign * (values - measured[-2][1]).mean() < ladder.which.converged_within:
+        if len(measured) > 1 and ladder.gain(values, np.array(measured[-2][1])).mean() < ladder.which.converged_within:
             return measured[-2][0], measured
         epochs *= 2
     return measured[-1][0], measured
@@ -92,9 +91,8 @@ def _scan(base: Sequence[str], ladder: Ladder, run: Run) -> list[dict[str, Any]]
     found = []
     for point in points(command):
         values = {row: _values(point.ladder, row) for row in ("dense", "lth", "naive")}
-        sign = -1 if ladder.model_args.task == "causal-lm" else 1
-        gap, half = interval(sign * (values["lth"] - values["naive"]), ring=True)
-        loss = float(sign * (values["dense"] - values["lth"]).mean())
+        gap, half = interval(ladder.gain(values["lth"], values["naive"]), ring=True)
+        loss = float(ladder.gain(values["dense"], values["lth"]).mean())
         sparsity = point.ladder.args.get_sparsities()[point.ladder.level]
         means = {row: float(value.mean()) for row, value in values.items()}
         found.append({"sparsity": sparsity, **means, "gap": gap, "half_width": half, "loss": loss})

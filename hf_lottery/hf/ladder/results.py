@@ -79,8 +79,8 @@ class LadderResults:
     def __init__(self, ladder: Ladder):
         self.ladder, self.seeds = ladder, ladder.targets
         self.found: dict[Cell, dict[str, Any]] = {cell: ladder.result(cell) or {} for cell in ladder.cells}
-        is_loss = ladder.model_args.task == "causal-lm"
-        self.scale, self.measure = (1.0, "loss") if is_loss else (100.0, "accuracy")
+        self.measure = ladder.measure
+        self.scale = 1.0 if self.measure == "loss" else 100.0
 
     def values(self, row: str, name: str = "measure") -> np.ndarray:
         """Return a result of a row for every target, in the order of the seeds; NaN where there is none."""
@@ -122,8 +122,7 @@ class LadderResults:
         """
         if "naive" not in self.ladder.which.rows:
             return None
-        sign = -1 if self.measure == "loss" else 1
-        gap = sign * self.scale * (self.values("lth") - self.values("naive"))
+        gap = self.scale * self.ladder.gain(self.values("lth"), self.values("naive"))
         mean, half = interval(gap, ring=self.ladder.ring)
         return mean >= max(2 * half, 0.0 if self.measure == "loss" else LEAST_GAP)
 

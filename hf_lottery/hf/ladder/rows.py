@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -44,7 +44,6 @@ class Target:
         started: Seed -> the weights of that network where its rows start.
         matching: How units are matched, the source's network, the target's network -> match.
         norms: A network -> its norm parameters by name.
-        spent: CPU seconds of the match, under "match".
     """
 
     network: PreTrainedModel
@@ -55,7 +54,6 @@ class Target:
     started: Callable[[int], Snapshot]
     matching: Callable[[str, PreTrainedModel, PreTrainedModel], Match]
     norms: Callable[[nn.Module], Mapping[str, Tensor]]
-    spent: dict[str, float] = field(default_factory=dict)
 
     def mask(self, search: str, seed: int) -> Mask:
         """Load the mask that a search found."""
@@ -81,18 +79,19 @@ class Target:
         self.started(seed).restore_(model)
         return model
 
-    def match(self, how: str, search: str = "imp") -> Match:
+    def match(self, how: str, search: str = "imp") -> tuple[Match, float]:
         """Match the source's network to the target's.
 
         Args:
             how: "early" matches activations where rows start; anything else is a way to match the dense networks.
             search: The search that trained these.
+
+        Returns:
+            The match, and its CPU seconds.
         """
         load = self.early if how == "early" else partial(self.trained, search, level=0)
         source, target, start = load(self.source), load(self.seed), time.process_time()
-        found = self.matching(how, source, target)
-        self.spent["match"] = time.process_time() - start
-        return found
+        return self.matching(how, source, target), time.process_time() - start
 
 
 class Reused(NamedTuple):
@@ -102,11 +101,13 @@ class Reused(NamedTuple):
         mask: The mask; None trains a dense network.
         signed: The signed mask whose signs the network was given, if it was given any.
         match: The match by which mask and signs were aligned, if they were.
+        match_seconds: CPU seconds of the match.
     """
 
     mask: Mask | None = None
     signed: SignedMask | None = None
     match: Match | None = None
+    match_seconds: float = 0.0
 
 
 def _no_mask(target: Target) -> Reused:
@@ -131,13 +132,13 @@ def _shuffled_mask(target: Target) -> Reused:
 
 
 def _permuted_mask(target: Target, how: str) -> Reused:
-    found = target.match(how)
-    return Reused(found.permutation(target.mask("imp", target.source)), match=found)
+    found, seconds = target.match(how)
+    return Reused(found.permutation(target.mask("imp", target.source)), match=found, match_seconds=seconds)
 
 
-def _give(target: Target, signed: SignedMask, found: Match | None = None) -> Reused:
+def _give(target: Target, signed: SignedMask) -> Reused:
     signed.transfer_(target.network)
-    return Reused(signed.mask, signed, found)
+    return Reused(signed.mask, signed)
 
 
 def _signs(target: Target, search: str = "aws") -> Reused:
@@ -166,9 +167,10 @@ def _dense_signs(target: Target) -> Reused:
 
 
 def _permuted_signs(target: Target) -> Reused:
-    found, signed = target.match("weight", "aws"), target.signs("aws")
+    (found, seconds), signed = target.match("weight", "aws"), target.signs("aws")
     mask, signs = found.permutation(signed.mask), found.permutation(dict(signed))
-    return _give(target, SignedMask(mask, signs, medians=signed.medians), found)
+    reused = _give(target, SignedMask(mask, signs, medians=signed.medians))
+    return reused._replace(match=found, match_seconds=seconds)
 
 
 @dataclass(frozen=True)

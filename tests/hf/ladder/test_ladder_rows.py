@@ -8,7 +8,7 @@ import torch
 
 from hf_lottery import Mask, SignedMask, Snapshot, Ticket, norm_parameters
 from hf_lottery.hf.ladder.cells import Cell
-from hf_lottery.hf.ladder.rows import ROWS, Target
+from hf_lottery.hf.ladder.rows import ROWS, Reused, Target
 from hf_lottery.hf.tasks.models import build_model
 
 
@@ -48,7 +48,7 @@ def test_a_mask_alone_leaves_the_network(ladder, target, row, search, seed):
 
 
 def test_no_mask_and_a_shuffled_one(ladder, target):
-    assert reuse(target, "dense") == ((None, None, None), True)
+    assert reuse(target, "dense") == (Reused(), True)
     found, unchanged = reuse(target, "random")
     naive = mask_of(ladder, "imp", 0)
     assert unchanged and found.mask != naive and found.mask.layer_sparsities() == naive.layer_sparsities()
