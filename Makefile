@@ -4,7 +4,7 @@ RUN := .venv/bin/
 # One thread a process: on few cores, two threads of a small network wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: ticket test slow-test lint clean
+.PHONY: ticket test slow-test lint docs clean
 
 ticket: .venv/installed
 	$(RUN)accelerate launch --config_file recipes/accelerate/one_process.yaml \
@@ -22,9 +22,13 @@ lint: .venv/installed
 	$(RUN)ruff format --check
 	$(RUN)pyright
 
+# The site, in outputs/site. Nothing is fetched, and every warning is an error: a dead link, a name that is not there.
+docs: .venv/installed
+	$(RUN)sphinx-build --quiet --fail-on-warning --conf-dir docs --doctree-dir outputs/doctrees . outputs/site
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable ".[recipes,dev]"
+	$(RUN)python -m pip install --quiet --constraint constraints.txt --editable ".[recipes,dev,docs]"
 	touch $@
 
 clean:

@@ -112,7 +112,7 @@ def check_score(score: Score, weights: Mapping[str, Tensor]) -> None:
 
 @needs()
 def magnitude(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # noqa: B008  # immutable
-    """Score by magnitude, |w|.
+    """Score by magnitude, ``|w|``.
 
     Reference:
         Han et al., 2015, "Learning both Weights and Connections for Efficient Neural Networks", arXiv:1506.02626.
@@ -128,7 +128,7 @@ def random_score(weight: Tensor, evidence: Evidence = Evidence()) -> Tensor:  # 
 
 @needs("gradient")
 def saliency(weight: Tensor, evidence: Evidence) -> Tensor:
-    """Score by |w * dL/dw|, the first-order change of the loss when the weight is removed.
+    """Score by ``|w * dL/dw|``, the first-order change of the loss when the weight is removed.
 
     Raises:
         ValueError: The evidence has no gradient.
@@ -157,7 +157,7 @@ def movement(weight: Tensor, evidence: Evidence) -> Tensor:
 
 @needs("input_norm")
 def wanda(weight: Tensor, evidence: Evidence) -> Tensor:
-    """Score by |w| * ||x||, the magnitude times the L2 norm of the input feature that the weight multiplies.
+    """Score by ``|w| * ||x||``, the magnitude times the L2 norm of the input feature that the weight multiplies.
 
     Raises:
         ValueError: The evidence has no input norm, as is the case for stacked experts.

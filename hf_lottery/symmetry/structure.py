@@ -219,7 +219,7 @@ class Structure:
             names: Count only these tensors, such as the prunable ones.
 
         Returns:
-            Share of the elements with a free group on at least one axis, and on every axis that units lie on: the axes
+            Share of the elements with a free group on at least one axis, and on every axis that units lie on. The axes
             of a convolution's kernel and axes of one index do not count.
         """
         elements = some = both = 0

@@ -59,7 +59,7 @@ def keep_sparse(
             and two to three times as long.
 
     Returns:
-        A handle that is also a context manager: at the end, ``with keep_sparse(model, mask): train(model)`` verifies
+        A handle that is also a context manager. At the end, ``with keep_sparse(model, mask): train(model)`` verifies
         the sparsity and frees the weights. Without ``with``, call ``handle.verify()`` and ``handle.remove()``.
 
     Raises:
