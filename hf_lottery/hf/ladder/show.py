@@ -2,6 +2,7 @@
 
     python -m hf_lottery.hf.ladder.show docs/ladder/mnist1d-mlp.json
     python -m hf_lottery.hf.ladder.show docs/ladder/*.json --compare minus_naive --rows lth permuted_weight
+    python -m hf_lottery.hf.ladder.show docs/ladder/*.json --rank permuted_weight permuted_activation
     python -m hf_lottery.hf.ladder.show docs/ladder/mnist1d-mlp.json --pairs aws_signs-aws_mask
 
 The files are what transfer_ladder.py writes as ``ladder.json``.
@@ -18,6 +19,7 @@ from typing import Any
 from ...report import markdown_table
 from ..commands.errors import command
 from ..hub.errors import first_line
+from .ranking import ranking
 from .table import COMPARED, comparison, conclusions, difference_table, label, ladder_table, obtained, plot_ladders
 
 _MUST = "a ladder must be a file that transfer_ladder.py wrote, such as ladder.json"
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("ladders", nargs="+", type=Path, help="Files with the results of ladders.")
     parser.add_argument("--compare", choices=COMPARED, help="The number to show side by side.")
+    parser.add_argument("--rank", nargs="+", help="Rows to rank by their gain over naive, over all ladders.")
     parser.add_argument("--rows", nargs="+", help="Rows to compare and to draw. Default: all.")
     parser.add_argument(
         "--pairs", nargs="+", help="Pairs of rows whose paired difference is shown. Default: those of the ladder."
@@ -40,11 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     ladders = [read_ladder(path) for path in args.ladders]
     known = dict.fromkeys(row for results in ladders for row in results["rows"])
-    if unknown := set(args.rows or ()) - set(known):
+    if unknown := {*(args.rows or ()), *(args.rank or ())} - set(known):
         raise ValueError(
             f"rows must name rows of these ladders; received {min(unknown)}. There are: {', '.join(known)}."
         )
-    if args.compare:
+    if args.rank:
+        print(markdown_table(*ranking(ladders, args.rank)))
+    elif args.compare:
         print(markdown_table(*comparison(ladders, args.compare, args.rows)))
     else:
         for found in ladders:
