@@ -15,38 +15,30 @@
     hf         everything of transformers: prunable, Ticket, the Trainers, the Hub, the command line
 
 A room imports only rooms above it. The names here are those of a first page; the others are in the rooms, such as
-``hf_lottery.report.plot_barriers``. The names of ``hf_lottery.hf`` load the Hugging Face libraries when they are first
-used; the rest needs torch, numpy, scipy, safetensors and zstandard.
+``hf_lottery.report.plot_barriers``. A name imports its module when it is first used: those of ``hf_lottery.hf`` load
+the Hugging Face libraries, the rest needs torch, numpy, scipy, safetensors and zstandard.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .alignment.matching import Match, activation_matching, weight_matching
-from .connectivity.barrier import error_barrier
-from .connectivity.repair import recalibrated
-from .masks.mask import Mask, MaskMismatchError
-from .masks.mask_series import MaskSeries
-from .pruning.evidence import gather_evidence
-from .pruning.mask_from_scores import prune
-from .pruning.schedules import cubic, geometric, one_shot
-from .pruning.scopes import erk, global_ranking, n_of_m, uniform
-from .pruning.scores import magnitude, movement, needs, random_score, saliency, score_weights, wanda
-from .report.page import write_report
-from .signs.norms import interpolated_norms, norm_parameters
-from .signs.signed_mask import SignedMask
-from .storage.encoding import MaskFileError
-from .symmetry.discovery import discover
-from .symmetry.errors import SpecMismatchError, SymmetryError
-from .symmetry.permutation import Permutation, permute_
-from .symmetry.spec import PermutationSpec
-from .training import rewind
-from .training.search import find_ticket
-from .training.snapshot import Snapshot
-from .training.sparsity import SparsityLeakError, keep_sparse
+from .lazy import lazy_names
 from .version import __version__
 
 if TYPE_CHECKING:
+    from . import alignment as alignment
+    from . import connectivity as connectivity
+    from . import hf as hf
+    from . import masks as masks
+    from . import networks as networks
+    from . import pruning as pruning
+    from . import report as report
+    from . import signs as signs
+    from . import storage as storage
+    from . import symmetry as symmetry
+    from . import training as training
+    from .alignment.matching import Match, activation_matching, weight_matching
+    from .connectivity.barrier import error_barrier
+    from .connectivity.repair import recalibrated
     from .hf.adapter import merge_adapter
     from .hf.hub.reference import RewindMismatchError
     from .hf.hub.ticket import Ticket
@@ -56,18 +48,66 @@ if TYPE_CHECKING:
     from .hf.trainers.lottery_trainer import LotteryTrainer
     from .hf.trainers.sparse_trainer import SparseTrainer
     from .hf.trainers.winning_sign_trainer import WinningSignTrainer
-
-_LAZY = {
-    "LotteryArguments": "trainers.arguments",
-    "LotteryTrainer": "trainers.lottery_trainer",
-    "RewindMismatchError": "hub.reference",
-    "SparseTrainer": "trainers.sparse_trainer",
-    "SparsityCallback": "trainers.callbacks",
-    "Ticket": "hub.ticket",
-    "WinningSignTrainer": "trainers.winning_sign_trainer",
-    "merge_adapter": "adapter",
-    "prunable": "prunable_weights",
-}
+    from .masks.mask import Mask, MaskMismatchError
+    from .masks.mask_series import MaskSeries
+    from .pruning.evidence import gather_evidence
+    from .pruning.mask_from_scores import prune
+    from .pruning.schedules import cubic, geometric, one_shot
+    from .pruning.scopes import erk, global_ranking, n_of_m, uniform
+    from .pruning.scores import magnitude, movement, needs, random_score, saliency, score_weights, wanda
+    from .report.page import write_report
+    from .signs.norms import interpolated_norms, norm_parameters
+    from .signs.signed_mask import SignedMask
+    from .storage.encoding import MaskFileError
+    from .symmetry.discovery import discover
+    from .symmetry.errors import SpecMismatchError, SymmetryError
+    from .symmetry.permutation import Permutation, permute_
+    from .symmetry.spec import PermutationSpec
+    from .training import rewind
+    from .training.search import find_ticket
+    from .training.snapshot import Snapshot
+    from .training.sparsity import SparsityLeakError, keep_sparse
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "alignment.matching": ["Match", "activation_matching", "weight_matching"],
+            "connectivity.barrier": ["error_barrier"],
+            "connectivity.repair": ["recalibrated"],
+            "hf.adapter": ["merge_adapter"],
+            "hf.hub.reference": ["RewindMismatchError"],
+            "hf.hub.ticket": ["Ticket"],
+            "hf.prunable_weights": ["prunable"],
+            "hf.trainers.arguments": ["LotteryArguments"],
+            "hf.trainers.callbacks": ["SparsityCallback"],
+            "hf.trainers.lottery_trainer": ["LotteryTrainer"],
+            "hf.trainers.sparse_trainer": ["SparseTrainer"],
+            "hf.trainers.winning_sign_trainer": ["WinningSignTrainer"],
+            "masks.mask": ["Mask", "MaskMismatchError"],
+            "masks.mask_series": ["MaskSeries"],
+            "pruning.evidence": ["gather_evidence"],
+            "pruning.mask_from_scores": ["prune"],
+            "pruning.schedules": ["cubic", "geometric", "one_shot"],
+            "pruning.scopes": ["erk", "global_ranking", "n_of_m", "uniform"],
+            "pruning.scores": ["magnitude", "movement", "needs", "random_score", "saliency", "score_weights", "wanda"],
+            "report.page": ["write_report"],
+            "signs.norms": ["interpolated_norms", "norm_parameters"],
+            "signs.signed_mask": ["SignedMask"],
+            "storage.encoding": ["MaskFileError"],
+            "symmetry.discovery": ["discover"],
+            "symmetry.errors": ["SpecMismatchError", "SymmetryError"],
+            "symmetry.permutation": ["Permutation", "permute_"],
+            "symmetry.spec": ["PermutationSpec"],
+            "training": ["rewind"],
+            "training.search": ["find_ticket"],
+            "training.snapshot": ["Snapshot"],
+            "training.sparsity": ["SparsityLeakError", "keep_sparse"],
+        },
+        modules=[
+            "alignment", "connectivity", "hf", "masks", "networks", "pruning", "report", "signs", "storage", "symmetry",
+            "training",
+        ],
+    )  # fmt: skip
 
 __all__ = [
     "LotteryArguments",
@@ -121,13 +161,3 @@ __all__ = [
     "weight_matching",
     "write_report",
 ]
-
-
-def __getattr__(name: str):
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".hf.{_LAZY[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

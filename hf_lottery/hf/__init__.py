@@ -3,15 +3,35 @@
 Import its most used names from ``hf_lottery``. Only the recipes and the metrics need ``datasets`` and ``evaluate``.
 """
 
-from .commands.parser import RecipeParser
-from .hub.ticket import Ticket
-from .metrics import classification_metrics, load_metric, predicted_classes
-from .prunable_weights import Prunable, prunable
-from .trainers.arguments import LotteryArguments
-from .trainers.callbacks import SparsityCallback
-from .trainers.lottery_trainer import LotteryTrainer
-from .trainers.sparse_trainer import SparseTrainer
-from .trainers.winning_sign_trainer import WinningSignTrainer
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+if TYPE_CHECKING:
+    from .commands.parser import RecipeParser
+    from .hub.ticket import Ticket
+    from .metrics import classification_metrics, load_metric, predicted_classes
+    from .prunable_weights import Prunable, prunable
+    from .trainers.arguments import LotteryArguments
+    from .trainers.callbacks import SparsityCallback
+    from .trainers.lottery_trainer import LotteryTrainer
+    from .trainers.sparse_trainer import SparseTrainer
+    from .trainers.winning_sign_trainer import WinningSignTrainer
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "commands.parser": ["RecipeParser"],
+            "hub.ticket": ["Ticket"],
+            "metrics": ["classification_metrics", "load_metric", "predicted_classes"],
+            "prunable_weights": ["Prunable", "prunable"],
+            "trainers.arguments": ["LotteryArguments"],
+            "trainers.callbacks": ["SparsityCallback"],
+            "trainers.lottery_trainer": ["LotteryTrainer"],
+            "trainers.sparse_trainer": ["SparseTrainer"],
+            "trainers.winning_sign_trainer": ["WinningSignTrainer"],
+        },
+    )
 
 __all__ = [
     "LotteryArguments",

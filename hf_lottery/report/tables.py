@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..connectivity.barrier import Barrier
 from ..networks.display import html_table, text_table
 from ..training.levels import Level
 from .records import History, Record, read_history
+
+if TYPE_CHECKING:
+    from ..connectivity.barrier import Barrier
 
 # Columns for the records of a Trainer, and the metrics that fill them: the first that a record has.
 _TRAINER_COLUMNS = {
