@@ -113,7 +113,12 @@ def reshard(model: nn.Module) -> None:
             put_back()
 
 
+def own_class(module: nn.Module) -> type:
+    """Return a module's own class; ``fully_shard`` replaces it by a subclass with another name."""
+    kinds = type(module).__mro__
+    return kinds[2] if kinds[1].__name__ == "FSDPModule" else kinds[0]
+
+
 def class_name(module: nn.Module) -> str:
-    """Return the name of a module's own class; ``fully_shard`` replaces it by a subclass with another name."""
-    names = [kind.__name__ for kind in type(module).__mro__]
-    return names[2] if names[1] == "FSDPModule" else names[0]
+    """Return the name of a module's own class."""
+    return own_class(module).__name__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, ClassVar, TypedDict
@@ -59,6 +59,7 @@ class HubMixin:
 
     FILES: ClassVar[tuple[str, ...]]
     OPTIONAL_FILES: ClassVar[tuple[str, ...]] = ()
+    MODEL_BESIDE: ClassVar[bool] = False  # whether it may write model.safetensors, which must replace no other model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the files into ``folder``."""
@@ -100,7 +101,12 @@ class HubMixin:
 
 
 def find_folder(
-    source: str | Path, files: Sequence[str], *, optional: Sequence[str] = (), **where: Unpack[Where]
+    source: str | Path,
+    files: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    further: Callable[[Path], Sequence[str]] | None = None,
+    **where: Unpack[Where],
 ) -> Path:
     """Find the folder to read from: ``source`` itself, or the downloaded files of a repository, all of one commit.
 
@@ -108,6 +114,7 @@ def find_folder(
         source: A folder, or the id of a repository on the Hub. A folder that exists wins.
         files: Names of the files that must exist.
         optional: Names of files that may be missing.
+        further: Given the folder with those files, names the others that they speak of. They are downloaded too.
         where: Options of the Hub; see :class:`Where`.
 
     Raises:
@@ -126,7 +133,7 @@ def find_folder(
         if given := [name for name, value in where.items() if name != "subfolder" and value]:
             raise ValueError(f"{given[0]} must come with a repository on the Hub; received the folder {source}.")
         return Path(source) / subfolder
-    return hub_module().fetch(str(source), files, optional=optional, **where)
+    return hub_module().fetch(str(source), files, optional=optional, further=further, **where)
 
 
 def is_repository(source: str | Path) -> bool:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...masks.file import CONFIG_NAME, MASK_NAME, read_mask, stage_mask
+from ...masks.config import CONFIG_NAME, read_config
+from ...masks.file import MASK_NAME, read_mask, stage_mask
 from ...masks.mask import Mask, MaskMismatchError
 from ...masks.mask_series import MaskSeries
 from ...networks.configuration import configuration_differences, configuration_of, deciding
@@ -24,12 +25,16 @@ from ...networks.shards import class_name, local, part_of
 from ...report import plot_against_density
 from ...storage.atomic import staged_folder
 from ...storage.encoding import MaskFileError
-from ...storage.hub_mixin import HubMixin
+from ...storage.hub_mixin import HubMixin, find_folder
 from ...training.snapshot import Snapshot
 from ..trainers.run_folder import REWIND_NAME
-from .card import ticket_card
+from .card import merged_card
+from .difference import DIFFERENCE_NAME, Difference
 from .local_paths import clean_config_, without_local_paths
+from .model_file import stage_model, stale_model
+from .processing import processing_files, read_processing, stage_processing, stated_processing, without_places
 from .reference import Reference
+from .ticket_card import ticket_card
 from .ticket_files import (
     MODEL_CONFIG_NAME,
     base_id,
@@ -39,7 +44,8 @@ from .ticket_files import (
     stage_model_config,
     stage_start,
 )
-from .ticket_model import build_start, known_class
+from .ticket_model import build_start, defined_in, known_class
+from .transfer import base_model
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -55,30 +61,67 @@ class Ticket(HubMixin):
 
     Attributes:
         mask: Which weights stay.
-        start: The weights and buffers that training starts from, or a :class:`Reference` to them.
+        start: The weights and buffers that training starts from; a :class:`Reference` to them; or for a fine-tuning,
+            its :class:`~hf_lottery.hf.hub.difference.Difference` to the base model.
         info: Where the ticket comes from, in JSON terms: ``level``, ``settings``, ``history`` of (level, sparsity,
-            metrics), ``architecture``, ``base_model``, ``parents``, ``permutation``, or your own keys. It is kept in
-            ``mask_config.json``.
+            metrics), ``architecture``, ``defined_in`` (the package of that class), ``base_model``, ``comparison``,
+            ``about``, ``parents``, ``permutation``, or your own keys. It is kept in ``mask_config.json``.
         model_config: Configuration to build the model from; None if it is not a transformers model.
         series: The masks of all levels up to this one, if they are known. They are saved in the same file.
+        processing: The files of its tokenizer or image processor: name -> bytes. ``AutoTokenizer`` and
+            ``AutoImageProcessor`` load them from the ticket's folder or repository.
 
     Raises:
         ValueError: The mask is not the last of the series, or one of these keys of ``info`` has another type.
     """
 
     FILES: ClassVar[tuple[str, ...]] = (CONFIG_NAME, MASK_NAME)
-    OPTIONAL_FILES: ClassVar[tuple[str, ...]] = (REWIND_NAME, MODEL_CONFIG_NAME)
+    OPTIONAL_FILES: ClassVar[tuple[str, ...]] = (REWIND_NAME, DIFFERENCE_NAME, MODEL_CONFIG_NAME)
+    MODEL_BESIDE: ClassVar[bool] = True
 
     mask: Mask
-    start: Snapshot | Reference
+    start: Snapshot | Reference | Difference
     info: dict[str, Any] = field(default_factory=dict)
     model_config: PreTrainedConfig | None = None
     series: MaskSeries | None = None
+    processing: Mapping[str, bytes] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        mask: Mask,
+        start: Snapshot | Reference | Difference,
+        *,
+        info: Mapping[str, Any] | None = None,
+        series: MaskSeries | None = None,
+        processing: Any = None,
+        token: str | bool | None = None,
+    ) -> Ticket:
+        """Make the ticket of a model, with all that :meth:`build_model` needs to know of it.
+
+        Args:
+            model: The model, trained or not; its weights do not count.
+            mask: Which weights stay.
+            start: The weights that the ticket starts from, or a reference to them.
+            info: Further keys of the info.
+            series: The masks of all levels.
+            processing: The tokenizer or image processor, as a Trainer takes it as ``processing_class``.
+            token: The token for the Hub, which is asked for the commit of the base model.
+        """
+        config = getattr(base_of(model), "config", None)
+        config = config if isinstance(config, PreTrainedConfig) else None
+        own: dict[str, Any] = {"architecture": class_name(base_of(model)), "defined_in": defined_in(model)}
+        if config is not None and (base := base_model(config, token=token)):
+            own["base_model"] = base
+        return cls(mask, start, {**own, **(info or {})}, config, series, processing_files(processing))
 
     def __post_init__(self) -> None:
         check_info(self.info)
         if self.series is not None and self.series[-1] != self.mask:
             raise ValueError("the mask of a ticket must be the last of its series; received another.")
+        if isinstance(self.start, Difference) and self.start.mask != self.mask:
+            raise ValueError("the mask of a ticket must be that of its difference; received another.")
 
     def __repr__(self) -> str:
         return "\n".join(["Ticket", *(f"  {name + ':':<8}{text}" for name, text in self._facts())])
@@ -143,16 +186,42 @@ class Ticket(HubMixin):
             MaskMismatchError: The class or the configuration has changed since the ticket was saved.
             RewindMismatchError: The start is a reference, and the model that it names is at other weights.
         """
-        architecture = self.info.get("architecture")
+        kind, architecture = self._class(), self.info.get("architecture")
         if self.model_config is None or not isinstance(architecture, str):
             raise ValueError(
                 "a ticket must know its model's class and configuration to build it; received "
                 f"architecture={architecture!r:.80} and model_config={type(self.model_config).__name__}. Build the "
                 "model yourself, and call ticket.apply_(model)."
             )
-        model = build_start(architecture, self.model_config, self.start, **where)
+        if kind is None:
+            package = self.info.get("defined_in")
+            raise ValueError(
+                f"the model's class must be one that transformers knows for a {type(self.model_config).__name__}; "
+                f"received {architecture!r:.80}{f' of {package!r:.80}' if package else ''}. Import the module that "
+                "registers it with AutoModel.register, or build the model yourself and call ticket.apply_(model)."
+            )
+        start = self.start.base(self.info.get("base_model")) if isinstance(self.start, Difference) else self.start
+        model = build_start(kind, self.model_config, start, **where)
         self.apply_(model)
         return model.eval()
+
+    def _class(self) -> type[PreTrainedModel] | None:
+        architecture = self.info.get("architecture")
+        if self.model_config is None or not isinstance(architecture, str):
+            return None
+        return known_class(architecture, self.model_config, self.info.get("defined_in"))
+
+    def _is_named(self) -> bool:
+        """Whether the weights to start from, or the base that they differ from, are named and not stored."""
+        return isinstance(self.start, Reference) or (isinstance(self.start, Difference) and bool(base_id(self.info)))
+
+    def _stored_model(self) -> PreTrainedModel | None:
+        """Build the model at the stored weights; None if they are not stored, or are not those of the named class."""
+        kind = self._class()
+        if kind is None or self.model_config is None or not isinstance(self.start, Snapshot):
+            return None
+        model = build_start(kind, self.model_config, self.start)
+        return None if _structural(self.start.tensors, named_state(model, numbers=False)) else model
 
     def differences(self, model: nn.Module) -> list[str]:
         """List how a model differs from the one that the ticket is for: in class, base model, configuration, structure.
@@ -161,9 +230,11 @@ class Ticket(HubMixin):
         and epsilons. Dropout rates, labels, dtype, cache and the implementation of attention do not count.
         """
         found = []
-        architecture = self.info.get("architecture")
+        architecture, package = self.info.get("architecture"), self.info.get("defined_in")
         if architecture and architecture != class_name(base_of(model)):
             found.append(f"class {architecture} in the ticket, {class_name(base_of(model))} here")
+        elif package and (package == "transformers") != (defined_in(model) == "transformers"):
+            found.append(f"class {architecture} of {package} in the ticket, of {defined_in(model)} here")
         base = base_id(self.info)
         here = getattr(getattr(model, "config", None), "_name_or_path", None)
         if base and here and base != here:
@@ -183,29 +254,44 @@ class Ticket(HubMixin):
     def save_pretrained(self, folder: str | Path) -> None:
         """Write mask, start, model configuration and card into ``folder``; none of the files is a pickle.
 
-        A new folder appears in one step. In an existing folder the files are replaced, except a README.md. If
-        matplotlib is installed and the history has more than one level, a picture of accuracy against density is added.
+        Where the start is stored and the class is known, ``model.safetensors`` is the model at the start under the
+        mask, for ``AutoModel.from_pretrained(folder)``. A new folder appears in one step. In an existing folder the
+        files are replaced, but of a README.md only the library's own part. If matplotlib is installed and the history
+        has more than one level, a picture of accuracy against density is added.
+
+        Raises:
+            FileExistsError: The folder holds a model that is not the ticket's.
+            MaskMismatchError: The mask does not fit the stored weights.
         """
         if isinstance(self.start, Snapshot):
             self.mask.check_fits(self.start.tensors)
-        keep_card = (Path(folder) / "README.md").exists()
+        model = self._stored_model()
+        stale = stale_model(Path(folder), writes=model is not None)
+        card = merged_card(Path(folder) / "README.md", self.card("."))
         with staged_folder(folder, last=CONFIG_NAME) as stage:
-            extra = {"rewind": stage_start(stage, self.start), **stage_model_config(stage, self.model_config)}
+            extra = {"rewind": stage_start(stage, self.start), "processing": stage_processing(stage, self.processing)}
+            if model is not None:
+                self.apply_(model)
+                extra |= stage_model(stage, model)
+            extra |= stage_model_config(stage, self.model_config, self.info.get("architecture"))
             self._draw(stage / _PICTURE_NAME)
-            if not keep_card:
-                (stage / "README.md").write_text(self.card("path/to/this/folder"))
+            if card is not None:
+                (stage / "README.md").write_text(card, encoding="utf-8")
             extra["info"] = self.info
             if self.series is not None:
                 self.series.stage(stage, extra=extra)
             else:
                 stage_mask(stage, self.mask, extra=extra)
+            if stale is not None:
+                stale.unlink()
 
     def without_local_paths(self) -> Ticket:
         """Return the ticket without paths of this machine in its info and its model's configuration."""
         config = copy.deepcopy(self.model_config)
         if config is not None:
             clean_config_(config)
-        return replace(self, info=without_local_paths(self.info), model_config=config)
+        info, files = without_local_paths(self.info), without_places(self.processing)
+        return replace(self, info=info, model_config=config, processing=files)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> Ticket:
@@ -219,14 +305,14 @@ class Ticket(HubMixin):
             FileNotFoundError: A file is missing.
             MaskFileError: A file is malformed, damaged, of a newer format, or from another save.
         """
-        folder = cls._folder(source, **where)
+        folder = find_folder(source, cls.FILES, optional=cls.OPTIONAL_FILES, further=_processing_names, **where)
         entries, config = read_mask(folder)
         mask = Mask(entries)
         try:
             check_info(info := config.get("info", {}))
         except ValueError as error:
             raise MaskFileError(f"{folder / CONFIG_NAME}: {error}") from error
-        rewind = read_start(folder, config)
+        rewind = read_start(folder, config, mask)
         if isinstance(rewind, Snapshot):
             try:
                 mask.check_fits(rewind.tensors)
@@ -234,18 +320,24 @@ class Ticket(HubMixin):
                 raise MaskFileError(f"{folder}: mask and rewind weights must fit each other; {error}") from error
         model_config = read_ticket_model_config(folder, config)
         series = MaskSeries.from_pretrained(folder) if config["mask_type"] == "series" else None
-        return cls(mask, rewind, info, model_config, series)
+        return cls(mask, rewind, info, model_config, series, read_processing(folder, config))
 
     def card(self, source: str) -> str:
         """Write the README.md of a ticket that will be loaded from ``source``."""
-        if isinstance(self.start, Snapshot):
-            start = f"It starts from weights after {self.start.step} optimizer steps, in `{REWIND_NAME}`."
-        else:
-            start = f"It starts from the weights of `{self.start}`, and checks that the model is at them."
+        kind = self._class()
+        stored = kind if isinstance(self.start, Snapshot) and self._stored_model() is not None else None
+        builds = stored is not None or (kind is not None and self._is_named())
         drawn = len(self._accuracies()) > 1 and _can_draw()
-        architecture = self.info.get("architecture", "")
-        builds = self.model_config is not None and known_class(architecture, self.model_config) is not None
-        return ticket_card(self.mask, self.info, source, start, _PICTURE_NAME if drawn else None, builds=builds)
+        return ticket_card(
+            self.mask,
+            self.start,
+            self.info,
+            source,
+            builds=builds,
+            stored=stored,
+            processing=self.processing,
+            picture=_PICTURE_NAME if drawn else None,
+        )
 
     def _accuracies(self) -> dict[float, list[float]]:
         points = [(r["sparsity"], r["metrics"].get("eval_accuracy")) for r in self.info.get("history", [])]
@@ -255,6 +347,10 @@ class Ticket(HubMixin):
         if len(self._accuracies()) > 1 and _can_draw():
             title = str(self.info.get("architecture", "ticket"))
             plot_against_density(path, {"ticket": self._accuracies()}, ylabel="accuracy", title=title)
+
+
+def _processing_names(folder: Path) -> list[str]:
+    return list(stated_processing(read_config(folder / CONFIG_NAME)))
 
 
 def _listed(differences: list[str]) -> str:
@@ -274,9 +370,11 @@ def _structural(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> lis
     return found
 
 
-def _restore_fitting_(model: nn.Module, rewind: Snapshot | Reference) -> None:
+def _restore_fitting_(model: nn.Module, rewind: Snapshot | Reference | Difference) -> None:
     if isinstance(rewind, Reference):
         return  # nothing is stored that could be restored
+    if isinstance(rewind, Difference):
+        return rewind.restore_(model)  # which fits wholly, or not at all
     with torch.no_grad():
         for name, tensor in named_state(model).items():
             if name in rewind.tensors and rewind.tensors[name].shape == tensor.shape:

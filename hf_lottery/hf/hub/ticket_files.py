@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,26 +11,30 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from ...masks.file import CONFIG_NAME
+from ...masks.config import CONFIG_NAME
+from ...masks.mask import Mask
 from ...storage.checksums import check_files, check_sha256, read_record, sha256_of
 from ...storage.encoding import MaskFileError
 from ...storage.json_files import text_sha256
 from ...training.snapshot import Snapshot
 from ..trainers.run_folder import FILES_NAME, REWIND_NAME
+from .difference import Difference
 from .model_config import read_model_config
 from .reference import Reference
 
 MODEL_CONFIG_NAME = "config.json"
 _KINDS: dict[str, Any] = {
-    "architecture": str, "level": int, "settings": dict, "base_model": str | dict, "parents": list,
-    "permutation": dict, "history": list,
+    "architecture": str, "defined_in": str, "level": int, "settings": dict, "base_model": str | dict, "parents": list,
+    "permutation": dict, "history": list, "comparison": dict, "about": dict,
 }  # fmt: skip
 
 
-def stage_start(stage: Path, start: Snapshot | Reference) -> dict[str, Any]:
+def stage_start(stage: Path, start: Snapshot | Reference | Difference) -> dict[str, Any]:
     """Write the weights that a ticket starts from; return what the config says of them."""
     if isinstance(start, Reference):
         return {"by": "reference", **start.to_dict()}
+    if isinstance(start, Difference):
+        return start.stage(stage)
     start.save(stage / REWIND_NAME)
     return {
         "step": start.step,
@@ -40,23 +45,34 @@ def stage_start(stage: Path, start: Snapshot | Reference) -> dict[str, Any]:
     }
 
 
-def stage_model_config(stage: Path, config: PreTrainedConfig | None) -> dict[str, Any]:
-    """Write the model's configuration, if there is one; return the keys of the config that tell of it."""
+def stage_model_config(stage: Path, config: PreTrainedConfig | None, architecture: Any) -> dict[str, Any]:
+    """Write the model's configuration, if there is one; return the keys of the config that tell of it.
+
+    Args:
+        stage: The folder. A configuration that lies there already is the one to tell of.
+        config: The configuration.
+        architecture: Name of the model's class, if it is known.
+    """
     if config is None:  # the folder may hold another config.json from before
         return {"model_config": False}
-    config.save_pretrained(stage)
+    if not (stage / MODEL_CONFIG_NAME).exists():
+        config = copy.deepcopy(config)
+        if isinstance(architecture, str):  # which Auto classes and pipelines read
+            config.architectures = [architecture]
+        config.save_pretrained(stage)
     return {
         "model_config": True,
         "model_config_sha256": text_sha256(stage / MODEL_CONFIG_NAME, error=ValueError),
     }
 
 
-def read_start(folder: Path, config: Mapping[str, Any]) -> Snapshot | Reference:
+def read_start(folder: Path, config: Mapping[str, Any], mask: Mask) -> Snapshot | Reference | Difference:
     """Read the weights that a ticket starts from.
 
     Args:
         folder: The ticket's folder.
         config: What its ``mask_config.json`` says.
+        mask: The mask of the ticket.
 
     Raises:
         FileNotFoundError: There are no weights.
@@ -68,6 +84,8 @@ def read_start(folder: Path, config: Mapping[str, Any]) -> Snapshot | Reference:
             return Reference.from_dict({key: value for key, value in stated.items() if key != "by"})
         except MaskFileError as error:
             raise MaskFileError(f"{folder / CONFIG_NAME}: {error}") from error
+    if stated.get("by") == "difference":
+        return Difference.read(folder, stated, mask)
     if not stated and not path.exists():
         raise FileNotFoundError(
             f"a ticket must have weights to start from; received {folder}, which holds only a mask. Load it with "
@@ -127,6 +145,12 @@ def check_info(info: Any) -> None:
         raise ValueError(
             f"base_model in the info of a ticket must have a text as its id; received {info['base_model']!r:.80}."
         )
+    if info.get("comparison") and not _is_table(info["comparison"]):
+        raise ValueError(
+            "comparison in the info of a ticket must have a header, rows of as many texts, and a text; "
+            f"received {info['comparison']!r:.80}."
+        )
+    _check_about(info.get("about") or {})
     for record in info.get("history") or []:
         if not _is_level(record):
             raise ValueError(
@@ -139,6 +163,20 @@ def base_id(info: Mapping[str, Any]) -> str | None:
     """Return the base model that a ticket's info names, if any."""
     base = info.get("base_model") or None
     return base.get("id") if isinstance(base, Mapping) else base
+
+
+def _is_table(found: dict[str, Any]) -> bool:
+    lines = [found.get("header"), *rows] if isinstance(rows := found.get("rows"), list) else [None]
+    texts = all(isinstance(line, list) and all(isinstance(cell, str) for cell in line) for line in lines)
+    return texts and len({len(line) for line in lines if line is not None}) == 1 and isinstance(found.get("text"), str)
+
+
+def _check_about(about: dict[str, Any]) -> None:
+    for key, kind in {"command": list, "changed": list, "versions": dict, "date": str, "hardware": str}.items():
+        if not isinstance(about.get(key), kind | None):
+            raise ValueError(
+                f"{key} in about of a ticket's info must be of type {kind.__name__}; received {about[key]!r:.80}."
+            )
 
 
 def _is_level(record: Any) -> bool:

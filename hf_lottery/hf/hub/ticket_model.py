@@ -9,62 +9,83 @@ from typing import Any, cast
 import transformers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 
 from ...networks.generators import kept_generators
-from ...networks.names import named_state
+from ...networks.names import base_of, named_state
+from ...networks.shards import own_class
 from ...training.snapshot import Snapshot
 from .reference import Reference
 
 
-def known_class(architecture: str, config: PreTrainedConfig) -> type[PreTrainedModel] | None:
+def defined_in(model: nn.Module) -> str:
+    """Return the package whose code defines a model's class, such as "transformers"; a script is "__main__"."""
+    return own_class(base_of(model)).__module__.partition(".")[0]
+
+
+def known_class(
+    architecture: str, config: PreTrainedConfig, package: str | None = None
+) -> type[PreTrainedModel] | None:
     """Return the class of a model: one of transformers, or one that ``AutoModel.register`` was called for.
 
     Args:
         architecture: Its name.
         config: A configuration that it takes.
+        package: The package that defines it, as :func:`defined_in` gives it. A class of one's own is never taken for
+            the class of the same name in transformers. None if it is not known.
 
     Returns:
         The class; None if there is none.
     """
     for kind in (getattr(transformers, architecture, None), *_registered(type(config))):
         fits = isinstance(kind, type) and issubclass(kind, PreTrainedModel) and kind.__name__ == architecture
-        if fits and isinstance(config, cast(Any, kind).config_class or PreTrainedConfig):
+        if not fits or not isinstance(config, cast(Any, kind).config_class or PreTrainedConfig):
+            continue
+        # A script's module has another name where it is imported, so only transformers' own classes are told apart.
+        of_transformers = kind.__module__.startswith("transformers.")
+        if package is None or of_transformers == (package == "transformers"):
             return kind
     return None
 
 
+def auto_class(kind: type[PreTrainedModel]) -> str | None:
+    """Return the name of the Auto class that loads a model class by its configuration; None if none does."""
+    names = [name for name in vars(modeling_auto) if name.startswith("AutoModel")]
+    for name in sorted(names, key=lambda name: name == "AutoModelForPreTraining"):  # which also has the causal models
+        mapping = getattr(getattr(modeling_auto, name), "_model_mapping", None)
+        if mapping is not None and kind.config_class in mapping:
+            known = mapping[kind.config_class]
+            if kind is (known[0] if isinstance(known, tuple | list) else known):
+                return name
+    return None
+
+
 def build_start(
-    architecture: str, config: PreTrainedConfig, start: Snapshot | Reference, **where: Any
+    kind: type[PreTrainedModel], config: PreTrainedConfig, start: Snapshot | Reference, **where: Any
 ) -> PreTrainedModel:
     """Build a model where training starts, or where :meth:`Ticket.apply_` puts it there.
 
     Args:
-        architecture: Name of its class.
+        kind: Its class.
         config: Its configuration; not changed.
-        start: The weights. Those on the Hub are downloaded, those of a seed are drawn again; stored ones are not yet
-            put into the model.
+        start: The weights. Those on the Hub are downloaded, those of a seed are drawn again. Where they are stored,
+            the model has no values yet.
         where: For weights on the Hub: ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
-
-    Raises:
-        ValueError: There is no class of this name that takes such a configuration.
     """
-    kind, config = known_class(architecture, config), copy.deepcopy(config)
-    if kind is None:
-        raise ValueError(
-            f"the model's class must be one that transformers knows for a {type(config).__name__}; received "
-            f"{architecture!r:.80}. Import the module that registers it with AutoModel.register, or build the "
-            "model yourself and call ticket.apply_(model)."
-        )
+    config = copy.deepcopy(config)
     with kept_generators():
         if isinstance(start, Reference) and start.kind == "pretrained":
             # The repository's own configuration may have another dropout, or another precision.
             place = {"revision": start.revision, "config": config, **where}
             return kind.from_pretrained(cast(str, start.repo_id), **place)
-        set_seed(cast(int, start.seed) if isinstance(start, Reference) else 0)
-        model = cast(Any, kind)(config)
-    if isinstance(start, Snapshot):
-        _take_dtypes_(model, start)
+        if isinstance(start, Reference):
+            set_seed(cast(int, start.seed))
+            return cast(Any, kind)(config)
+        with no_init_weights():  # drawing values that are replaced takes minutes for a large model
+            model = cast(Any, kind)(config)
+    model.tie_weights()  # which the initialization would have done
+    _take_dtypes_(model, start)
     return model
 
 

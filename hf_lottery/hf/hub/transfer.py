@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +12,7 @@ from huggingface_hub import (
     _CACHED_NO_EXIST,
     CommitInfo,
     CommitOperationAdd,
+    CommitOperationDelete,
     HfApi,
     get_cached_repo_tree,
     hf_hub_download,
@@ -32,7 +33,9 @@ from ...storage.hub_mixin import REPO_ID, HubError, find_folder, is_repository
 from ...version import __version__
 from .card import merge_cards, other_card
 from .errors import absence, first_line, hub_errors, lost_commit, origin
+from .model_file import MODEL_NAME, is_stale, model_on_hub
 
+_PROCESSING = (".txt", ".model", ".jinja")  # what tokenizers write beside .json
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -41,6 +44,7 @@ def fetch(
     files: Sequence[str],
     *,
     optional: Sequence[str] = (),
+    further: Callable[[Path], Sequence[str]] | None = None,
     revision: str | None = None,
     subfolder: str = "",
     token: str | bool | None = None,
@@ -54,6 +58,7 @@ def fetch(
         repo_id: The repository.
         files: Names of the files that must exist.
         optional: Names of files that may be missing, if the Hub says so; an error of the Hub does not count.
+        further: Given the folder with those files, names the others that they speak of, which must exist too.
         revision: Branch, tag or commit. It is resolved to a commit once, before the first file.
         subfolder: Folder in the repository.
         token: As in huggingface_hub: a token, True for the stored one, False for none.
@@ -77,23 +82,31 @@ def fetch(
             commit = api.resolve_revision(repo_id, revision=revision, **common).resolved
     except HubError as error:
         raise _unreadable(repo_id, at, error, local_files_only) from error
-    path = ""
-    for name in (*optional, *files):
-        found = _download(repo_id, name, subfolder or None, commit, force_download, common)
-        if found is None and name in files:
-            raise FileNotFoundError(f"{place} must hold {name} at {at}; received a repository without it.")
-        path = found or path
+
+    def get(names: Sequence[str]) -> str:
+        path = ""
+        for name in names:
+            found = _download(repo_id, name, subfolder or None, commit, force_download, common)
+            if found is None and name not in optional:
+                raise FileNotFoundError(f"{place} must hold {name} at {at}; received a repository without it.")
+            path = found or path
+        return path
+
+    path = get([*optional, *files])
     if not path:
         raise FileNotFoundError(f"{place} must hold {' or '.join(optional)} at {at}; received a repository without.")
-    return Path(path).parent
+    folder = Path(path).parent
+    if further is not None:
+        get(further(folder))
+    return folder
 
 
 def fetch_model(repo_id: str, *, subfolder: str = "", **where: Any) -> Path:
-    """Download the configuration and safetensors of a model, all of one commit; see :func:`fetch`."""
+    """Download configuration, safetensors and tokenizer of a model, all of one commit; see :func:`fetch`."""
     revision, token = where.pop("revision", None), where.pop("token", None)
     local_only, at = bool(where.get("local_files_only")), revision or "main"
     prefix = f"{glob.escape(subfolder.strip('/'))}/" if subfolder else ""
-    patterns = [f"{prefix}*.safetensors", f"{prefix}*.json"]
+    patterns = [f"{prefix}*{suffix}" for suffix in (".safetensors", ".json", *_PROCESSING)]
     try:
         with hub_errors(f"read {repo_id} at {at}"):
             path = _api(token).snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **where)
@@ -123,10 +136,10 @@ def push(
     token: str | bool | None = None,
 ) -> str:
     """Push the files that ``thing.save_pretrained`` writes, in one commit; see :meth:`HubMixin.push_to_hub`."""
-    api, state = _api(token), ["Nothing was pushed."]
+    api, state, thing = _api(token), ["Nothing was pushed."], thing.without_local_paths()
     with TemporaryDirectory() as temporary:
         folder = Path(temporary) / "saved"
-        thing.without_local_paths().save_pretrained(folder)
+        thing.save_pretrained(folder)
         if pickles := [file.name for file in folder.iterdir() if file.suffix in _PICKLES]:
             raise ValueError(f"a pushed folder must not hold a pickle; received {pickles[0]}.")
         with hub_errors(f"push to {repo_id}", state):
@@ -135,17 +148,20 @@ def push(
             head = str(_open(api, repo_id, revision, private=private, create_pr=create_pr, state=state).sha)
             old_tag = _find_tag(api, repo_id, tag)
             old_card = _read_card(api, repo_id, head, subfolder)
+            prefix = f"{subfolder.strip('/')}/" if subfolder else ""
+            model = model_on_hub(api, repo_id, head, prefix) if thing.MODEL_BESIDE else None
         source = f'{repo_id}", subfolder="{subfolder}' if subfolder else repo_id
         card = thing.card(source) if hasattr(thing, "card") else other_card(thing, source)
         card = card if old_card is None else merge_cards(old_card, card)
         (folder / "README.md").write_bytes(card.encode())
-        prefix = f"{subfolder.strip('/')}/" if subfolder else ""
-        additions = [CommitOperationAdd(f"{prefix}{file.name}", file) for file in sorted(folder.iterdir())]
+        changes: list[Any] = [CommitOperationAdd(f"{prefix}{file.name}", file) for file in sorted(folder.iterdir())]
+        if is_stale(model, writes=(folder / MODEL_NAME).exists(), place=repo_id):
+            changes.append(CommitOperationDelete(f"{prefix}{MODEL_NAME}"))
         message = commit_message or f"Push {type(thing).__name__} with hf_lottery {__version__}"
         with hub_errors(f"push to {repo_id}", state), lost_commit(state, f"{api.endpoint}/{repo_id}"):
             # The Hub refuses (412) if somebody else has pushed since the card was read.
             done = api.create_commit(
-                repo_id, additions, commit_message=message, revision=revision, parent_commit=head, create_pr=create_pr
+                repo_id, changes, commit_message=message, revision=revision, parent_commit=head, create_pr=create_pr
             )
     if tag is not None and not create_pr:
         _set_tag(api, repo_id, tag, done, old_tag)

@@ -64,7 +64,7 @@ def plan_disk(
     plan.add("masks", mask_files(trainer))
     plan.add("starting weights", record_file(3) + start * (2 if trainer.rewind_step() else 1))  # and the rewind point
     _add_levels(plan, trainer, levels, optimizer)
-    plan.add("ticket", ticket_files(trainer) + (0 if trainer.lottery.rewind_by_reference else start))
+    plan.add("ticket", ticket_files(trainer))
     if isinstance(trainer, WinningSignTrainer):
         plan.add("signed mask", signed_files(trainer))
     for part, size in others.items():

@@ -15,9 +15,13 @@ from transformers import PreTrainedConfig, TrainerControl, TrainerState
 
 from ...masks.mask import Mask
 from ...networks.names import named_state
+from ...networks.shards import class_name
 from ...report.style import PICTURE_BYTES
 from ...storage.encoding import packed_size
-from ..hub.card import ticket_card
+from ...training.snapshot import Snapshot
+from ..hub.about import changed_settings, surroundings
+from ..hub.ticket_card import ticket_card
+from ..hub.ticket_model import defined_in, known_class
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .files import compressed_bits, json_file, tensors_file, torch_file
@@ -58,16 +62,23 @@ def start_file(trainer: LotteryTrainer) -> int:
 
 def model_files(trainer: LotteryTrainer) -> int:
     """Return the bytes of a saved model: weights, configuration, tokenizer or image processor, and arguments."""
+    config = getattr(trainer.network, "config", None)
+    config = _text_size(config) if hasattr(config, "save_pretrained") else 0
+    return _weights_file(trainer) + config + _processing_files(trainer) + torch_file(trainer.args)
+
+
+def _weights_file(trainer: LotteryTrainer) -> int:
+    """Return the bytes of saved weights, with the settings of generation."""
     weights = {id(value): (name, value) for name, value in trainer.network.state_dict(keep_vars=True).items()}
-    configs = [getattr(trainer.network, name, None) for name in ("config", "generation_config")]
+    generation = getattr(trainer.network, "generation_config", None)
+    generation = _text_size(generation) if hasattr(generation, "save_pretrained") else 0
+    return tensors_file(dict(weights.values())) + generation  # tied weights are saved once
+
+
+def _processing_files(trainer: LotteryTrainer) -> int:
+    """Return the bytes of a tokenizer or image processor."""
     processor = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
-    return (
-        tensors_file(dict(weights.values()))  # tied weights are saved once
-        + sum(_text_size(config) for config in configs if hasattr(config, "save_pretrained"))
-        + _text_size(getattr(processor, "backend_tokenizer", None))
-        + _text_size(processor)
-        + torch_file(trainer.args)
-    )
+    return _text_size(getattr(processor, "backend_tokenizer", None)) + _text_size(processor)
 
 
 def resumable_files(trainer: LotteryTrainer, optimizer: OptimizerPlan) -> int:
@@ -99,16 +110,24 @@ def trainer_state_file(trainer: LotteryTrainer, level: LevelPlan, step: int) -> 
 
 
 def ticket_files(trainer: LotteryTrainer) -> int:
-    """Return the bytes of the last ticket without its weights: masks of all levels, configuration, card and picture."""
-    history = [_record(trainer)] * len(trainer.sparsities)
-    info = {"architecture": type(trainer.network).__name__, "settings": trainer.get_settings(), "history": history}
-    card = ticket_card(Mask({name: torch.ones(1, dtype=torch.bool) for name in trainer.weights}), info, "x", "", None)
+    """Return the bytes of the last ticket: masks of all levels, weights, configuration, card and picture."""
+    history, settings = [_record(trainer)] * len(trainer.sparsities), trainer.get_settings()
+    name, config = class_name(trainer.network), getattr(trainer.network, "config", None)
+    config = config if isinstance(config, PreTrainedConfig) else None
+    about = {**surroundings(), "changed": changed_settings(settings, type(trainer.args))}
+    info = {"architecture": name, "settings": settings, "history": history, "about": about}
+    kind = None if config is None else known_class(name, config, defined_in(trainer.network))
+    stored = None if trainer.lottery.rewind_by_reference else kind
+    mask = Mask({name: torch.ones(1, dtype=torch.bool) for name in trainer.weights})
+    told = {"builds": kind is not None, "stored": stored, "processing": {}, "picture": None}
     drawn = trainer.compute_metrics is not None and len(history) > 1 and importlib.util.find_spec("matplotlib")
-    config = getattr(trainer.network, "config", None)
     return (
         series_files(trainer, {"info": info, "rewind": {"by": "value", "sha256": "0" * 64}})
-        + len(card)
-        + (_text_size(config) if isinstance(config, PreTrainedConfig) else 0)
+        + len(ticket_card(mask, Snapshot(0, {}), info, "x", **told))
+        + (0 if config is None else _text_size(config))
+        + _processing_files(trainer)
+        + (0 if trainer.lottery.rewind_by_reference else start_file(trainer))
+        + (0 if stored is None else _weights_file(trainer))
         + (PICTURE_BYTES if drawn else 0)
     )
 

@@ -57,6 +57,7 @@ class LotteryTrainer(SparseTrainer):
 
     Attributes:
         weights: Name -> parameter that may be pruned.
+        about: What the ticket will say of how it was found, beside settings, versions, date and hardware.
         history: One ``{"level", "sparsity", "metrics"}`` for each finished level; the final run also has ``"final_run":
             True``. The metric ``sign_flips`` is the fraction of kept weights whose sign changed in training.
 
@@ -76,7 +77,7 @@ class LotteryTrainer(SparseTrainer):
         if not isinstance(self.args, LotteryArguments):
             raise TypeError(f"args must be LotteryArguments; received {type(self.args).__name__}.")
         check_arguments(self, knows_norms=self._knows_norms)
-        self.settings = dict(settings or {})
+        self.settings, self.about = dict(settings or {}), {}
         # The Trainer would call model_init at every train(), which would undo the rewinding.
         self.model_init = None
         self.lottery = self.args
@@ -264,7 +265,7 @@ class LotteryTrainer(SparseTrainer):
         if self.lottery.rewind_by_reference:
             begin = Reference.to(begin, self.network, self.args.seed)
         self.ticket = last_ticket(
-            run, self.network, begin, settings=self.get_settings(), history=self.history, token=self.args.hub_token
+            run, self, begin, settings=self.get_settings(), history=self.history, about=self.about
         )
         search.write(lambda: self.ticket.save_pretrained(run.ticket))
         if self.args.push_to_hub:

@@ -3,52 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import Trainer
 
 from ...masks.mask import Mask
 from ...masks.mask_series import MaskSeries
-from ...networks.names import unwrap
-from ...networks.shards import class_name
 from ...storage.hub_mixin import HubError
 from ...training.snapshot import Snapshot
+from ..hub.about import changed_settings, surroundings
 from ..hub.reference import Reference
 from ..hub.ticket import Ticket
-from ..hub.transfer import base_model
 from .run_folder import RunFolder
 
 
 def last_ticket(
     run: RunFolder,
-    model: nn.Module,
+    trainer: Trainer,
     start: Snapshot | Reference,
     *,
     settings: Mapping[str, Any],
     history: list[dict[str, Any]],
-    token: str | None,
+    about: Mapping[str, Any],
 ) -> Ticket:
     """Make the ticket of a search's last level.
 
     Args:
         run: The search's folder, which holds the masks of all levels.
-        model: The search's model.
+        trainer: The search's trainer.
         start: The weights that the ticket starts from, or a reference to them.
         settings: The settings of the search.
         history: One record for each level.
-        token: The token for the Hub, which is asked for the commit of the base model.
+        about: What else is known of how it was made; see :mod:`hf_lottery.hf.hub.about`.
     """
-    levels = len(history)
-    config = getattr(model, "config", None)
-    config = config if isinstance(config, PreTrainedConfig) else None
-    architecture = class_name(unwrap(model))  # also of a model that is compiled
-    info = {"level": levels - 1, "architecture": architecture, "settings": dict(settings), "history": history}
-    if config is not None and (base := base_model(config, token=token)):
-        info["base_model"] = base
+    args, levels = trainer.args, len(history)
+    known = {field.name for field in fields(args)}
+    others = [name for name in settings if name not in known and settings[name] is not None]
+    changed = [*changed_settings(settings, type(args)), *about.get("changed", others)]
+    about = {**surroundings(processes=args.world_size), **about, "changed": changed}
+    info = {"level": levels - 1, "settings": dict(settings), "history": history, "about": about}
     series = MaskSeries(Mask.from_pretrained(run.level(number)) for number in range(levels))
-    return Ticket(series[-1], start, info, config, series)
+    processing = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
+    model = cast(nn.Module, trainer.model)
+    return Ticket.of(model, series[-1], start, info=info, series=series, processing=processing, token=args.hub_token)
 
 
 def push_levels(ticket: Ticket, run: RunFolder, repo_id: str, *, private: bool | None, token: str | None) -> None:

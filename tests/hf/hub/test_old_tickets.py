@@ -1,4 +1,4 @@
-"""Tickets that version 0.1 wrote are read for ever: the files in tests/samples are its own, and are never written anew."""
+"""Tickets that version 0.1 wrote are read for ever. The files in tests/samples are its own, never written anew."""
 
 from pathlib import Path
 

@@ -31,7 +31,7 @@ def ticket():
 def test_round_trip_without_a_pickle(ticket, tmp_path):
     ticket.save_pretrained(tmp_path / "t")
     assert sorted(file.name for file in (tmp_path / "t").iterdir()) == [
-        "README.md", "config.json", "mask.safetensors", "mask_config.json", "rewind.safetensors",
+        "README.md", "config.json", "mask.safetensors", "mask_config.json", "model.safetensors", "rewind.safetensors",
     ]  # fmt: skip
     loaded = Ticket.from_pretrained(tmp_path / "t")
     assert loaded.mask == ticket.mask and loaded.info == ticket.info
@@ -61,7 +61,7 @@ def test_the_config_with_the_checksums_is_written_last(ticket, tmp_path, monkeyp
     with pytest.raises(OSError, match="disk full"):
         ticket.save_pretrained(tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "README.md", "config.json", "mask.safetensors", "rewind.safetensors",
+        "README.md", "config.json", "mask.safetensors", "model.safetensors", "rewind.safetensors",
     ]  # fmt: skip
 
 
@@ -93,7 +93,9 @@ def test_the_card_says_what_it_is_and_what_it_is_not(ticket, tmp_path):
     assert "library_name: hf_lottery" in card and "- lottery-ticket" in card
     assert f"sparsity **{ticket.mask.sparsity:.2%}**" in card
     assert "| 0     | 0.0000   | 0.8750   | 0.5000 |" in card
-    assert "# A lottery ticket of `ViTForImageClassification`\n" in card and "| rewind   | `step:5` |" in card
+    heads = [line for line in card.splitlines() if line.startswith("## ")]
+    assert heads == ["## How good it is", "## How to load it", "## How it was found", "## Limits"]
+    assert "# A lottery ticket of `ViTForImageClassification`\n" in card and "| rewind          | `step:5` |" in card
     assert all(f"| `{name}` " in card for name in ticket.mask)
     assert "not faster" in card
 

@@ -86,20 +86,6 @@ def test_a_class_that_computes_from_other_weights_is_refused():
         ticket_of(bert(), architecture="BertModel").build_model()
 
 
-@pytest.mark.parametrize("name", ["vit", "a head"])
-def test_the_card_says_how_and_its_code_runs(tmp_path, name):
-    ticket_of(MODELS[name]()).save_pretrained(tmp_path)
-    code = (tmp_path / "README.md").read_text().split("```python\n")[1].split("```")[0]
-    trained = []
-    exec(code.replace("path/to/this/folder", str(tmp_path)), {"train": trained.append})
-    assert Mask.from_model(prunable(trained[0])).kept <= Ticket.from_pretrained(tmp_path).mask.kept
-
-
-def test_the_card_of_a_model_that_only_the_user_knows_says_to_build_it():
-    assert "\nticket.apply_(model)  #" in ticket_of(net()).card("me/x")
-    assert "\nmodel = ticket.build_model()  #" in ticket_of(vit(0)).card("me/x")
-
-
 @pytest.mark.parametrize(("stored", "trained"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
 def test_weights_on_the_hub_get_the_configuration_and_precision_of_the_ticket(tmp_path, monkeypatch, stored, trained):
     bert(BertModel).to(stored).save_pretrained(tmp_path / "me/base")

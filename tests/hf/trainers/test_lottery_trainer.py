@@ -27,8 +27,11 @@ def test_levels_nest_hit_the_target_and_leave_a_ticket(finished):
     assert all("eval_loss" in record["metrics"] for record in ours.history)
     assert output.global_step == 6 and ours.args.output_dir == str(tmp_path)
     assert output.metrics == ours.history[-1]["metrics"] and output.training_loss == output.metrics["train_loss"]
+    about = ticket.info["about"]
+    assert about.keys() == {"changed", "versions", "date", "hardware"} and "learning_rate" in about["changed"]
     assert ticket.info == {
-        "level": 3, "architecture": "Net", "settings": ours.get_settings(), "history": ours.history,
+        "level": 3, "architecture": "Net", "defined_in": "small_task", "settings": ours.get_settings(),
+        "history": ours.history, "about": about,
     }  # fmt: skip
     assert not list((tmp_path / "ticket").glob("*.bin"))
     assert not list(tmp_path.glob("**/checkpoint-*"))

@@ -1,0 +1,106 @@
+"""The tokenizer or image processor of a ticket: files that travel with it as they are, and are never run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ...storage.checksums import check_sha256
+from ...storage.encoding import MaskFileError
+from .local_paths import is_local_path
+
+# What a tokenizer, image processor or chat template is saved in: data alone, neither code nor a pickle.
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}\.(json|txt|model|jinja)")
+_NOT_ITS_OWN = re.compile(r"(config|generation_config|mask_config)\.json|(model|mask|rewind)\..*")
+_NAMES_A_PLACE = re.compile(r"path|file|dir|folder")
+
+
+def processing_files(thing: Any) -> dict[str, bytes]:
+    """Return the files that a tokenizer or image processor writes, by name.
+
+    Args:
+        thing: What a Trainer takes as ``processing_class``; None has no files.
+    """
+    if not hasattr(thing, "save_pretrained"):
+        return {}
+    with TemporaryDirectory() as folder:
+        thing.save_pretrained(folder)
+        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if _is_allowed(file.name)}
+
+
+def stage_processing(stage: Path, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Write the files, and return the SHA-256 of each.
+
+    Raises:
+        ValueError: A name is not that of a file of settings.
+    """
+    for name, content in files.items():
+        if not _is_allowed(name):
+            raise ValueError(
+                f"processing must hold files of a tokenizer or image processor; received {name!r:.80}. Leave it out."
+            )
+        (stage / name).write_bytes(content)
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+
+
+def stated_processing(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return name and SHA-256 of the files that a ticket's config states.
+
+    Raises:
+        MaskFileError: They are not names with checksums.
+    """
+    stated = config.get("processing", {})
+    if not isinstance(stated, dict) or not all(_is_allowed(k) and isinstance(v, str) for k, v in stated.items()):
+        raise MaskFileError(
+            f"processing must map files of a tokenizer or image processor to checksums; received {stated!r:.80}."
+        )
+    return stated
+
+
+def read_processing(folder: Path, config: Mapping[str, Any]) -> dict[str, bytes]:
+    """Read the files that a ticket's config states.
+
+    Raises:
+        FileNotFoundError: One is missing.
+        MaskFileError: One has other bytes.
+    """
+    files = {}
+    for name, digest in stated_processing(config).items():
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"the ticket must hold {name}; received {folder} without it. Save it again.")
+        check_sha256(folder / name, digest, "mask_config.json", MaskFileError)
+        files[name] = (folder / name).read_bytes()
+    return files
+
+
+def loaders(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Return the Auto class that reads such files, and the name of a variable for what it gives."""
+    if "processor_config.json" in files:
+        return {"AutoProcessor": "processor"}
+    found = {"tokenizer_config.json": "AutoTokenizer", "preprocessor_config.json": "AutoImageProcessor"}
+    words = {"AutoTokenizer": "tokenizer", "AutoImageProcessor": "processor"}
+    return {kind: words[kind] for name, kind in found.items() if name in files}
+
+
+def without_places(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the files without settings that name a folder or file of this machine."""
+    cleaned = dict(files)
+    for name in files.keys() & {"tokenizer_config.json", "preprocessor_config.json", "processor_config.json"}:
+        settings = json.loads(files[name])
+        kept = {
+            key: value
+            for key, value in settings.items()
+            if not (_NAMES_A_PLACE.search(key) and isinstance(value, str) and is_local_path(value, names=True))
+        }
+        if kept != settings:
+            cleaned[name] = (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
+    return cleaned
+
+
+def _is_allowed(name: str) -> bool:
+    return bool(_NAME.fullmatch(name)) and not _NOT_ITS_OWN.fullmatch(name)
