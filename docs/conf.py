@@ -61,13 +61,15 @@ def public(module: str) -> dict[str, object]:
     return {name: getattr(found, name) for name in found.__all__}
 
 
-def foreign_bases() -> set[str]:
-    """The classes of other packages that ours extend: what a class takes from them is described by their packages."""
-    classes = [value for room in ROOMS for value in public(f"hf_lottery.{room}").values() if isinstance(value, type)]
-    return {base.__name__ for kind in classes for base in kind.__mro__ if not base.__module__.startswith("hf_lottery")}
-
-
-FOREIGN = foreign_bases()
+# The classes of other packages that ours extend: what a class takes from them is described by their packages.
+FOREIGN = {
+    base.__name__
+    for room in ROOMS
+    for value in public(f"hf_lottery.{room}").values()
+    if isinstance(value, type)
+    for base in value.__mro__
+    if not base.__module__.startswith("hf_lottery")
+}
 autodoc_default_options = {
     "members": True,
     "imported-members": True,
