@@ -9,6 +9,7 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from .commands.parser import RecipeParser
+    from .hub.sparse_model import SparseModel
     from .hub.ticket import Ticket
     from .metrics import classification_metrics, load_metric, predicted_classes
     from .prunable_weights import Prunable, prunable
@@ -22,6 +23,7 @@ else:
         __name__,
         {
             "commands.parser": ["RecipeParser"],
+            "hub.sparse_model": ["SparseModel"],
             "hub.ticket": ["Ticket"],
             "metrics": ["classification_metrics", "load_metric", "predicted_classes"],
             "prunable_weights": ["Prunable", "prunable"],
@@ -38,6 +40,7 @@ __all__ = [
     "LotteryTrainer",
     "Prunable",
     "RecipeParser",
+    "SparseModel",
     "SparseTrainer",
     "SparsityCallback",
     "Ticket",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -83,6 +83,18 @@ class Comparison:
             f"Means and 95 % intervals over {count} trainings of each, with other data orders, masks and "
             "initializations.\nThey do not cover other test data, nor the ticket of another search."
         )
+
+    @property
+    def for_ticket(self) -> dict[str, Any]:
+        """The comparison in JSON terms, for the info of the ticket and its card."""
+        header, rows = self.table
+        return {
+            "header": list(header),
+            "rows": [list(row) for row in rows],
+            "text": f"{self.conclusion}\n{self.explanation}",
+            "measure": self.measure,
+            "values": {name: values.tolist() for name, values in self.values.items()},
+        }
 
     @property
     def section(self) -> Section:

@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
+from transformers import PreTrainedModel
 
 from ...masks.mask import Mask
 from ...report import markdown_table
+from .auto_classes import auto_class
 
 _BEGIN, _END = "<!-- hf_lottery: written by the library from here -->", "<!-- hf_lottery: to here -->"
 _OWN = re.compile(re.escape(_BEGIN) + ".*?" + re.escape(_END), re.DOTALL)
@@ -109,3 +111,25 @@ def parameters(mask: Mask) -> str:
         for name, sparsity in mask.layer_sparsities().items()
     ]
     return markdown_table(["parameter", "shape", "sparsity"], rows)
+
+
+def loading_code(source: str, stored: type[PreTrainedModel], read: Mapping[str, str]) -> str:
+    """Make the code that loads a model with transformers alone.
+
+    Args:
+        source: The folder or repository.
+        stored: The model's class.
+        read: Auto class -> variable, for its tokenizer or image processor.
+    """
+    loader = auto_class(stored) or stored.__name__
+    head = f"from transformers import {', '.join(sorted([loader, *read]))}"
+    if not stored.__module__.startswith("transformers."):
+        head = f"import {stored.__module__}  # registers the class\n{head}"
+    named = {"model": loader, **{name: kind for kind, name in read.items()}}
+    return code_block(head, [f'{name} = {kind}.from_pretrained("{source}")' for name, kind in named.items()])
+
+
+def code_block(head: str, lines: list[str]) -> str:
+    """Make a block of Python: imports, an empty line, and the other lines."""
+    body = "\n".join(lines)
+    return f"```python\n{head}\n\n{body}\n```"

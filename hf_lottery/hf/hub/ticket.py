@@ -37,13 +37,12 @@ from .reference import Reference
 from .ticket_card import ticket_card
 from .ticket_files import (
     MODEL_CONFIG_NAME,
-    base_id,
-    check_info,
     read_start,
     read_ticket_model_config,
     stage_model_config,
     stage_start,
 )
+from .ticket_info import base_id, check_info
 from .ticket_model import build_start, defined_in, known_class
 from .transfer import base_model
 

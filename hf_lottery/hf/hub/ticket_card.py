@@ -13,13 +13,12 @@ from ...masks.mask import Mask
 from ...report import level_table, markdown_table
 from ...storage.hub_mixin import REPO_ID
 from ...training.snapshot import Snapshot
-from .card import TAGS, parameters, whole_card
+from .card import TAGS, code_block, loading_code, parameters, whole_card
 from .difference import Difference
 from .local_paths import LOCAL, is_local_path, without_local_paths
 from .processing import loaders
 from .reference import Reference
-from .ticket_files import base_id
-from .ticket_model import auto_class
+from .ticket_info import base_id
 
 _PIPELINES = {"causal-lm": "text-generation"}  # the other tasks have the Hub's own names
 _LIMITS = (
@@ -154,7 +153,7 @@ def _how_to_load(
 ) -> str:
     parts = ["The code runs in the folder of this card."] if source == "." else []
     if stored is not None:
-        code = _loading_code(source, stored, loaders(processing))
+        code = loading_code(source, stored, loaders(processing))
         parts.append(f"With transformers alone, pruned weights at zero:\n\n{code}")
     elif isinstance(start, Reference):
         does = "draws them again from the seed" if start.repo_id is None else "downloads them from the Hub"
@@ -179,31 +178,17 @@ def _how_to_load(
     return "\n\n".join(parts)
 
 
-def _loading_code(source: str, stored: type[PreTrainedModel], read: Mapping[str, str]) -> str:
-    loader = auto_class(stored) or stored.__name__
-    head = f"from transformers import {', '.join(sorted([loader, *read]))}"
-    if not stored.__module__.startswith("transformers."):
-        head = f"import {stored.__module__}  # registers the class\n{head}"
-    named = {"model": loader, **{name: kind for kind, name in read.items()}}
-    return _code(head, [f'{name} = {kind}.from_pretrained("{source}")' for name, kind in named.items()])
-
-
 def _training_code(source: str, builds: bool) -> str:
     lines = [f'ticket = Ticket.from_pretrained("{source}")']
     if not builds:
-        code = _code("from hf_lottery import Ticket", [*lines, "print(ticket)"])
+        code = code_block("from hf_lottery import Ticket", [*lines, "print(ticket)"])
         return f"{code}\n\nBuild the network yourself, and call `ticket.apply_(model)`."
     lines += [
         "model = ticket.build_model()  # where training starts, pruned weights at zero",
         "with keep_sparse(model, ticket.mask):  # they stay at zero",
         "    ...  # train the model",
     ]
-    return _code("from hf_lottery import Ticket, keep_sparse", lines)
-
-
-def _code(head: str, lines: list[str]) -> str:
-    body = "\n".join(lines)
-    return f"```python\n{head}\n\n{body}\n```"
+    return code_block("from hf_lottery import Ticket, keep_sparse", lines)
 
 
 def _how_found(info: Mapping[str, Any]) -> str:

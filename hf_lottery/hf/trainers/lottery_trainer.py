@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -36,7 +37,7 @@ from .run_lock import locked_folder
 from .run_settings import level_seed, name_of, run_settings
 from .search_checks import check_arguments, check_search
 from .search_on_disk import SearchOnDisk
-from .search_tickets import last_ticket, push_levels
+from .search_tickets import last_ticket, push_level, push_levels
 from .sparse_trainer import SparseTrainer, changed
 
 logger = logging.getLogger(__name__)
@@ -273,6 +274,18 @@ class LotteryTrainer(SparseTrainer):
             search.write(lambda: push_levels(self.ticket, run, cast(str, self.hub_model_id), **where))
         record = run.finished[-1]
         return TrainOutput(record["steps"], record["loss"], record["metrics"])
+
+    def add_to_ticket(self, **info: Any) -> None:
+        """Add what was found out after the search to the ticket's info, and write and push the ticket again.
+
+        Args:
+            info: Further keys of the info, such as ``comparison``.
+        """
+        self.ticket = replace(self.ticket, info={**self.ticket.info, **info})
+        self._search.write(lambda: self.ticket.save_pretrained(self._search.run.ticket))
+        if self.args.push_to_hub:
+            where = {"private": self.args.hub_private_repo, "token": self.args.hub_token}
+            self._search.write(lambda: push_level(self.ticket, cast(str, self.hub_model_id), **where))
 
     def _load_trained(self, folder: Path) -> None:
         """Put the trained weights of the last level into the network."""

@@ -58,16 +58,25 @@ def push_levels(ticket: Ticket, run: RunFolder, repo_id: str, *, private: bool |
     """
     assert ticket.series is not None
     for level in range(len(ticket.series)):
-        one = _level_ticket(ticket, run, level)
-        message = f"Level {level}, sparsity {one.mask.sparsity:.4f}"
         try:
-            one.push_to_hub(repo_id, tag=f"level-{level:02d}", private=private, token=token, commit_message=message)
+            push_level(_level_ticket(ticket, run, level), repo_id, private=private, token=token)
         except HubError as error:
             before = f"The levels before {level} were pushed" if level else "No level was pushed"
             raise HubError(
                 f"level {level}: {error} {before}; the search is whole in {run.root}: resume it to push again.",
                 status=error.status,
             ) from error
+
+
+def push_level(ticket: Ticket, repo_id: str, *, private: bool | None, token: str | None) -> None:
+    """Push the ticket of one level, with its tag.
+
+    Raises:
+        HubError: The Hub cannot be reached or refuses.
+    """
+    level = ticket.info["level"]
+    message = f"Level {level}, sparsity {ticket.mask.sparsity:.4f}"
+    ticket.push_to_hub(repo_id, tag=f"level-{level:02d}", private=private, token=token, commit_message=message)
 
 
 def _level_ticket(ticket: Ticket, run: RunFolder, level: int) -> Ticket:
