@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..masks.mask import Mask, MaskMismatchError
 from ..networks.names import named_weights, unwrap
 from ..training.sparsity import SparsityLeakError
+from .sparse_update import trained_within, tuner_layers
 
 PEFT_PREFIX = "base_model.model."
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -33,7 +34,7 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
     ``base + mask * update``, with the joint update of all active adapters: LoRA, rsLoRA, DoRA, the other adapters
     that PEFT can merge, and the trained copies of ``modules_to_save``. The merged model differs from the adapted one by
     the part of the update that the mask drops, and a warning says how large it is. Nothing is dropped from an adapter
-    that trains only kept weights.
+    that trains only kept weights, or that :func:`~hf_lottery.hf.sparse_update.keep_update_sparse` held within the mask.
 
     Adapters that change the base weights as they are made (PiSSA, OLoRA, LoftQ, CorDA, LoRA-GA, KaSA) are refused,
     because their base is no longer the sparse one.
@@ -64,7 +65,7 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
         received = f"received {type(peft).__name__}. Prompt and prefix tuning have no weights to merge."
         raise TypeError(f"the model must be a PEFT model with adapters that can be merged; {received}")
     base = peft.get_base_model()
-    layers = _tuner_layers(base)
+    layers = tuner_layers(base)
     _check_start(peft)
     _check_mergeable(base, layers, mask)
     frozen, trained = named_weights(base), dict(_merged(base))
@@ -75,7 +76,10 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
     before = {key: parameter.detach().clone() for key, parameter in touched.items()}
     try:
         _merge(peft)
-        _warn_of(_mask_update(mask, frozen, trained, before))  # inside try, because a warning may become an error
+        norms, within = _mask_update(mask, frozen, trained, before), trained_within(layers, mask)
+        _warn_of(
+            {name: norm for name, norm in norms.items() if name not in within}
+        )  # inside try, because a warning may become an error
     except BaseException:
         for key, parameter in touched.items():
             parameter.data = before[key]
@@ -136,11 +140,6 @@ def trained_positions(
             )
         target[axes] = True
     return entries
-
-
-def _tuner_layers(base: nn.Module) -> dict[str, Any]:
-    wanted = ("get_base_layer", "merge", "merged_adapters")
-    return {name: module for name, module in base.named_modules() if all(hasattr(module, part) for part in wanted)}
 
 
 def _merged(module: Any, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
@@ -240,7 +239,8 @@ def _warn_of(norms: Mapping[str, tuple[float, float]]) -> None:
         worst = max(shares, key=lambda name: shares[name])
         warnings.warn(
             f"the mask dropped {dropped / whole:.1%} of the norm of the adapter's update, most of all in {worst!r} "
-            f"({shares[worst]:.1%}): the merged model differs from the adapted one. Evaluate it.",
+            f"({shares[worst]:.1%}): the merged model differs from the adapted one. Evaluate it, or train the "
+            "adapter within the mask: keep_update_sparse(model, mask).",
             stacklevel=3,
         )
 
