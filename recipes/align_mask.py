@@ -6,10 +6,12 @@
         --source_model outputs/digits-imp/level-00/trained --target_model outputs/dense-7 --method activation \\
         --output_dir outputs/aligned
 
-The first command trains the dense network of the other seed. hf_lottery/hf/commands/align_mask.py holds the code.
+The first command trains the dense network of the other seed. ``hf-lottery align`` is the same command.
 """
 
-from hf_lottery.hf.commands.align_mask import main
+import sys
+
+from hf_lottery.hf.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["align", *sys.argv[1:]]))

@@ -4,10 +4,12 @@
         --b outputs/dense-2 --align activation --output_dir outputs/connectivity
 
 ``report.html`` in the output folder shows the error on the straight line between the networks, the match of their units
-and the overlap of their masks. hf_lottery/hf/commands/connectivity.py holds the code.
+and the overlap of their masks. ``hf-lottery connect`` is the same command.
 """
 
-from hf_lottery.hf.commands.connectivity import main
+import sys
+
+from hf_lottery.hf.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["connect", *sys.argv[1:]]))

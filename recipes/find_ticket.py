@@ -10,10 +10,12 @@
 
 The third command searches by "A Winning Sign" (Oh et al., 2025). The ticket is in ``output_dir/ticket``, and
 ``output_dir/report.html`` shows it. A run that was stopped goes on where it stopped.
-hf_lottery/hf/commands/find_ticket.py holds the code.
+``hf-lottery find`` is the same command.
 """
 
-from hf_lottery.hf.commands.find_ticket import main
+import sys
+
+from hf_lottery.hf.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["find", *sys.argv[1:]]))

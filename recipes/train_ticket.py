@@ -14,10 +14,12 @@ The signs of a ticket of "A Winning Sign" (see find_ticket.py) on another initia
     accelerate launch recipes/train_ticket.py --config recipes/digits/aws.yaml --ticket outputs/digits-aws/ticket \\
         --init seed:7 --signs ticket --output_dir outputs/digits-sign-transfer
 
-hf_lottery/hf/commands/train_ticket.py holds the code, and says what the controls are.
+``hf-lottery train`` is the same command, and says what the controls are.
 """
 
-from hf_lottery.hf.commands.train_ticket import main
+import sys
+
+from hf_lottery.hf.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["train", *sys.argv[1:]]))

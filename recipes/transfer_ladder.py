@@ -7,11 +7,13 @@
     accelerate launch recipes/transfer_ladder.py --config recipes/mnist1d/sign_transfer.yaml
 
 The last two are the experiments of the two papers: aligned masks (Adnan et al., 2025) and signs (Oh et al., 2025). A
-ladder that was interrupted goes on when the same command is run again. hf_lottery/hf/ladder/main.py holds the code, and
+ladder that was interrupted goes on when the same command is run again. ``hf-lottery ladder`` is the same command, and
 says what the numbers are; ``--help`` lists the rows.
 """
 
-from hf_lottery.hf.ladder.main import main
+import sys
+
+from hf_lottery.hf.commands.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["ladder", *sys.argv[1:]]))

@@ -16,7 +16,10 @@ from hf_lottery.hf.tasks.data import DataArguments
 from hf_lottery.hf.tasks.models import AUTO_MODELS, ModelArguments
 
 RECIPES = ROOT / "recipes"
-ENTRY_POINTS = ("align_mask", "connectivity", "find_ticket", "train_ticket", "transfer_ladder")
+ENTRY_POINTS = {
+    "align_mask": "align", "connectivity": "connect", "find_ticket": "find", "train_ticket": "train",
+    "transfer_ladder": "ladder",
+}  # fmt: skip
 
 
 def test_the_top_level_holds_the_entry_points_and_a_readme():
@@ -26,11 +29,12 @@ def test_the_top_level_holds_the_entry_points_and_a_readme():
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)
 def test_an_entry_point_is_thin(name):
-    docstring, imported, call = ast.parse((RECIPES / f"{name}.py").read_text()).body
+    docstring, _, imported, call = ast.parse((RECIPES / f"{name}.py").read_text()).body
+    command = ENTRY_POINTS[name]
     assert f"accelerate launch recipes/{name}.py" in ast.literal_eval(docstring.value)
-    module = "hf_lottery.hf.ladder.main" if name == "transfer_ladder" else f"hf_lottery.hf.commands.{name}"
-    assert ast.unparse(imported) == f"from {module} import main"
-    assert ast.unparse(call) == "if __name__ == '__main__':\n    main()"
+    assert f"``hf-lottery {command}`` is the same command" in " ".join(ast.literal_eval(docstring.value).split())
+    assert ast.unparse(imported) == "from hf_lottery.hf.commands.main import main"
+    assert ast.unparse(call) == f"if __name__ == '__main__':\n    sys.exit(main(['{command}', *sys.argv[1:]]))"
 
 
 @pytest.mark.parametrize("name", ENTRY_POINTS)

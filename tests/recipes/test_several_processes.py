@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, set_seed
 from hf_lottery import Mask
 from hf_lottery.hf.commands import align_mask, connectivity, find_ticket, train_ticket
 
-COMMANDS = {"align_mask": align_mask, "connectivity": connectivity}
+COMMANDS = {"align": align_mask, "connect": connectivity}
 
 
 def launch(script, *arguments, flags=("--multi_gpu", "--num_processes", "2"), **more):
@@ -69,12 +70,12 @@ def command_lines(folder, out, language):
     uneven = ["--per_device_eval_batch_size", 100, "--recalibration_sample", 100, "--match_batches", 3]
     texts = ["--a", folder / "lm-a", "--b", folder / "lm-b", "--points", 3, "--align", "activation"]
     return [
-        ["commands.align_mask", *SMALL, *ticket, "--match_batches", 3, "--augment", "--output_dir", out / "activation"],
-        ["commands.align_mask", *SMALL, *ticket, "--match_batches", 1, "--output_dir", out / "one-batch"],
-        ["commands.align_mask", *SMALL, *ticket, "--method", "weight", "--output_dir", out / "weight"],
-        ["commands.connectivity", *SMALL, *pair, *uneven, "--output_dir", out / "errors"],
+        ["align", *SMALL, *ticket, "--match_batches", 3, "--augment", "--output_dir", out / "activation"],
+        ["align", *SMALL, *ticket, "--match_batches", 1, "--output_dir", out / "one-batch"],
+        ["align", *SMALL, *ticket, "--method", "weight", "--output_dir", out / "weight"],
+        ["connect", *SMALL, *pair, *uneven, "--output_dir", out / "errors"],
         [
-            "commands.connectivity", *language, *texts, "--per_device_eval_batch_size", 3, "--match_batches", 1,
+            "connect", *language, *texts, "--per_device_eval_batch_size", 3, "--match_batches", 1,
             "--output_dir", out / "losses",
         ],
     ]  # fmt: skip
@@ -85,11 +86,11 @@ def command_lines(folder, out, language):
 def test_two_processes_give_the_results_of_one(tmp_path, networks):
     alone, out = tmp_path / "alone", tmp_path / "out"
     for command, *arguments in command_lines(tmp_path, alone, networks):
-        run_recipe(COMMANDS[command.partition(".")[2]], *arguments)
+        run_recipe(COMMANDS[command], *arguments)
     commands = [
         *command_lines(tmp_path, out, networks),
-        ["commands.find_ticket", *SEARCH, "--controls", "reinit", "--output_dir", out / "find"],
-        ["commands.train_ticket", *SMALL, "--ticket", tmp_path / "a/ticket", "--output_dir", out / "train"],
+        ["find", *SEARCH, "--controls", "reinit", "--output_dir", out / "find"],
+        ["train", *SMALL, "--ticket", tmp_path / "a/ticket", "--output_dir", out / "train"],
     ]
     first, second = ranks(tmp_path, [[*command, *QUICK] for command in commands])
     assert all(first["outputs"]) and not any("stopped" in text for text in first["outputs"])
@@ -115,17 +116,18 @@ def test_two_processes_give_the_results_of_one(tmp_path, networks):
 def test_every_command_stops_processes_that_do_not_know_of_each_other(tmp_path):
     out = ["--output_dir", tmp_path / "out"]
     needs = {
-        "commands.find_ticket": [],
-        "commands.train_ticket": ["--ticket", "nowhere"],
-        "commands.align_mask": ["--ticket", "nowhere", "--target_model", "nowhere"],
-        "commands.connectivity": ["--a", "nowhere", "--b", "nowhere"],
-        "ladder.main": [],
+        "find": [],
+        "train": ["--ticket", tmp_path / "mask"],
+        "align": ["--ticket", tmp_path / "mask", "--target_model", "nowhere"],
+        "connect": ["--a", "nowhere", "--b", "nowhere"],
+        "ladder": [],
     }
+    Mask({"weight": torch.ones(2, 2) > 0}).save_pretrained(tmp_path / "mask")
     commands = [[name, *SMALL, *out, *more] for name, more in needs.items()]
-    commands.append(["commands.compare_levels", "nowhere", "--picture", tmp_path / "out/picture.png"])
+    commands.append(["levels", "nowhere", "--picture", tmp_path / "out/picture.png"])
     for rank in ranks(tmp_path, commands):
         for text in rank["outputs"]:
-            assert text.startswith("stopped: the processes of a launch must know of each other; received 2 processes")
+            assert re.match("stopped: hf-lottery .*: the processes of a launch must know .* received 2 processes", text)
         assert not rank["written"]
     assert not (tmp_path / "out").exists()
 

@@ -1,15 +1,16 @@
 """Run by test_several_processes.py: commands one after the other; each process says what it printed and wrote."""
 
 import contextlib
-import importlib
 import io
 import json
 import os
 import sys
 from pathlib import Path
 
+from hf_lottery.hf.commands.main import main
 
-def main() -> None:
+
+def run() -> None:
     """Run the command lines in ``commands.json``; for a command that stops, note why."""
     folder, outputs, written = Path(sys.argv[1]), [], []
 
@@ -20,17 +21,14 @@ def main() -> None:
             written.append(path)
 
     sys.addaudithook(watch)
-    for module, *arguments in json.loads((folder / "commands.json").read_text()):
-        sys.argv = [f"{module}.py", *arguments]
-        with contextlib.redirect_stdout(io.StringIO()) as text:
-            try:
-                importlib.import_module(f"hf_lottery.hf.{module}").main()
-            except SystemExit as stopped:
-                print("stopped:", stopped.code)
-        outputs.append(text.getvalue())
+    for name, *arguments in json.loads((folder / "commands.json").read_text()):
+        sys.argv = ["hf-lottery", name, *arguments]
+        with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.redirect_stderr(io.StringIO()) as errors:
+            status = main([name, *arguments])
+        outputs.append(f"stopped: {errors.getvalue()}" if status else text.getvalue())
     # Two processes that do not know of each other have a rank all the same.
     (folder / f"rank-{os.environ['RANK']}.json").write_text(json.dumps({"outputs": outputs, "written": written}))
 
 
 if __name__ == "__main__":
-    main()
+    run()

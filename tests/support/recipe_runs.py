@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -12,6 +13,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import BertConfig, GPT2Config, PreTrainedTokenizerFast
+
+from hf_lottery.hf.commands.catalogue import CATALOGUE
+from hf_lottery.hf.commands.main import main
 
 ROOT = Path(__file__).parent.parent.parent
 QUICK = ["--use_cpu", "true", "--disable_tqdm", "true", "--dataloader_pin_memory", "false", "--save_strategy", "no"]
@@ -29,12 +33,21 @@ GPT2 = GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=16, vocab_size=len
 
 
 def run_recipe(module, *arguments):
-    """Run a command as its command line would, and return what it printed."""
+    """Run the command of a module as its command line would, and return what it printed.
+
+    Raises:
+        SystemExit: The command failed; the message is what it said on standard error.
+    """
     verbosity = transformers.utils.logging.get_verbosity()
-    command = ["recipe.py", *map(str, [*arguments, *QUICK])]
+    name = next(name for name, entry in CATALOGUE.items() if module.__name__.endswith(f".hf.{entry.module}"))
+    command = [name, *map(str, [*arguments, *QUICK])]
     try:
-        with mock.patch("sys.argv", command), contextlib.redirect_stdout(io.StringIO()) as printed:
-            module.main()
+        with mock.patch("sys.argv", ["hf-lottery", *command]), contextlib.redirect_stdout(io.StringIO()) as printed:
+            with contextlib.redirect_stderr(io.StringIO()) as errors:
+                status = main(command)
+            print(errors.getvalue(), end="", file=sys.stderr)
+            if status:
+                raise SystemExit(errors.getvalue())
     finally:
         transformers.utils.logging.set_verbosity(verbosity)
         transformers.utils.logging.enable_progress_bar()

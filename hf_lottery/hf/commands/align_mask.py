@@ -2,9 +2,9 @@
 
 The command finds which axes of the network may be permuted (``discover``, verified on the network itself), matches the
 dense trained ``source_model`` that the ticket comes from to the dense trained ``target_model``, and writes the permuted
-mask, the permutation, and a table and a picture of the match. Then train_ticket.py with ``--init checkpoint:... --mask
-aligned --aligned outputs/aligned`` trains the mask on the network of the other seed. The command lines are in
-recipes/align_mask.py; where only the package is installed, ``python -m hf_lottery.hf.commands.align_mask`` runs it.
+mask, the permutation, and a table and a picture of the match. Then ``hf-lottery train`` with ``--init checkpoint:...
+--mask aligned --aligned outputs/aligned`` trains the mask on the network of the other seed. ``hf-lottery align`` runs
+the command.
 
 Reference: Adnan et al., 2025, arXiv:2505.05143.
 """
@@ -12,7 +12,8 @@ Reference: Adnan et al., 2025, arXiv:2505.05143.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,10 @@ from ..tasks.data import DataArguments, trainer_arguments
 from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, load_network
 from ..trainers.arguments import LotteryArguments
-from .errors import command
 from .launch import set_up
+from .outcome import Outcome
 from .parser import RecipeParser
+from .ticket_defaults import tell_defaults, ticket_defaults
 
 # How units are matched, and what the score of a match is.
 METHODS = {"activation": "mean correlation of units", "weight": "cosine similarity of weights"}
@@ -61,12 +63,16 @@ class AlignArguments:
             raise ValueError(f"match_batches must be at least 1; received {self.match_batches}.")
 
 
-@command
-def main() -> None:
-    """Run the command."""
-    parser = RecipeParser([AlignArguments, ModelArguments, DataArguments, LotteryArguments])
-    align, model_args, data_args, args = parser.parse()
-    set_up(args, align, model_args, data_args)
+def main(arguments: Sequence[str]) -> Outcome | None:
+    """Run the command.
+
+    Args:
+        arguments: The command line.
+    """
+    parser = RecipeParser([AlignArguments, ModelArguments, DataArguments, LotteryArguments], "align")
+    align, model_args, data_args, args = parser.parse(arguments, given_by="ticket", read=ticket_defaults)
+    set_up(args, align, model_args, data_args, fresh=True)
+    tell_defaults(parser)
     mask = Mask.from_pretrained(align.ticket)
     source = load_network(align.source_model or str(Path(align.ticket).parent / "level-00/trained"), model_args.task)
     target = load_network(align.target_model, model_args.task)
@@ -78,8 +84,9 @@ def main() -> None:
     spec = discover(source, example_batch(trainer))
     logging.info("%s", spec)
     found = match_networks(align.method, spec, source, target, trainer, align.match_batches)
-    if args.should_save:
-        write_aligned(mask, found, align.method, type(source).__name__, Path(args.output_dir))
+    if not args.should_save:
+        return None
+    return write_aligned(mask, found, align.method, type(source).__name__, Path(args.output_dir))
 
 
 def match_networks(
@@ -112,8 +119,8 @@ def match_networks(
     return broadcast_object_list([found])[0]
 
 
-def write_aligned(mask: Mask, found: Match, method: str, network: str, folder: Path) -> None:
-    """Write the permuted mask, the match and a picture of it to a folder, and print a table.
+def write_aligned(mask: Mask, found: Match, method: str, network: str, folder: Path) -> Outcome:
+    """Write the permuted mask, the match and a picture of it to a folder, and return a table.
 
     Args:
         mask: The mask as it was found.
@@ -124,13 +131,14 @@ def write_aligned(mask: Mask, found: Match, method: str, network: str, folder: P
     """
     aligned, spec = found.permutation(mask), found.permutation.spec
     origin = {"parents": [mask.sha256()], "permutation": {"spec": spec.fingerprint, "method": method}}
-    aligned.save_pretrained(folder, info=origin)
     found.save_pretrained(folder / "permutation")
     overlap = aligned.overlap(mask)
-    print(f"\n{found.report}\n\noverlap with the mask before: {overlap.iou:.3f} (chance {overlap.chance:.3f})")
-    plot_match(folder / "match.png", found, score=METHODS[method], title=network)
-    print(f"aligned mask: {folder}\npicture: {folder / 'match.png'}")
-
-
-if __name__ == "__main__":
-    main()
+    picture = folder / "match.png"
+    plot_match(picture, found, score=METHODS[method], title=network)
+    groups = {name: asdict(group) for name, group in found.report.groups.items()}
+    facts = {"mask": folder, "permutation": folder / "permutation", "picture": picture, "groups": groups}
+    facts |= {"overlap": overlap.iou, "chance": overlap.chance}
+    aligned.save_pretrained(folder, info=origin)  # last: a folder with a mask is finished
+    places = f"aligned mask: {folder}\npicture: {picture}"
+    before = f"overlap with the mask before: {overlap.iou:.3f} (chance {overlap.chance:.3f})"
+    return Outcome(facts, text=f"\n{found.report}\n\n{before}\n{places}")

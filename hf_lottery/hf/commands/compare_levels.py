@@ -1,23 +1,24 @@
 """Compare a ticket with its controls over several seeds: a table with mean and standard deviation, and a picture.
 
-    python -m hf_lottery.hf.commands.compare_levels outputs/fashion-mnist/seed-* --picture docs/fashion_mnist.png
+    hf-lottery levels outputs/fashion-mnist/seed-* --picture docs/fashion_mnist.png
 
 It reads the files ``lottery_state.json`` and ``controls.json`` that find_ticket.py left in the folder of every run.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 
 from ...report import markdown_table, plot_against_density
-from .errors import command
 from .launch import check_launch
+from .outcome import Outcome
+from .plain_parser import PlainParser
 
 Series = dict[str, dict[float, list[float]]]
 
@@ -67,25 +68,25 @@ def table(series: Series) -> str:
     return markdown_table(["kept", *series], rows)
 
 
-@command
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+def main(arguments: Sequence[str]) -> Outcome | None:
+    """Run the command.
+
+    Args:
+        arguments: The command line.
+    """
+    parser = PlainParser("levels")
     parser.add_argument("runs", nargs="+", type=Path, help="Output folders of find_ticket.py, one for each seed.")
     parser.add_argument("--measure", default="eval_accuracy", help="Metric to compare, which must be a fraction.")
     parser.add_argument("--picture", type=Path, help="PNG to write.")
     parser.add_argument("--title", default="", help="Title of the picture.")
-    args = parser.parse_args()
+    parser.add_json()
+    args = parser.parse(arguments)
     state = Accelerator()
     check_launch(state.num_processes)
     if not state.is_main_process:
-        return
+        return None
     series = read_runs(args.runs, args.measure)
-    print(table(series))
     if args.picture:
         label = args.measure.removeprefix("eval_")
         plot_against_density(args.picture, series, ylabel=label, title=args.title)
-
-
-if __name__ == "__main__":
-    main()
+    return Outcome({"measure": args.measure, "series": series, "picture": args.picture}, text=table(series))

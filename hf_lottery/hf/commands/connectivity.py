@@ -2,9 +2,8 @@
 
 The command measures the error on the straight line between the networks on the test data, with batch norms
 recalibrated at every point, and once more after ``a`` was permuted to match ``b``. If both folders hold masks, their
-overlap is measured too. It writes ``report.html`` with its pictures and numbers, and the permutation. The command lines
-are in recipes/connectivity.py; where only the package is installed, ``python -m hf_lottery.hf.commands.connectivity``
-runs it.
+overlap is measured too. It writes ``report.html`` with its pictures and numbers, and the permutation. ``hf-lottery
+connect`` runs it.
 
 References:
     Frankle et al., 2020, arXiv:1912.05671. Ainsworth et al., 2023, "Git Re-Basin", arXiv:2209.04836.
@@ -13,8 +12,10 @@ References:
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, Trainer
 
@@ -32,10 +33,11 @@ from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, load_network
 from ..trainers.arguments import LotteryArguments
 from .align_mask import METHODS, match_networks
-from .errors import command
 from .launch import set_up
+from .outcome import Outcome
 from .parser import RecipeParser
 from .report_sections import match_sections, overlap_sections, path_sections
+from .ticket_defaults import network_defaults, tell_defaults
 
 ALIGN = (*METHODS, "none")
 
@@ -66,12 +68,16 @@ class ConnectivityArguments:
                 raise ValueError(f"{name} must be at least {least}; received {getattr(self, name)}.")
 
 
-@command
-def main() -> None:
-    """Run the command."""
-    parser = RecipeParser([ConnectivityArguments, ModelArguments, DataArguments, LotteryArguments])
-    which, model_args, data_args, args = parser.parse()
-    set_up(args, which, model_args, data_args)
+def main(arguments: Sequence[str]) -> Outcome | None:
+    """Run the command.
+
+    Args:
+        arguments: The command line.
+    """
+    parser = RecipeParser([ConnectivityArguments, ModelArguments, DataArguments, LotteryArguments], "connect")
+    which, model_args, data_args, args = parser.parse(arguments, given_by="a", read=network_defaults)
+    set_up(args, which, model_args, data_args, fresh=True)
+    tell_defaults(parser)
     a, b = (load_network(folder, model_args.task) for folder in (which.a, which.b))
     masks = [mask for source in (which.a, which.b) if (mask := find_mask(source)) is not None]
     with args.main_process_first():
@@ -84,18 +90,20 @@ def main() -> None:
     if found is not None:
         permute_(a, found.permutation)
         barriers[f"aligned by {which.align}"] = error_barrier(a, b, judge, points=which.points)
-    if args.should_save:
-        folder, name = Path(args.output_dir), type(a).__name__
-        folder.mkdir(parents=True, exist_ok=True)
-        sections = path_sections(barriers, judge.word, name, folder)
-        if found is not None:
-            sections += match_sections(found, METHODS[which.align], name, folder)
-            found.save_pretrained(folder / "permutation")
-        if len(masks) == 2:
-            sections += overlap_sections(masks[0], masks[1], found, name, folder)
-        write_report(folder / "report.html", sections, title=f"Connectivity of {name}")
-        write_results(folder / "connectivity.json", barriers)
-        print(f"report: {folder / 'report.html'}")
+    if not args.should_save:
+        return None
+    folder, name = Path(args.output_dir), type(a).__name__
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = path_sections(barriers, judge.word, name, folder)
+    if found is not None:
+        sections += match_sections(found, METHODS[which.align], name, folder)
+        found.save_pretrained(folder / "permutation")
+    if len(masks) == 2:
+        sections += overlap_sections(masks[0], masks[1], found, name, folder)
+    results = write_results(folder / "connectivity.json", barriers)
+    write_report(page := folder / "report.html", sections, title=f"Connectivity of {name}")
+    lines = "\n".join(f"barrier {label}: {found.barrier:.4f}" for label, found in barriers.items())
+    return Outcome({"report": page, "barriers": results}, text=f"\n{lines}\nreport: {page}")
 
 
 def find_mask(source: str) -> Mask | None:
@@ -113,12 +121,8 @@ def align(which: ConnectivityArguments, a: PreTrainedModel, b: PreTrainedModel, 
     return match_networks(which.align, discover(a, example_batch(trainer)), a, b, trainer, which.match_batches)
 
 
-def write_results(file: Path, barriers: dict[str, Barrier]) -> None:
-    """Print the barriers, and write them with their errors as JSON."""
+def write_results(file: Path, barriers: dict[str, Barrier]) -> dict[str, Any]:
+    """Write the barriers with their errors as JSON, and return them so."""
     results = {label: {"barrier": found.barrier, "errors": list(found.errors)} for label, found in barriers.items()}
     write_atomically(file, (json.dumps(results, indent=2) + "\n").encode())
-    print("\n" + "\n".join(f"barrier {label}: {found.barrier:.4f}" for label, found in barriers.items()))
-
-
-if __name__ == "__main__":
-    main()
+    return results

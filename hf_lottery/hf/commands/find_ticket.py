@@ -4,19 +4,20 @@ With ``norm_interpolation`` in the settings the search is that of "A Winning Sig
 its ticket can be given to a network of any seed. A run that was stopped goes on where it stopped. The ticket is in
 ``output_dir/ticket``, and ``output_dir/report.html`` shows it. ``--compare 5`` trains the ticket, the dense network, a
 random mask and a re-initialised network five times each, and ends with a table of them. With ``--plan`` nothing is
-trained and nothing written: the command prints what the search will cost. The command lines are in
-recipes/find_ticket.py; where only the package is installed, ``python -m hf_lottery.hf.commands.find_ticket`` runs it.
+trained and nothing written: the command prints what the search will cost. ``hf-lottery find`` runs it.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ...report import level_table, markdown_table, write_report
+from ..hub.about import changed_settings, command_line
 from ..plan import plan_search
 from ..tasks.data import DataArguments, trainer_arguments
 from ..tasks.loading import load_task_data
@@ -27,8 +28,8 @@ from ..trainers.sparse_trainer import changed
 from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .comparison import Comparison, check_comparison, compare
 from .controls import CONTROLS, STARTS, train_controls
-from .errors import command
 from .launch import set_up
+from .outcome import Outcome
 from .parser import RecipeParser
 from .report_sections import NormPath, measure_of, search_report_bytes, search_sections
 
@@ -70,11 +71,14 @@ class FindArguments:
             raise ValueError(f"plan_shards must be at least 1; received {self.plan_shards}.")
 
 
-@command
-def main() -> None:
-    """Run the command."""
-    parser = RecipeParser([FindArguments, ModelArguments, DataArguments, LotteryArguments])
-    find_args, model_args, data_args, args = parser.parse()
+def main(arguments: Sequence[str]) -> Outcome | None:
+    """Run the command.
+
+    Args:
+        arguments: The command line.
+    """
+    parser = RecipeParser([FindArguments, ModelArguments, DataArguments, LotteryArguments], "find")
+    find_args, model_args, data_args, args = parser.parse(arguments)
     if args.rewind == "pretrained" and model_args.model_name_or_path is None:
         parser.error("rewind=pretrained must be given a model_name_or_path; received none. Use rewind=init.")
     set_up(args, model_args, data_args, draws=not find_args.plan)
@@ -86,21 +90,24 @@ def main() -> None:
     # A Trainer makes its folder and its repository when it is made; a plan must leave neither.
     with changed(args, output_dir=os.curdir, push_to_hub=False) if find_args.plan else nullcontext():
         trainer = kind(model=model, args=args, settings=settings, **trainer_arguments(model_args.task, data))
+    trainer.about["command"] = command_line(["hf-lottery", "find", *arguments])
+    trainer.about["changed"] = changed_settings(settings, ModelArguments, DataArguments)
     if find_args.compare:
         check_comparison(trainer)
     logging.info("%s", trainer.weights)
     if find_args.plan:
-        return print_plan(trainer, find_args)
+        return show_plan(trainer, find_args)
     trainer.train(resume_from_checkpoint=True)
     path = trainer.norm_path() if isinstance(trainer, WinningSignTrainer) else []
     train_controls(find_args.controls, trainer, model_args, data)
     comparison = compare(find_args.compare, trainer, model_args, data) if find_args.compare else None
-    if args.should_save:
-        show_ticket(trainer, path, comparison, Path(args.output_dir))
+    if comparison is not None:
+        trainer.add_to_ticket(comparison=comparison.for_ticket)
+    return show_ticket(trainer, path, comparison, Path(args.output_dir)) if args.should_save else None
 
 
-def show_ticket(trainer: LotteryTrainer, path: NormPath, comparison: Comparison | None, folder: Path) -> None:
-    """Write the page of a search, and print its levels and the comparison.
+def show_ticket(trainer: LotteryTrainer, path: NormPath, comparison: Comparison | None, folder: Path) -> Outcome:
+    """Write the page of a search, and return its levels and the comparison.
 
     Args:
         trainer: The trainer of the finished search.
@@ -109,30 +116,34 @@ def show_ticket(trainer: LotteryTrainer, path: NormPath, comparison: Comparison 
         folder: Where to write.
     """
     sections = search_sections(trainer, path, folder)
+    facts = {"ticket": folder / "ticket", "report": folder / "report.html", "levels": trainer.history}
     if comparison is not None:
         sections.insert(0, comparison.section)
     write_report(folder / "report.html", sections, title=f"Ticket of {type(trainer.model).__name__}")
-    print(f"\n{level_table(trainer.history)}\n\npicture: {folder / 'accuracy.png'}")
-    print(f"report:  {folder / 'report.html'}\nticket:  {folder / 'ticket'}")
+    texts = [
+        f"\n{level_table(trainer.history)}",
+        f"picture: {folder / 'accuracy.png'}\nreport:  {folder / 'report.html'}\nticket:  {folder / 'ticket'}",
+    ]
     if path:
         rows = [(f"{alpha:.2f}", f"{metrics[measure_of(metrics)]:.4f}") for alpha, metrics in path]
-        print(f"\nThe network that has the signs:\n{markdown_table(['norms towards init', 'eval'], rows)}")
+        texts.append(f"The network that has the signs:\n{markdown_table(['norms towards init', 'eval'], rows)}")
+        facts["norm_path"] = [{"alpha": alpha, **metrics} for alpha, metrics in path]
     if comparison is not None:
-        print(f"\n{markdown_table(*comparison.table)}\n\n{comparison.conclusion}\n{comparison.explanation}")
+        texts += [markdown_table(*comparison.table), f"{comparison.conclusion}\n{comparison.explanation}"]
+        facts["comparison"] = {"measure": comparison.measure, **{k: v.tolist() for k, v in comparison.values.items()}}
+    return Outcome(facts, text="\n\n".join(texts))
 
 
-def print_plan(trainer: LotteryTrainer, find_args: FindArguments) -> None:
-    """Print what the search will cost."""
+def show_plan(trainer: LotteryTrainer, find_args: FindArguments) -> Outcome | None:
+    """Compute what the search will cost; every process must call this."""
     report = {"report": search_report_bytes(isinstance(trainer, WinningSignTrainer))}
     plan = plan_search(trainer, shards=find_args.plan_shards, matching=find_args.plan_matching, others=report)
-    if trainer.args.should_save:
-        print(f"\nWhat the search will cost; nothing was trained, nothing was written.\n\n{plan}")
-        if find_args.controls:
-            print("\nNote: the controls are not counted; each trains every level but the first once more.")
-        if find_args.compare:
-            more = len(STARTS) * find_args.compare
-            print(f"\nNote: the comparison is not counted; it trains {more} more networks as long as the last level.")
-
-
-if __name__ == "__main__":
-    main()
+    if not trainer.args.should_save:
+        return None
+    texts = ["\nWhat the search will cost; nothing was trained, nothing was written.", str(plan)]
+    if find_args.controls:
+        texts.append("Note: the controls are not counted; each trains every level but the first once more.")
+    if find_args.compare:
+        more = len(STARTS) * find_args.compare
+        texts.append(f"Note: the comparison is not counted; it trains {more} more networks as long as the last level.")
+    return Outcome({"plan": asdict(plan)}, text="\n\n".join(texts))

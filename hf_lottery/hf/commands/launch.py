@@ -17,24 +17,29 @@ from transformers import TrainingArguments, set_seed
 from ...report.style import check_drawing
 from ...storage.atomic import check_folder
 
+# What the commands leave in their folders: pages, searches, tickets, masks.
+RESULTS = ("report.html", "lottery_state.json", "rewind.safetensors", "mask_config.json")
 _CPU = "On a machine without accelerators, launch by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu ...`."
 
 
-def set_up(args: TrainingArguments, *read: Any, draws: bool = True) -> None:
+def set_up(args: TrainingArguments, *read: Any, draws: bool = True, fresh: bool = False) -> None:
     """Check the launch and the output folder, and set logging and the seed.
 
     Args:
         args: The settings of the Trainer, which know the processes.
         read: Dataclasses with the options of the command; folders that they name are read.
         draws: Whether the command draws pictures.
+        fresh: Whether the command must not write over results.
 
     Raises:
         SystemExit: See :func:`check_launch`.
-        ValueError: See :func:`check_output`.
+        ValueError: See :func:`check_output`. Or ``fresh``, and the output folder holds results.
         ImportError: Matplotlib is missing.
     """
     check_launch(args.world_size)
     check_output(str(args.output_dir), *read)
+    if fresh:
+        _check_fresh(Path(str(args.output_dir)))
     if draws:
         check_drawing()
     atexit.register(_leave)
@@ -43,7 +48,19 @@ def set_up(args: TrainingArguments, *read: Any, draws: bool = True) -> None:
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
     # This hides the bars of loading and saving; the training has its own.
     transformers.utils.logging.disable_progress_bar()
+    if args.disable_tqdm and (datasets := sys.modules.get("datasets")) is not None:
+        datasets.disable_progress_bars()
     set_seed(args.seed)
+
+
+def _check_fresh(folder: Path) -> None:
+    """Refuse a folder with results of a command, which another one would write over."""
+    for name in RESULTS:
+        if (folder / name).exists():
+            raise ValueError(
+                f"output_dir must not hold results; received {folder}, which has {name}. Choose another output_dir, or "
+                "delete that folder."
+            )
 
 
 def remember_absence(package: str) -> None:

@@ -5,14 +5,17 @@ A YAML file gives defaults, the command line wins, and a misspelled option is an
 
 from __future__ import annotations
 
-import difflib
+import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser
+
+from .catalogue import CATALOGUE
+from .plain_parser import JSON_HELP, nearest
 
 
 class RecipeParser(HfArgumentParser):
@@ -20,6 +23,10 @@ class RecipeParser(HfArgumentParser):
 
     Args:
         dataclass_types: The dataclasses to fill, as for HfArgumentParser.
+        name: The command of ``hf-lottery`` whose examples the help shows. Default: a script of your own.
+
+    Attributes:
+        taken: The defaults that another option gave; see :meth:`parse`.
 
     Example::
 
@@ -27,16 +34,35 @@ class RecipeParser(HfArgumentParser):
         model_arguments, arguments = parser.parse()
     """
 
-    def __init__(self, dataclass_types: Any, **kwargs):
+    def __init__(self, dataclass_types: Any, name: str | None = None, **kwargs):
+        if name is not None:
+            entry = CATALOGUE[name]
+            kwargs |= {"prog": f"hf-lottery {name}", "usage": "%(prog)s [--config FILE] [--OPTION VALUE ...]"}
+            kwargs["description"] = f"{entry.about[0].upper()}{entry.about[1:]}.\n\n{entry.epilog(name)}"
+            kwargs["formatter_class"] = argparse.RawDescriptionHelpFormatter
         # Without this, an abbreviated flag is accepted silently: --spars for --sparsity.
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self.add_argument("--config", help="A YAML file of defaults. The command line wins, then the last file.")
+        if name is not None:
+            self.add_argument("--json", action="store_true", help=JSON_HELP)
+        self.taken: Mapping[str, Any] = {}
+        if not sys.stderr.isatty():  # a bar would fill a log file
+            self.set_defaults(disable_tqdm=True)
 
-    def parse(self, arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
+    def parse(
+        self,
+        arguments: Sequence[str] | None = None,
+        *,
+        given_by: str = "",
+        read: Callable[[str, set[str]], Mapping[str, Any]] | None = None,
+    ) -> tuple[Any, ...]:
         """Parse a command line into the dataclasses.
 
         Args:
             arguments: The command line. Default: that of this process.
+            given_by: The option whose value knows defaults of other options, such as ``ticket``.
+            read: Reads these defaults, given that value and the names of the options that the user gave. The command
+                line and files win. Default: no option knows others.
 
         Returns:
             One instance of each dataclass, in their order.
@@ -48,10 +74,18 @@ class RecipeParser(HfArgumentParser):
         configs = self._take_configs(arguments)
         given = {text.split("=")[0].lstrip("-").replace("-", "_") for text in arguments if text.startswith("--")}
         for path in configs:
-            self._set_defaults(path, self._ruled_out(given))
+            given |= self._set_defaults(path, self._ruled_out(given))
+        parsed = self._parse(arguments)
+        if read is not None:  # behind the first parsing, which tells what is wrong in the command line itself
+            source = next(vars(options)[given_by] for options in parsed if given_by in vars(options))
+            self._take(read(source, given), given)
+            parsed = self._parse(arguments)
+        return parsed
+
+    def _parse(self, arguments: Sequence[str]) -> tuple[Any, ...]:
         try:
             *parsed, unknown = self.parse_args_into_dataclasses(
-                arguments, return_remaining_strings=True, look_for_args_file=False
+                list(arguments), return_remaining_strings=True, look_for_args_file=False
             )
             if flags := [text.split("=")[0] for text in unknown if text.startswith("--")]:
                 self._unknown("the command line", [flag[2:] for flag in flags])
@@ -64,7 +98,7 @@ class RecipeParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Stop with one line that says what is wrong, without the usage of two hundred flags."""
-        self.exit(2, f"{self.prog}: error: {message}\nSee {self.prog} --help for all flags.\n")
+        self.exit(2, f"{self.prog}: {message.rstrip('.')}. See {self.prog} --help.\n")
 
     def _take_configs(self, arguments: list[str]) -> list[Path]:
         paths = []
@@ -81,7 +115,15 @@ class RecipeParser(HfArgumentParser):
         pairs = [pair for kind in self.dataclass_types for pair in getattr(kind, "ALTERNATIVES", ())]
         return {other for pair in pairs for one, other in (pair, pair[::-1]) if one in given}
 
-    def _set_defaults(self, path: Path, ruled_out: set[str]) -> None:
+    def _take(self, values: Mapping[str, Any], given: set[str]) -> None:
+        """Take values as defaults, unless the user named the option, or another network in place of it."""
+        networks = {"model_name_or_path", "config_name", "model_type"}
+        left_out = given | (networks | {"model_revision", "processing_name"} if given & networks else set())
+        self.taken = {name: value for name, value in values.items() if name not in left_out}
+        self.set_defaults(**self.taken)
+
+    def _set_defaults(self, path: Path, ruled_out: set[str]) -> set[str]:
+        """Take the values of a file as defaults; return their names."""
         import yaml
 
         if not path.is_file():
@@ -103,16 +145,13 @@ class RecipeParser(HfArgumentParser):
                 is_number = isinstance(value, int | float) and not isinstance(value, bool)
                 action.default = str(value) if is_number else value
                 action.required = False
+        return set(values) - ruled_out
 
     def _known(self) -> list[str]:
-        return [action.dest for action in self._actions if action.dest not in ("config", "help")]
+        return [action.dest for action in self._actions if action.dest not in ("config", "help", "json")]
 
     def _unknown(self, where: str, keys: Iterable[Any]) -> NoReturn:
-        hints = []
-        for key in keys:
-            near = difflib.get_close_matches(str(key), self._known(), n=1, cutoff=0.5)
-            hints.append(f"{key}" + (f" (nearest: {near[0]})" if near else ""))
-        self.error(f"{where} must hold known keys; received {', '.join(hints)}.")
+        self.error(f"{where} must hold known keys; received {nearest(keys, self._known())}.")
 
 
 def _loader() -> Any:

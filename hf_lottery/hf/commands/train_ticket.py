@@ -15,13 +15,13 @@ A ticket of "A Winning Sign" (Oh et al., 2025; see find_ticket.py) has signs tha
 - ``--fold_norms``: the ticket's norm gains in the weights;
 - ``--init ticket``: the ticket's own network, trained on.
 
-The command lines are in recipes/train_ticket.py; where only the package is installed, ``python -m
-hf_lottery.hf.commands.train_ticket`` runs it.
+``hf-lottery train`` runs it.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -45,10 +45,11 @@ from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, build_model, load_checkpoint, load_pretrained
 from ..trainers.arguments import LotteryArguments
 from ..trainers.sparse_trainer import SparseTrainer
-from .errors import command
 from .launch import set_up
+from .outcome import Outcome
 from .parser import RecipeParser
 from .report_sections import training_sections
+from .ticket_defaults import tell_defaults, ticket_defaults
 
 MASKS = ("ticket", "aligned", "random", "shuffled", "none")
 SIGNS = ("none", "ticket", "shuffled", "random")
@@ -126,15 +127,16 @@ class TicketArguments:
             raise ValueError(f"signs must come with mask=ticket, whose weights have them; received mask={self.mask}.")
 
 
-@command
-def main() -> None:
-    """Run the command."""
-    parser = RecipeParser([TicketArguments, ModelArguments, DataArguments, LotteryArguments])
-    ticket_args, model_args, data_args, args = parser.parse()
-    set_up(args, ticket_args, model_args, data_args)
-    for name in ("lottery_state.json", "rewind.safetensors"):
-        if (Path(args.output_dir) / name).exists():
-            parser.error(f"output_dir must not hold a ticket or a search; received {args.output_dir}. Choose another.")
+def main(arguments: Sequence[str]) -> Outcome | None:
+    """Run the command.
+
+    Args:
+        arguments: The command line.
+    """
+    parser = RecipeParser([TicketArguments, ModelArguments, DataArguments, LotteryArguments], "train")
+    ticket_args, model_args, data_args, args = parser.parse(arguments, given_by="ticket", read=ticket_defaults)
+    set_up(args, ticket_args, model_args, data_args, fresh=True)
+    tell_defaults(parser)
     ticket = Ticket.from_pretrained(ticket_args.ticket)
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
@@ -154,15 +156,15 @@ def main() -> None:
         first_step=first_step if ticket_args.first_step is None else ticket_args.first_step,
         **trainer_arguments(model_args.task, data),
     )
-    trainer.train()
+    asked = args.resume_from_checkpoint
+    trainer.train(resume_from_checkpoint=True if str(asked).lower() == "true" else asked)
     metrics = trainer.evaluate()
     if signed is not None:
         agreement = signed.agreement(model)
         metrics["sign_agreement"] = agreement.overall
     trainer.save_model()
     trainer.save_metrics("eval", metrics)
-    if args.should_save:
-        show_training(ticket_args, trainer, metrics, agreement, Path(args.output_dir))
+    return show_training(ticket_args, trainer, metrics, agreement, Path(args.output_dir)) if args.should_save else None
 
 
 def show_training(
@@ -171,8 +173,8 @@ def show_training(
     metrics: dict[str, float],
     agreement: SignAgreement | None,
     folder: Path,
-) -> None:
-    """Print the metrics of a training, and write its page.
+) -> Outcome:
+    """Write the page of a training, and return its metrics.
 
     Args:
         ticket_args: What was trained.
@@ -183,14 +185,15 @@ def show_training(
     """
     model = cast(nn.Module, trainer.model)
     sparsity, network = trainer.mask.sparsity if trainer.mask else 0.0, type(model).__name__
-    print(f"\ninit={ticket_args.init} mask={ticket_args.mask} sparsity={sparsity:.4f}")
-    print("\n".join(f"{name} = {value:.4f}" for name, value in metrics.items()))
     about = {"model": network, "sparsity": f"{sparsity:.4f}", **asdict(ticket_args)}
     if trainer.args.push_to_hub:  # which uploads the whole folder
         about = without_local_paths(about)
     sections = training_sections(about, metrics, trainer.mask, model, agreement, folder)
     write_report(folder / "report.html", sections, title=f"Training of {network}")
-    print(f"report: {folder / 'report.html'}")
+    lines = [f"\ninit={ticket_args.init} mask={ticket_args.mask} sparsity={sparsity:.4f}"]
+    lines += [f"{name} = {value:.4f}" for name, value in metrics.items()]
+    facts = {"model": folder, "report": folder / "report.html", "sparsity": sparsity, "metrics": metrics}
+    return Outcome(facts, text="\n".join([*lines, f"report: {folder / 'report.html'}"]))
 
 
 def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> PreTrainedModel:
@@ -280,7 +283,3 @@ def choose_mask(ticket_args: TicketArguments, mask: Mask, seed: int) -> Mask | N
             zeros = {parameter: torch.zeros(entry.shape) for parameter, entry in mask.items()}
             return prune(score_weights(zeros, random_score), mask.sparsity)
     return mask
-
-
-if __name__ == "__main__":
-    main()

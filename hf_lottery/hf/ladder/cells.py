@@ -79,7 +79,7 @@ class Ladder:
     @classmethod
     def of(cls, command: Sequence[str], *, alike: Ladder | None = None) -> Ladder:
         """Make the ladder that a command line asks for, without its sweeps."""
-        parser = RecipeParser([LadderArguments, ModelArguments, DataArguments, LotteryArguments])
+        parser = RecipeParser([LadderArguments, ModelArguments, DataArguments, LotteryArguments], "ladder")
         return cls(*parser.parse(command), alike=alike)
 
     @property

@@ -17,8 +17,7 @@ and ``--lengths`` make a sweep: a ladder for every combination, and a table acro
 goes on when the same command is run again: a cell is named by a hash of everything that defines it, and never computed
 twice.
 
-The command lines are in recipes/transfer_ladder.py; where only the package is installed,
-``python -m hf_lottery.hf.ladder.main`` runs it.
+``hf-lottery ladder`` runs it.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from ...report import markdown_table, write_report
-from ..commands.errors import command
 from ..commands.launch import set_up
+from ..commands.outcome import Outcome
 from .pilot import pilot_tables, settle
 from .plan import plan_ladders
 from .results import write_results
@@ -38,10 +37,13 @@ from .table import comparison, conclusions, difference_table, label, ladder_tabl
 from .workers import run_all
 
 
-@command
-def main() -> None:
-    """Run the command."""
-    command, pilot = sys.argv[1:], None
+def main(arguments: Sequence[str]) -> Outcome | None:
+    """Run the command.
+
+    Args:
+        arguments: The command line.
+    """
+    command, pilot = list(arguments), None
     ladder = points(command)[0].ladder
     set_up(ladder.args, ladder.model_args, ladder.data_args, draws=not ladder.which.plan)
     if ladder.args.world_size > 1:
@@ -50,8 +52,7 @@ def main() -> None:
             "Use --workers."
         )
     if ladder.which.plan:
-        print(plan_ladders(command))
-        return
+        return Outcome({"plan": (plan := plan_ladders(command))}, text=plan)
     if ladder.which.scan:
         command, pilot = settle(command, _run)
         print("\n" + "\n\n".join(markdown_table(*table) for table in pilot_tables(pilot)) + "\n")
@@ -66,7 +67,8 @@ def main() -> None:
             print(f"\n{markdown_table(*comparison(results, name))}")
     page = ladder.folder / "report.html"
     write_report(page, sections(results, ladder.folder), title="Transfer ladder")
-    print(f"\nreport: {page}")
+    files = [ladder.folder / f"{point.stem}.json" for point in asked]
+    return Outcome({"report": page, "ladders": files}, text=f"\nreport: {page}")
 
 
 def _run(command: Sequence[str]) -> list[Point]:
@@ -83,7 +85,3 @@ def _run(command: Sequence[str]) -> list[Point]:
     if failed:
         sys.exit(f"these cells failed, or need one that failed: {', '.join(failed)}. Run the command again to retry.")
     return asked
-
-
-if __name__ == "__main__":
-    main()

@@ -31,7 +31,7 @@ DIAGNOSTICS = ("overlap", "chance", "correlation", "kept_signs", "sparsity", "ma
 def about(point: Point) -> dict[str, Any]:
     """Return what the numbers were obtained with: command, code, device and versions."""
     script = Path(sys.argv[0]).name
-    script = f"recipes/{script}" if script == "transfer_ladder.py" else "-m hf_lottery.hf.ladder.main"
+    script = f"recipes/{script}" if script == "transfer_ladder.py" else "hf-lottery"  # its flags begin with `ladder`
     flags = re.sub(r"--output_dir[ =]\S+ ?", "", " ".join(sys.argv[1:])).strip()  # a private path helps nobody
     return {
         "command": f"{script} {flags}".strip(), "point": point.name, "date": time.strftime("%Y-%m-%d"),

@@ -1,23 +1,22 @@
 """Show the results of ladders again: a table of each, or one number of all side by side.
 
-    python -m hf_lottery.hf.ladder.show docs/ladder/mnist1d-mlp.json
-    python -m hf_lottery.hf.ladder.show docs/ladder/*.json --compare minus_naive --rows lth permuted_weight
-    python -m hf_lottery.hf.ladder.show docs/ladder/*.json --rank permuted_weight permuted_activation
-    python -m hf_lottery.hf.ladder.show docs/ladder/mnist1d-mlp.json --pairs aws_signs-aws_mask
+    hf-lottery show docs/ladder/mnist1d-mlp.json
+    hf-lottery show docs/ladder/*.json --compare minus_naive --rows lth permuted_weight
+    hf-lottery show docs/ladder/*.json --rank permuted_weight permuted_activation
+    hf-lottery show docs/ladder/mnist1d-mlp.json --pairs aws_signs-aws_mask
 
-The files are what transfer_ladder.py writes as ``ladder.json``.
+The files are what ``hf-lottery ladder`` writes as ``ladder.json``.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...report import markdown_table
-from ..commands.errors import command
+from ..commands.plain_parser import PlainParser
 from ..hub.errors import first_line
 from .ranking import ranking
 from .table import COMPARED, comparison, conclusions, difference_table, label, ladder_table, obtained, plot_ladders
@@ -25,13 +24,13 @@ from .table import COMPARED, comparison, conclusions, difference_table, label, l
 _MUST = "a ladder must be a file that transfer_ladder.py wrote, such as ladder.json"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run the command.
 
     Args:
-        arguments: The command line. Default: that of this process.
+        arguments: The command line.
     """
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = PlainParser("show")
     parser.add_argument("ladders", nargs="+", type=Path, help="Files with the results of ladders.")
     parser.add_argument("--compare", choices=COMPARED, help="The number to show side by side.")
     parser.add_argument("--rank", nargs="+", help="Rows to rank by their gain over naive, over all ladders.")
@@ -40,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--pairs", nargs="+", help="Pairs of rows whose paired difference is shown. Default: those of the ladder."
     )
     parser.add_argument("--picture", type=Path, help="PNG to write: differences to naive with their intervals.")
-    args = parser.parse_args(arguments)
+    args = parser.parse(arguments)
     ladders = [read_ladder(path) for path in args.ladders]
     known = dict.fromkeys(row for results in ladders for row in results["rows"])
     if unknown := {*(args.rows or ()), *(args.rank or ())} - set(known):
@@ -76,7 +75,3 @@ def read_ladder(path: Path) -> Mapping[str, Any]:
     if not isinstance(results, dict) or not {"title", "about", "measure", "rows"} <= results.keys():
         raise ValueError(f"{_MUST}; received {path}, which holds something else. Check the path.")
     return results
-
-
-if __name__ == "__main__":
-    command(main)()

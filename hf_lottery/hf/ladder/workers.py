@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -86,6 +87,7 @@ def _pool(command: Sequence[str], workers: int | None) -> ProcessPoolExecutor:
 
 def _begin(command: Sequence[str], slots: Any, parent: int) -> None:
     """Build the ladders in a worker, and end it with its parent; the next run would train the same cell otherwise."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends its workers
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     gpu = slots.get()
     if gpu is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import (
     AutoConfig,
@@ -15,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     set_seed,
 )
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..hub.model_config import check_no_kernels
 from ..hub.ticket import Ticket
@@ -33,33 +36,65 @@ AUTO_MODELS: dict[str, Any] = {
 
 @dataclass
 class ModelArguments:
-    """Which model, and what it is for."""
+    """Which model, and what it is for.
+
+    Raises:
+        ValueError: The task is unknown, or options contradict each other.
+    """
+
+    # In each pair, one flag on the command line overrides the other's value in a file.
+    ALTERNATIVES: ClassVar[tuple[tuple[str, str], ...]] = (
+        ("model_type", "config_name"), ("model_type", "model_name_or_path"),
+    )  # fmt: skip
 
     task: str = field(
         default="image-classification", metadata={"help": f"What the model is for: {', '.join(AUTO_MODELS)}."}
     )
     model_name_or_path: str | None = field(
         default=None,
-        metadata={"help": "A pretrained model: Hub id or local folder. Give this or config_name."},
+        metadata={"help": "A pretrained model: Hub id or local folder. Give this, config_name or model_type."},
     )
     config_name: str | None = field(
         default=None,
         metadata={"help": "The configuration of a model without weights: Hub id, local folder or config.json."},
     )
+    model_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "A network without weights, with the default sizes of its type: lenet, resnet_cifar, vgg_cifar, "
+            "mlp_mixer, or any type of transformers, such as vit."
+        },
+    )
     config_overrides: str | None = field(
         default=None,
-        metadata={"help": "With config_name: fields of the configuration to change, as in width=4,depth=2."},
+        metadata={
+            "help": "With config_name or model_type: fields of the configuration to change, as in width=4,depth=2."
+        },
     )
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit on the Hub."})
+    processing_name: str | None = field(
+        default=None,
+        metadata={"help": "Tokenizer or image processor: Hub id or local folder. Default: that of the model."},
+    )
 
     def __post_init__(self) -> None:
         if self.task not in AUTO_MODELS:
             raise ValueError(f"task must be one of {', '.join(AUTO_MODELS)}; received {self.task!r}.")
         if self.config_overrides is not None and self.model_name_or_path is not None:
             raise ValueError(
-                "config_overrides must go with config_name; received model_name_or_path. The weights of a pretrained "
-                "model fit its own configuration alone."
+                "config_overrides must go with config_name or model_type; received model_name_or_path. The weights of "
+                "a pretrained model fit its own configuration alone."
             )
+        if self.model_type is not None:
+            if other := self.config_name or self.model_name_or_path:
+                raise ValueError(f"model_type must name the only network; received {other!r} too. Give one of them.")
+            if self.model_type not in CONFIG_MAPPING:
+                near = difflib.get_close_matches(self.model_type, CONFIG_MAPPING.keys(), n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise ValueError(
+                    f"model_type must be one that transformers knows, or lenet, resnet_cifar, vgg_cifar, mlp_mixer; "
+                    f"received {self.model_type!r}.{hint}"
+                )
 
     def load_config(self, **overrides: Any) -> PreTrainedConfig:
         """Load the configuration that the arguments name.
@@ -72,9 +107,19 @@ class ModelArguments:
             FileNotFoundError: It does not exist.
             HubError: The Hub cannot be reached.
         """
-        name = self.config_name or self.model_name_or_path
+        name = self.model_type or self.config_name or self.model_name_or_path
         if name is None:
-            raise ValueError("model_name_or_path or config_name must be given; received neither.")
+            raise ValueError(
+                "model_name_or_path, config_name or model_type must be given; received none of them. The smallest "
+                "network is --model_type lenet."
+            )
+        load = self._load_config if self.model_type is None else _default_config
+        config = load(name, overrides)
+        if self.config_overrides is not None:
+            config.update_from_string(self.config_overrides)
+        return config
+
+    def _load_config(self, name: str, overrides: Mapping[str, Any]) -> PreTrainedConfig:
         check_model(name, "config_name" if self.config_name else "model_name_or_path", revision=self.model_revision)
         try:
             config = AutoConfig.from_pretrained(
@@ -85,9 +130,11 @@ class ModelArguments:
             raise
         except Exception as error:  # what a configuration can do wrong has no end
             raise ValueError(f"{name} must be the configuration of a known model; received: {error}") from error
-        if self.config_overrides is not None:
-            config.update_from_string(self.config_overrides)
         return config
+
+
+def _default_config(model_type: str, overrides: Mapping[str, Any]) -> PreTrainedConfig:
+    return AutoConfig.for_model(model_type, **overrides)
 
 
 def build_model(model_args: ModelArguments, data: Data, seed: int, *, fresh: bool = False) -> PreTrainedModel:

@@ -1,10 +1,11 @@
-"""compare_levels: a ticket against its controls over several runs."""
+"""hf-lottery levels: a ticket against its controls over several runs."""
 
 import json
+import re
 
 import pytest
 
-from hf_lottery.hf.commands import compare_levels
+from hf_lottery.hf.commands.main import main
 
 
 @pytest.fixture
@@ -24,10 +25,9 @@ def runs(tmp_path):
     return folders
 
 
-def test_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
+def test_a_table_and_a_picture(runs, tmp_path, capsys):
     picture = tmp_path / "levels.png"
-    monkeypatch.setattr("sys.argv", ["compare_levels", *map(str, runs), "--picture", str(picture)])
-    compare_levels.main()
+    assert main(["levels", *map(str, runs), "--picture", str(picture)]) == 0
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["kept", "ticket", "shuffled"]
     assert lines[2:] == [["100.00 %", "91.00 ± 1.41", "-"], ["80.00 %", "81.00 ± 1.41", "50.00 ± 0.00"]]
@@ -42,8 +42,7 @@ def test_a_table_and_a_picture(runs, tmp_path, monkeypatch, capsys):
     ],
 )
 @pytest.mark.usefixtures("runs")
-def test_what_is_missing_is_one_line(arguments, message, tmp_path, monkeypatch):
+def test_what_is_missing_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["compare_levels", *arguments])
-    with pytest.raises(SystemExit, match=f"compare_levels: error: {message}"):
-        compare_levels.main()
+    assert main(["levels", *arguments]) == 1
+    assert re.match(f"hf-lottery levels: {message}", capsys.readouterr().err)

@@ -59,7 +59,9 @@ def test_networks_and_tickets_of_the_hub_are_compared(run, hub, tmp_path):
 
 def test_a_missing_network_is_named(run, digits_search, tmp_path):
     dense = digits_search[0] / "level-00/trained"
-    with pytest.raises(SystemExit, match="error: a network must be a folder .* a model or ticket; received .*nothing"):
+    with pytest.raises(
+        SystemExit, match="connect: a network must be a folder .* a model or ticket; received .*nothing"
+    ):
         run(connectivity, *SMALL, "--a", tmp_path / "nothing", "--b", dense, "--output_dir", tmp_path / "x")
 
 

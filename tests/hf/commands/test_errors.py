@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from hf_lottery import Mask
-from hf_lottery.hf.commands.errors import command, one_line
+from hf_lottery.hf.commands.errors import one_line, run
+from hf_lottery.hf.commands.outcome import Outcome
 
 
 def caught(call):
@@ -33,18 +34,39 @@ def test_what_is_one_line(call, line):
     assert one_line(caught(call)) == line
 
 
-def test_a_command_ends_with_one_line_or_with_a_traceback(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/somewhere/recipe.py"])
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (OSError("first\nsecond"), 1, "first second"),
+        (KeyboardInterrupt(), 130, "interrupted. The same command starts again."),
+        (SystemExit("stopped"), 1, "stopped"),
+        (SystemExit(2), 2, ""),
+        (SystemExit(None), 0, ""),
+    ],
+)
+def test_how_a_command_ends(error, status, line, capsys):
+    def command(arguments):
+        raise error
 
-    @command
-    def two_lines():
-        raise OSError("first\nsecond")
+    assert run("align", lambda: command, []) == status
+    assert capsys.readouterr().err == (f"hf-lottery align: {line}\n" if line else "")
 
-    @command
-    def fault():
-        raise KeyError("x")
 
-    with pytest.raises(SystemExit, match="^recipe.py: error: first second$"):
-        two_lines()
+def test_a_fault_keeps_its_traceback():
     with pytest.raises(KeyError):
-        fault()
+        run("align", lambda: lambda arguments: {}["x"], [])
+
+
+def test_json_is_all_that_is_on_standard_output(capsys):
+    def command(arguments):
+        print("progress")
+        return Outcome({"loss": float("nan"), "folder": Path("x"), "of": (1, True)}, text="for a person", status=1)
+
+    assert run("diff", lambda: command, ["--json"]) == 1
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"loss": None, "folder": "x", "of": [1, True]} and out.count("\n") == 1
+    assert err == "progress\n"
+    assert run("diff", lambda: command, []) == 1
+    assert capsys.readouterr().out == "progress\nfor a person\n"
+    assert run("diff", lambda: lambda arguments: None, ["--json"]) == 0  # a process that is not the first
+    assert capsys.readouterr().out == ""

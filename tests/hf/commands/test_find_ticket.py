@@ -130,8 +130,10 @@ def test_bad_command_lines(run, capsys, arguments, message):
 
 
 def test_what_is_missing_is_named(run, tmp_path):
-    with pytest.raises(SystemExit, match="recipe.py: error: model_name_or_path or config_name must be given"):
+    with pytest.raises(
+        SystemExit, match="^hf-lottery find: model_name_or_path, config_name or model_type must be given"
+    ):
         run(find_ticket, "--sparsity", 0.5, "--output_dir", tmp_path / "run")
-    with pytest.raises(SystemExit, match="error: the step to start .* within training; received step 400 of 8"):
+    with pytest.raises(SystemExit, match="find: the step to start .* within training; received step 400 of 8"):
         run(find_ticket, *SEARCH, "--output_dir", tmp_path / "run", "--rewind", "step:400")
     assert not list((tmp_path / "run").iterdir())

@@ -54,6 +54,6 @@ def test_an_output_folder_is_no_file_and_is_not_read(tmp_path):
 
 def test_a_command_without_matplotlib_stops_before_any_work(run, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit, match="recipe.py: error: matplotlib must be installed .*pip install"):
+    with pytest.raises(SystemExit, match="^hf-lottery find: matplotlib must be installed .*pip install"):
         run(find_ticket, "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()

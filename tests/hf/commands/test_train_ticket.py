@@ -137,7 +137,7 @@ def test_bad_command_lines(run, capsys, arguments, message):
 
 
 def test_what_is_missing_is_named(run, tmp_path):
-    with pytest.raises(SystemExit, match="error: the source must be a folder or the id of a repository on the Hub"):
+    with pytest.raises(SystemExit, match="train: the source must be a folder or the id of a repository on the Hub"):
         run(train_ticket, *DIGITS, "--ticket", tmp_path / "none", "--output_dir", tmp_path / "run")
     with pytest.raises(FileNotFoundError, match="the checkpoint must be a folder; received nowhere"):
         train_ticket.start_weights("checkpoint:nowhere", None, train_ticket.ModelArguments(), None, 0)
@@ -146,4 +146,4 @@ def test_what_is_missing_is_named(run, tmp_path):
 def test_a_search_is_not_written_over(run, digits_search, capsys):
     with pytest.raises(SystemExit):
         run(train_ticket, *SMALL, "--ticket", digits_search[0] / "ticket", "--output_dir", digits_search[0])
-    assert "output_dir must not hold a ticket or a search" in capsys.readouterr().err
+    assert "output_dir must not hold results" in capsys.readouterr().err

@@ -182,5 +182,5 @@ def test_where_there_is_no_commit_the_version_is_told(computed, monkeypatch):
     assert found["commit"] is None and found["command"] == "recipes/transfer_ladder.py --seeds 0 1"
     text = obtained(results_of({"naive": [1.0, 2.0]}) | {"about": found})
     assert f"recipes/transfer_ladder.py --seeds 0 1 at version {found['version']} on " in text
-    monkeypatch.setattr(sys, "argv", ["/lib/hf_lottery/hf/ladder/main.py"])
-    assert about(computed)["command"] == "-m hf_lottery.hf.ladder.main"
+    monkeypatch.setattr(sys, "argv", ["/bin/hf-lottery", "ladder", "--seeds", "0", "1"])
+    assert about(computed)["command"] == "hf-lottery ladder --seeds 0 1"
