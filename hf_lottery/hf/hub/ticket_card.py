@@ -84,9 +84,9 @@ def _results(info: Mapping[str, Any]) -> list[EvalResult] | None:
     """The accuracy of the last level as a result for the Hub; None if task or data set is not known."""
     settings, history = info.get("settings") or {}, info.get("history") or []
     accuracy = history[-1]["metrics"].get("eval_accuracy") if history else None
-    if accuracy is None or not {"task", "dataset_name"} <= settings.keys() or settings["dataset_name"] == LOCAL:
+    name, task = _known(settings.get("dataset_name")), settings.get("task")
+    if accuracy is None or not isinstance(name, str) or not isinstance(task, str):
         return None
-    name, task = str(settings["dataset_name"]), settings["task"]
     return [
         EvalResult(task_type=task, dataset_type=name, dataset_name=name, metric_type="accuracy", metric_value=accuracy)
     ]
@@ -154,7 +154,7 @@ def _how_to_load(
     parts = ["The code runs in the folder of this card."] if source == "." else []
     if stored is not None:
         code = loading_code(source, stored, loaders(processing))
-        parts.append(f"With transformers alone, pruned weights at zero:\n\n{code}")
+        parts.append(f"With transformers alone: the network where training starts, pruned weights at zero.\n\n{code}")
     elif isinstance(start, Reference):
         does = "draws them again from the seed" if start.repo_id is None else "downloads them from the Hub"
         parts.append(

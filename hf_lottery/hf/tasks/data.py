@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import default_data_collator
 
+from ..hub.local_paths import LOCAL
 from ..metrics import classification_metrics, predicted_classes
 
 
@@ -16,7 +17,8 @@ class DataArguments:
     """What a recipe trains on, as command line options.
 
     Raises:
-        ValueError: A number of samples, ``max_length`` or ``block_size`` is below 1.
+        ValueError: A number of samples, ``max_length`` or ``block_size`` is below 1, or a ticket that gave the
+            defaults does not know where its data are.
     """
 
     dataset_name: str = field(
@@ -79,6 +81,11 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
+        if self.dataset_name == LOCAL:
+            raise ValueError(
+                "dataset_name must be given, as the ticket was found on data in a folder of another machine; received "
+                "none. Name the same data."
+            )
         for name in ("max_train_samples", "max_eval_samples", "max_length", "block_size", "average_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -46,8 +46,8 @@ def load_task_data(model_args: ModelArguments, data_args: DataArguments, config:
         data_args,
         model_args.task,
         seed=data_args.split_seed,
-        model_name_or_path=model_args.model_name_or_path or tokenizer,
-        from_pretrained={"revision": model_args.model_revision},
+        model_name_or_path=model_args.processing_name or model_args.model_name_or_path or tokenizer,
+        from_pretrained={} if model_args.processing_name else {"revision": model_args.model_revision},
         image_size=getattr(config, "image_size", None) if model_decides else None,
         num_channels=getattr(config, "num_channels", None) if model_decides else None,
     )
