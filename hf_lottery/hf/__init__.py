@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_names
 
 if TYPE_CHECKING:
+    from .adapter import merge_adapter
     from .commands.parser import RecipeParser
+    from .hub.difference import Difference
     from .hub.sparse_model import SparseModel
     from .hub.ticket import Ticket
     from .metrics import classification_metrics, load_metric, predicted_classes
     from .prunable_weights import Prunable, prunable
+    from .sparse_update import keep_update_sparse
     from .trainers.arguments import LotteryArguments
     from .trainers.callbacks import SparsityCallback
     from .trainers.lottery_trainer import LotteryTrainer
@@ -22,11 +25,14 @@ else:
     __getattr__, __dir__ = lazy_names(
         __name__,
         {
+            "adapter": ["merge_adapter"],
             "commands.parser": ["RecipeParser"],
+            "hub.difference": ["Difference"],
             "hub.sparse_model": ["SparseModel"],
             "hub.ticket": ["Ticket"],
             "metrics": ["classification_metrics", "load_metric", "predicted_classes"],
             "prunable_weights": ["Prunable", "prunable"],
+            "sparse_update": ["keep_update_sparse"],
             "trainers.arguments": ["LotteryArguments"],
             "trainers.callbacks": ["SparsityCallback"],
             "trainers.lottery_trainer": ["LotteryTrainer"],
@@ -36,6 +42,7 @@ else:
     )
 
 __all__ = [
+    "Difference",
     "LotteryArguments",
     "LotteryTrainer",
     "Prunable",
@@ -46,7 +53,9 @@ __all__ = [
     "Ticket",
     "WinningSignTrainer",
     "classification_metrics",
+    "keep_update_sparse",
     "load_metric",
+    "merge_adapter",
     "predicted_classes",
     "prunable",
 ]

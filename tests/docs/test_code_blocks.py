@@ -7,6 +7,8 @@ import subprocess
 import sys
 import warnings
 from argparse import ArgumentParser
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -16,6 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 
 from hf_lottery.hf.commands.main import main as hf_lottery_main
 from hf_lottery.hf.commands.parser import RecipeParser
+from hf_lottery.hf.commands.plain_parser import PlainParser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -119,23 +122,22 @@ def start_python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         stop_after_parsing(lambda: runpy.run_path(words[0], run_name="__main__"), words)
 
 
-def stop_after_parsing(run, command: list[str]) -> None:
-    """Run a program until its command line is parsed. A program that has no parser must be given no arguments."""
+def stop_after_parsing(run: Callable[[], object], command: list[str]) -> None:
+    """Run a program until its command line is parsed, without the defaults that a ticket on the disk would give."""
 
     def stopping(parse):
-        def parse_and_stop(self, *arguments):
-            parse(self, *arguments)
+        def parse_and_stop(self, arguments=None, **of_a_ticket):
+            parse(self, arguments)
             raise Parsed
 
         return parse_and_stop
 
-    with (
-        patch.object(sys, "argv", command),
-        patch.object(ArgumentParser, "parse_args", stopping(ArgumentParser.parse_args)),
-        patch.object(RecipeParser, "parse", stopping(RecipeParser.parse)),
-        pytest.raises(Parsed),
-    ):
-        run()
+    parsers = ((ArgumentParser, "parse_args"), (PlainParser, "parse"), (RecipeParser, "parse"))
+    with ExitStack() as patches, pytest.raises(Parsed):
+        patches.enter_context(patch.object(sys, "argv", command))
+        for parser, name in parsers:
+            patches.enter_context(patch.object(parser, name, stopping(getattr(parser, name))))
+        raise AssertionError(f"the command line must reach a parser; {command} ended with {run()}")
 
 
 def of_kind(kind: str) -> list:
@@ -143,10 +145,20 @@ def of_kind(kind: str) -> list:
     return [pytest.param(block, id=f"{block.page}-{block.text[:40]}") for block in found]
 
 
-@pytest.mark.parametrize("page", sorted({block.page for block in BLOCKS if block.kind == "python"}))
+def pages_with_python() -> list:
+    """The pages with code. One that trains with several Trainers takes many seconds."""
+    pages = sorted({block.page for block in BLOCKS if block.kind == "python"})
+    slow = {block.page for block in BLOCKS if "from trl" in block.text}
+    return [pytest.param(page, marks=[pytest.mark.slow] * (page in slow)) for page in pages]
+
+
+@pytest.mark.parametrize("page", pages_with_python())
 @pytest.mark.filterwarnings("ignore:.*pin_memory:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(gradient_checkpointing|frozen parameters):")  # of PEFT and trl
 def test_python_runs(page, tmp_path, monkeypatch, request):
     code = "\n".join(block.text for block in BLOCKS if block.page == page and block.kind == "python")
+    if "from trl" in code:
+        pytest.importorskip("trl")  # it needs Python 3.11
     if "push_to_hub(" in code:
         request.getfixturevalue("hub")
     monkeypatch.chdir(tmp_path)

@@ -12,16 +12,18 @@ from small_task import Killed
 from small_texts import alive, fine_tuner, llama, mask_of, t5, tokenizer
 
 from hf_lottery import Snapshot
-from hf_lottery.hf.adapter import merge_adapter
+from hf_lottery.hf import keep_update_sparse, merge_adapter
 
 # What the frameworks say of each other, and merge_adapter of the part of an update that it drops.
 pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("FutureWarning", "UserWarning")]
 TRL = pytest.mark.skipif(sys.version_info < (3, 11), reason="trl needs Python 3.11")
-LORA = {"r": 2, "lora_dropout": 0.1}
+WITHIN = "lora within the mask"
 CASES = [
     pytest.param("SFT", "lora", marks=TRL),
     pytest.param("DPO", None, marks=TRL),
     pytest.param("SFT", "dora", marks=[TRL, pytest.mark.slow]),
+    pytest.param("SFT", WITHIN, marks=[TRL, pytest.mark.slow]),
+    pytest.param("Seq2Seq", WITHIN, marks=pytest.mark.slow),
     pytest.param("DPO", "lora", marks=[TRL, pytest.mark.slow]),
     pytest.param("GRPO", "lora", marks=[TRL, pytest.mark.slow]),
     pytest.param("GRPO", None, marks=[TRL, pytest.mark.slow]),
@@ -35,7 +37,7 @@ import sys
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from hf_lottery import Mask, Snapshot
-from hf_lottery.hf.adapter import merge_adapter
+from hf_lottery.hf import merge_adapter
 loader = AutoModelForSeq2SeqLM if sys.argv[1] == "Seq2Seq" else AutoModelForCausalLM
 model, mask = loader.from_pretrained("alice/tuned"), Mask.from_pretrained("alice/tuned")
 print(Snapshot.capture(model).sha256())
@@ -49,7 +51,15 @@ if sys.argv[2:] == ["adapter"]:
 
 def adapter(name, kind):
     targets = ["q", "wo"] if kind == "Seq2Seq" else ["q_proj", "down_proj"]
-    return None if name is None else LoraConfig(**LORA, target_modules=targets, use_dora=name == "dora")
+    dropout = 0.0 if name == WITHIN else 0.1
+    return name and LoraConfig(r=2, lora_dropout=dropout, target_modules=targets, use_dora=name == "dora")
+
+
+def fine_tuner_of(kind, name, base, folder, mask, **settings):
+    trainer = fine_tuner(kind, base, folder, mask, adapter=adapter(name, kind), **settings)
+    if name == WITHIN:
+        keep_update_sparse(trainer.model, mask)
+    return trainer
 
 
 def sparse_base(folder, kind):
@@ -64,12 +74,12 @@ def sparse_base(folder, kind):
 def train_with_a_kill(tmp_path, kind, name):
     """Train once, and once with a kill. Return both trainers, and the mask."""
     base, (_, mask) = tmp_path / "base", sparse_base(tmp_path / "base", kind)
-    whole = fine_tuner(kind, base, tmp_path / "whole", mask, adapter=adapter(name, kind))
+    whole = fine_tuner_of(kind, name, base, tmp_path / "whole", mask)
     whole.train()
-    killed = fine_tuner(kind, base, tmp_path / "killed", mask, adapter=adapter(name, kind), kill_at=3)
+    killed = fine_tuner_of(kind, name, base, tmp_path / "killed", mask, kill_at=3)
     with pytest.raises(Killed):
         killed.train()
-    resumed = fine_tuner(kind, base, tmp_path / "killed", mask, adapter=adapter(name, kind))
+    resumed = fine_tuner_of(kind, name, base, tmp_path / "killed", mask)
     resumed.train(resume_from_checkpoint=True)
     for trainer, steps in (whole, 4), (killed, 3), (resumed, 2):
         assert watch(trainer).alive == [0] * steps
@@ -102,7 +112,7 @@ def test_what_is_pushed_is_loaded_by_another_process(tmp_path, hub, kind, name):
     """As people do it: the trained model and its mask in one repository; and the adapter in one of its own."""
     base, mask = sparse_base(tmp_path / "base", kind)
     base.push_to_hub("alice/base")
-    trainer = fine_tuner(kind, tmp_path / "base", tmp_path / "run", mask, adapter=adapter(name, kind))
+    trainer = fine_tuner_of(kind, name, tmp_path / "base", tmp_path / "run", mask)
     trainer.train()
     trained = trainer.model
     if name is not None:

@@ -38,6 +38,7 @@ from ...signs.norm_folding import fold_norms_
 from ...signs.norms import NormParameters, norm_parameters
 from ...signs.signed_mask import ZEROS, SignAgreement, SignedMask
 from ..hub.local_paths import without_local_paths
+from ..hub.difference import Difference
 from ..hub.reference import Reference
 from ..hub.ticket import Ticket
 from ..tasks.data import Data, DataArguments, trainer_arguments
@@ -212,10 +213,11 @@ def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: D
     if kind == "seed":
         return build_model(model_args, data, int(value), fresh=True)
     start = ticket.start
-    if isinstance(start, Reference) and start.repo_id is not None:
-        model = load_pretrained(start.repo_id, model_args.task, revision=start.revision)
+    place = start.base(ticket.info.get("base_model")) if isinstance(start, Difference) else start
+    if isinstance(place, Reference) and place.repo_id is not None:
+        model = load_pretrained(place.repo_id, model_args.task, revision=place.revision)
     else:
-        own = start.seed if isinstance(start, Reference) else None
+        own = place.seed if isinstance(place, Reference) else None
         model = build_model(model_args, data, seed if own is None else own)
     start.restore_(model)
     return model

@@ -142,7 +142,9 @@ def test_a_head_that_is_new_in_every_base_is_stored_whole_and_the_hub_gives_the_
     config = BertConfig(**SIZES, pad_token_id=0)
     BertForSequenceClassification(config).bert.save_pretrained("me/base")
     base = BertForSequenceClassification.from_pretrained("me/base")
-    mask, head = mask_of(base), {"classifier.weight": 1.0, "classifier.bias": 1.0}
+    one_stays = torch.ones_like(base.classifier.weight)
+    one_stays[0, 0] = 0  # by chance, so that a part of the head would be taken from a base
+    mask, head = mask_of(base), {"classifier.weight": one_stays, "classifier.bias": 1.0}
     model = tuned(base, mask, **head)
     named = {"base_model": {"id": "me/base", "revision": None}}
     ticket = saved(tmp_path / "ticket", model, mask, Difference.between(base, model, mask), **named)
