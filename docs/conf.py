@@ -50,7 +50,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
-napoleon_preprocess_types = False
+napoleon_attr_annotations = False  # the signature has them
+add_module_names = False
 
 nitpicky = True  # every reference must lead somewhere; see resolve
 
@@ -161,7 +162,7 @@ class PublicNames(SphinxDirective):
             place = places.get(name, "hf_lottery")
             if name not in places:
                 rest.append(f".. auto{'class' if isinstance(value, type) else 'function'}:: hf_lottery.{name}")
-            first_line = re.sub(r":\w+:`~?([^`]+)`", r"``\1``", pydoc.splitdoc(pydoc.getdoc(value))[0])
+            first_line = re.sub(r":\w+:`(?:~[\w.]*\.)?([^`]+)`", r"``\1``", pydoc.splitdoc(pydoc.getdoc(value))[0])
             rows.append(f"   * - :py:obj:`{name} <{place}.{name}>`\n     - {first_line}")
         table = [".. list-table::", "   :widths: 30 70", "", *rows, ""]
         return self.parse_text_to_nodes("\n".join([*table, *rest]))

@@ -97,7 +97,7 @@ def test_no_line_of_the_readme_is_longer_than_120_characters():
 def test_tables_of_ladders_are_those_of_their_files(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = read(page)
-    commands = re.findall(r"^python -m hf_lottery\.hf\.ladder\.show ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    commands = re.findall(r"^hf-lottery show ((?:.*\\\n)*.*)$", text, re.MULTILINE)
     assert commands
     for command in commands:
         words = shlex.split(re.sub(r" --picture \S+", "", command).replace("\\\n", ""), comments=True)

@@ -137,7 +137,8 @@ def stop_after_parsing(run: Callable[[], object], command: list[str]) -> None:
         patches.enter_context(patch.object(sys, "argv", command))
         for parser, name in parsers:
             patches.enter_context(patch.object(parser, name, stopping(getattr(parser, name))))
-        raise AssertionError(f"the command line must reach a parser; {command} ended with {run()}")
+        run()
+        raise AssertionError(f"the command line must reach a parser; received {command}, which ended before")
 
 
 def of_kind(kind: str) -> list:
@@ -197,7 +198,7 @@ def test_every_script_of_the_first_version_is_gone_and_still_named():
         "accelerate launch recipes/find_ticket.py --config recipes/digits/gone.yaml",
         "accelerate launch --config_file recipes/accelerate/gone.yaml recipes/find_ticket.py",
         "python recipes/gone.py",
-        "python -m hf_lottery.hf.ladder.show docs/ladder/signs/*.json --compare nothing",
+        "hf-lottery show docs/ladder/signs/*.json --compare nothing",
         "for seed in 0 1; do python recipes/transfer_ladder.py --seeds $seed --row lth; done",
         "hf-lottery inspct outputs/ticket",
         "make tickets",
