@@ -69,6 +69,7 @@ class Ticket(HubMixin):
         series: The masks of all levels up to this one, if they are known. They are saved in the same file.
         processing: The files of its tokenizer or image processor: name -> bytes. ``AutoTokenizer`` and
             ``AutoImageProcessor`` load them from the ticket's folder or repository.
+        model_file: Whether stored weights are saved a second time, as the masked model that ``AutoModel`` loads.
 
     Raises:
         ValueError: The mask is not the last of the series, or one of these keys of ``info`` has another type.
@@ -84,6 +85,7 @@ class Ticket(HubMixin):
     model_config: PreTrainedConfig | None = None
     series: MaskSeries | None = None
     processing: Mapping[str, bytes] = field(default_factory=dict)
+    model_file: bool = True
 
     @classmethod
     def of(
@@ -254,9 +256,9 @@ class Ticket(HubMixin):
         """Write mask, start, model configuration and card into ``folder``; none of the files is a pickle.
 
         Where the start is stored and the class is known, ``model.safetensors`` is the model at the start under the
-        mask, for ``AutoModel.from_pretrained(folder)``. A new folder appears in one step. In an existing folder the
-        files are replaced, but of a README.md only the library's own part. If matplotlib is installed and the history
-        has more than one level, a picture of accuracy against density is added.
+        mask, for ``AutoModel.from_pretrained(folder)``; with ``model_file=False`` it is left out. A new folder appears
+        in one step. In an existing folder the files are replaced, but of a README.md only the library's own part. If
+        matplotlib is installed and the history has more than one level, a picture of accuracy against density is added.
 
         Raises:
             FileExistsError: The folder holds a model that is not the ticket's.
@@ -264,13 +266,14 @@ class Ticket(HubMixin):
         """
         if isinstance(self.start, Snapshot):
             self.mask.check_fits(self.start.tensors)
-        model = self._stored_model()
+        model = self._stored_model() if self.model_file else None
         stale = stale_model(Path(folder), writes=model is not None)
         card = merged_card(Path(folder) / "README.md", self.card("."))
         with staged_folder(folder, last=CONFIG_NAME) as stage:
             extra = {"rewind": stage_start(stage, self.start), "processing": stage_processing(stage, self.processing)}
             if model is not None:
-                self.apply_(model)
+                self.start.restore_(model)
+                self.mask.apply_(model)
                 extra |= stage_model(stage, model)
             extra |= stage_model_config(stage, self.model_config, self.info.get("architecture"))
             self._draw(stage / _PICTURE_NAME)
@@ -324,8 +327,8 @@ class Ticket(HubMixin):
     def card(self, source: str) -> str:
         """Write the README.md of a ticket that will be loaded from ``source``."""
         kind = self._class()
-        stored = kind if isinstance(self.start, Snapshot) and self._stored_model() is not None else None
-        builds = stored is not None or (kind is not None and self._is_named())
+        fits = self._stored_model() is not None
+        builds = fits or (kind is not None and self._is_named())
         drawn = len(self._accuracies()) > 1 and _can_draw()
         return ticket_card(
             self.mask,
@@ -333,7 +336,7 @@ class Ticket(HubMixin):
             self.info,
             source,
             builds=builds,
-            stored=stored,
+            stored=kind if fits and self.model_file else None,
             processing=self.processing,
             picture=_PICTURE_NAME if drawn else None,
         )

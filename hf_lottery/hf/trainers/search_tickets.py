@@ -53,6 +53,9 @@ def last_ticket(
 def push_levels(ticket: Ticket, run: RunFolder, repo_id: str, *, private: bool | None, token: str | None) -> None:
     """Push each level's ticket in its own commit, with a tag such as ``level-03``; the last level comes last.
 
+    The weights that levels rewind to are one file for all of them. A masked model would be another one at every level,
+    so only the last level has it.
+
     Raises:
         HubError: The Hub cannot be reached or refuses. The levels before that one were pushed.
     """
@@ -89,4 +92,4 @@ def _level_ticket(ticket: Ticket, run: RunFolder, level: int) -> Ticket:
         start = run.read_start(level)[1]
     info = {**ticket.info, "level": level, "history": ticket.info["history"][: level + 1]}
     until = series.until(level)
-    return replace(ticket, mask=until[-1], start=start, info=info, series=until)
+    return replace(ticket, mask=until[-1], start=start, info=info, series=until, model_file=False)

@@ -3,11 +3,12 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_task import vit
+from small_task import Points, arguments, vit
 from small_tickets import mask, ticket
 from transformers import (
     AutoModelForCausalLM,
@@ -19,7 +20,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hf_lottery import Mask, MaskFileError, MaskMismatchError, Snapshot, Ticket, prunable
+from hf_lottery import LotteryTrainer, Mask, MaskFileError, MaskMismatchError, Snapshot, Ticket, prunable
 from hf_lottery.hf.hub.reference import Reference
 from hf_lottery.hf.tasks.models import load_network
 
@@ -116,6 +117,28 @@ def test_the_model_of_an_earlier_ticket_does_not_stay(tmp_path, hub):
     assert "a/model.safetensors" in hub.repos["alice/t"].files("main")
     reference().push_to_hub("alice/t", subfolder="a")
     assert "a/model.safetensors" not in hub.repos["alice/t"].files("main")
+
+
+def test_it_is_left_out_where_nobody_asks_for_it(tmp_path):
+    replace(ticket(), model_file=False).save_pretrained(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    card = (tmp_path / "README.md").read_text()
+    assert "ticket.build_model()" in card and "AutoModel" not in card
+
+
+def test_a_search_pushes_the_model_of_its_last_level_alone(hub, tmp_path):
+    args = arguments(tmp_path, push_to_hub=True, hub_model_id="alice/found", sparsity=0.5, save_strategy="no")
+    LotteryTrainer(vit(0, num_labels=2), args, train_dataset=Pictures()).train()
+    repo = hub.repos["alice/found"]
+    held = ["model.safetensors" in repo.files(repo.refs[f"refs/tags/level-{level:02d}"]) for level in range(3)]
+    assert held == [False, False, True]
+    loaded = AutoModelForImageClassification.from_pretrained("alice/found")
+    assert Mask.from_model(prunable(loaded)) == Mask.from_pretrained("alice/found")
+
+
+class Pictures(Points):
+    def __getitem__(self, i):
+        return {"pixel_values": self.x[i][:, None, None].expand(6, 8, 8)[:1], "labels": int(self.labels[i]) % 2}
 
 
 def test_a_push_replaces_no_other_model(hub):
