@@ -243,7 +243,17 @@ def test_the_command_line_replaces_a_scan_of_the_file(tmp_path, given, scan, spa
 
 
 def test_a_network_without_a_width_cannot_be_swept():
-    command = ["--config", "recipes/mnist1d/ladder_transformer.yaml", "--use_cpu", "true", "--widths", "1", "2"]
+    command = [
+        "--config",
+        "recipes/mnist1d/ladder_transformer.yaml",
+        "--use_cpu",
+        "true",
+        "--sparsities",
+        "0.8",
+        "--widths",
+        "1",
+        "2",
+    ]
     with pytest.raises(SystemExit, match="widths need a configuration that has a width; received one of vit"):
         points(command)
 
