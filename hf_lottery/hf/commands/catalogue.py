@@ -44,8 +44,8 @@ CATALOGUE: dict[str, Entry] = {
         "commands.find_ticket",
         "find a ticket: train, prune, rewind, level after level",
         (
-            "--dataset_name digits --model_type lenet --sparsity 0.9 --rewind epoch:1 --num_train_epochs 5 "
-            "--output_dir outputs/digits",
+            "--dataset_name digits --model_type lenet --sparsity 0.9 --rewind epoch:1 --num_train_epochs 10 "
+            "--learning_rate 2e-3 --output_dir outputs/digits",
             "--task text-classification --model_name_or_path google-bert/bert-base-uncased --dataset_name "
             "nyu-mll/glue --dataset_config sst2 --rewind pretrained --sparsity 0.7 --output_dir outputs/sst2",
             "--config search.yaml --plan",
@@ -56,9 +56,10 @@ CATALOGUE: dict[str, Entry] = {
         "commands.train_ticket",
         "train a ticket, its mask or its signs on another seed, or a control",
         (
-            "--ticket outputs/digits/ticket --num_train_epochs 5 --output_dir outputs/again",
-            "--ticket outputs/digits/ticket --init seed:7 --num_train_epochs 5 --output_dir outputs/naive-7",
-            "--ticket outputs/digits/ticket --init seed:7 --mask none --num_train_epochs 5 "
+            "--ticket outputs/digits/ticket --num_train_epochs 10 --learning_rate 2e-3 --output_dir outputs/again",
+            "--ticket outputs/digits/ticket --init seed:7 --num_train_epochs 10 --learning_rate 2e-3 "
+            "--output_dir outputs/naive-7",
+            "--ticket outputs/digits/ticket --init seed:7 --mask none --num_train_epochs 10 --learning_rate 2e-3 "
             "--output_dir outputs/dense-7",
         ),
         "With --resume_from_checkpoint true the same command goes on from the last checkpoint, if there is one.",
@@ -77,8 +78,8 @@ CATALOGUE: dict[str, Entry] = {
         "ladder.main",
         "compare all ways of reusing a ticket, over several seeds",
         (
-            "--dataset_name digits --model_type lenet --sparsity 0.9 --num_train_epochs 5 --seeds 0 1 2 "
-            "--output_dir outputs/ladder",
+            "--dataset_name digits --model_type lenet --sparsity 0.9 --num_train_epochs 10 --learning_rate 2e-3 "
+            "--seeds 0 1 2 --output_dir outputs/ladder",
             "--config ladder.yaml --plan",
         ),
         "What is finished is kept. The same command computes what is missing.",

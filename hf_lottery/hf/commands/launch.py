@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 import transformers
 from transformers import TrainingArguments, set_seed
@@ -48,6 +49,8 @@ def set_up(args: TrainingArguments, *read: Any, draws: bool = True, fresh: bool 
     transformers.utils.logging.set_verbosity(args.get_process_log_level())
     # This hides the bars of loading and saving; the training has its own.
     transformers.utils.logging.disable_progress_bar()
+    if not torch.accelerator.is_available():  # a loader would warn of it at every level
+        args.dataloader_pin_memory = False
     if args.disable_tqdm and (datasets := sys.modules.get("datasets")) is not None:
         datasets.disable_progress_bars()
     set_seed(args.seed)

@@ -1,5 +1,6 @@
 """RecipeParser: defaults from YAML files, options from the command line, and mistakes in either."""
 
+import sys
 from dataclasses import dataclass, field
 
 import pytest
@@ -157,3 +158,11 @@ def test_values_of_another_type(capsys, yaml_file, text):
 def test_a_file_that_is_no_text(capsys, tmp_path):
     (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe\x00")
     assert "must be YAML" in fails(capsys, "--config", str(tmp_path / "bytes.yaml"))
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_are_for_terminals(monkeypatch, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    parser = RecipeParser([LotteryArguments])
+    assert parser.parse(["--sparsity", "0.5"])[0].disable_tqdm is not terminal
+    assert parser.parse(["--sparsity", "0.5", "--disable_tqdm", "false"])[0].disable_tqdm is False

@@ -13,7 +13,7 @@ def test_a_configuration_can_be_overridden(tmp_path):
     assert (config.width, config.num_channels) == (4, 3)
     with pytest.raises(ValueError, match="key depth isn't in the original config"):
         ModelArguments(**named, config_overrides="depth=4").load_config()
-    with pytest.raises(ValueError, match="config_overrides must go with config_name or model_type; received model_name"):
+    with pytest.raises(ValueError, match="config_overrides must go with config_name or model_type; received model_"):
         ModelArguments(model_name_or_path=str(tmp_path), config_overrides="width=4")
 
 
