@@ -156,7 +156,7 @@ def match_table(results: Results) -> Table:
 
 
 def comparison(ladders: Sequence[Results], name: str, rows: Sequence[str] | None = None) -> Table:
-    """Make a table of one number of several ladders side by side.
+    """Make a table of one number of several ladders side by side, or below each other if they are more than its rows.
 
     Args:
         ladders: The results of the ladders.
@@ -172,7 +172,11 @@ def comparison(ladders: Sequence[Results], name: str, rows: Sequence[str] | None
     else:
         rows = list(rows or dict.fromkeys(row for results in ladders for row in results["rows"]))
         lines = [[row, *(number_text(results, row, name) for results in ladders)] for row in rows]
-    return Table([name.replace("_", " "), *heads], [line for line in lines if set(line[1:]) != {"-"}])
+    kept = [line for line in lines if set(line[1:]) != {"-"}]
+    header = [name.replace("_", " "), *heads]
+    if len(heads) > len(kept) > 0:  # a long table is easier to read than a wide one
+        header, *kept = map(list, zip(header, *kept, strict=True))
+    return Table(header, kept)
 
 
 def label(results: Results) -> str:

@@ -15,6 +15,7 @@ from hf_lottery.hf.ladder.table import (
     COMPARED,
     comparison,
     difference_table,
+    label,
     ladder_table,
     match_table,
     obtained,
@@ -104,9 +105,10 @@ def test_losses_have_three_digits():
 def test_a_comparison_leaves_out_what_no_ladder_has():
     both = [results_of({"naive": [1.0, 2.0], "lth": [1.0, 2.0]}), results_of({"naive": [1.0, 2.0], "random": [1, 2]})]
     assert comparison(both, "minus_naive").rows == [["lth", "+1.50 ± 0.50", "-"], ["random", "-", "+1.50 ± 0.50"]]
-    assert comparison(both, "gap_closed", ["lth"]).rows == [["lth", "50 % (25 to 75)", "-"]]
-    assert comparison(both, "measure", ["naive"]).rows == [["naive", "1.50 ± 0.71", "1.50 ± 0.71"]]
-    assert comparison(both, "overlap", ["naive"]).rows == [["naive", "0.250 (0.125)", "0.250 (0.125)"]]
+    wide = comparison(both, "gap_closed", ["lth"])  # more ladders than rows: they go below each other
+    assert wide == (["gap closed", "lth"], [[label(both[0]), "50 % (25 to 75)"], [label(both[1]), "-"]])
+    assert [line[1] for line in comparison(both, "measure", ["naive"]).rows] == ["1.50 ± 0.71"] * 2
+    assert [line[1] for line in comparison(both, "overlap", ["naive"]).rows] == ["0.250 (0.125)"] * 2
     assert comparison(both, "barrier").rows == []
     assert set(COMPARED) <= {"pairs", "measure", *RESULT}
 
@@ -115,7 +117,7 @@ def test_pairs_are_compared_side_by_side():
     first, second = (results_of({"naive": [1.0, 2.0], "lth": [high, 4.0]}, pairs=["lth-naive"]) for high in (3.0, 4.0))
     table = comparison([first, second], "pairs")
     (one,), (two,) = difference_table(first).rows, difference_table(second).rows
-    assert table.rows == [["lth - naive", one[1], two[1]]]
+    assert table.header == ["pairs", "lth - naive"] and [line[1] for line in table.rows] == [one[1], two[1]]
 
 
 def test_results_are_shown_again(tmp_path, capsys):
