@@ -37,8 +37,8 @@ from ...report import write_report
 from ...signs.norm_folding import fold_norms_
 from ...signs.norms import NormParameters, norm_parameters
 from ...signs.signed_mask import ZEROS, SignAgreement, SignedMask
-from ..hub.local_paths import without_local_paths
 from ..hub.difference import Difference
+from ..hub.local_paths import without_local_paths
 from ..hub.reference import Reference
 from ..hub.ticket import Ticket
 from ..tasks.data import Data, DataArguments, trainer_arguments

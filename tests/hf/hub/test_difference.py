@@ -2,6 +2,7 @@
 
 import copy
 import json
+from typing import cast
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, set_seed
 
 from hf_lottery import Mask, MaskFileError, MaskMismatchError, RewindMismatchError, Snapshot, Ticket, prunable
+from hf_lottery.hf.commands.train_ticket import start_weights
 from hf_lottery.hf.hub.difference import DIFFERENCE_NAME, Difference
+from hf_lottery.hf.tasks.data import Data
+from hf_lottery.hf.tasks.models import ModelArguments
 from hf_lottery.storage.json_files import seal_json
 
 pytestmark = [
@@ -151,6 +155,8 @@ def test_a_head_that_is_new_in_every_base_is_stored_whole_and_the_hub_gives_the_
     assert set(ticket.start.changes) == set(head)
     assert hash_of(ticket.build_model()) == hash_of(model)
     assert "model = ticket.build_model()" in ticket.card("me/x") and "changed in the base model" in ticket.card("me/x")
+    started = start_weights("ticket", ticket, ModelArguments(task="text-classification"), cast(Data, None), 0)
+    assert hash_of(started) == hash_of(ticket.build_model())
     unnamed = Ticket.of(model, mask, ticket.start, info={"base_model": None})
     with pytest.raises(ValueError, match=r"must name its base on the Hub.*ticket.apply_\(model\)"):
         unnamed.build_model()
