@@ -163,8 +163,9 @@ def comparison(ladders: Sequence[Results], name: str, rows: Sequence[str] | None
         name: The number, one of :data:`COMPARED`; "pairs" are the paired differences that the ladders were asked for.
         rows: The rows to compare. Default: all.
     """
-    shared = {results["title"] for results in ladders} if len(ladders) > 1 else set()
-    heads = [results["about"]["point"] if len(shared) == 1 else label(results) for results in ladders]
+    points = [results["about"]["point"] for results in ladders]
+    shared = len({results["title"] for results in ladders}) == 1 < len(ladders)
+    heads = points if shared and all(points) else [label(results) for results in ladders]
     if name == "pairs":
         tables = [dict((pair, text) for pair, text, _ in difference_table(results).rows) for results in ladders]
         rows = list(dict.fromkeys(pair for table in tables for pair in table))
