@@ -103,7 +103,7 @@ def test_a_name_alone_is_in_the_namespace_of_the_user(hub):
 def test_the_card_of_a_loop_of_ones_own():
     bare = replace(ticket(), info={})
     assert "## How it was found\n\nThis was not recorded" in bare.card("a/b")
-    assert "with keep_sparse(model, ticket.mask):" in bare.card("a/b") and "SparseTrainer(model" in bare.card("a/b")
+    assert "call `ticket.apply_(model)`" in bare.card("a/b") and "`SparseTrainer(..., mask" in bare.card("a/b")
     own = replace(ticket(), info={"level": 3, "notes": ["Adam, | 5 epochs"]}).card("a/b")
     assert "| known | value" in own and "Adam, \\| 5 epochs" in own and "not recorded" not in own
 
