@@ -123,7 +123,7 @@ CATALOGUE: dict[str, Entry] = {
     "completion": Entry(
         "commands.completion",
         "print a script that completes commands and options in bash and zsh",
-        ("bash > ~/.local/share/bash-completion/completions/hf-lottery", "zsh >> ~/.zshrc"),
+        ("bash >> ~/.bashrc", "zsh >> ~/.zshrc"),
         plain=True,
     ),
 }

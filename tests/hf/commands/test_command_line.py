@@ -11,6 +11,7 @@ import time
 import pytest
 import torch
 from recipe_runs import BERT, DIGITS, QUICK, ROOT, SMALL, write_tokenizer
+from transformers.utils import logging
 
 from hf_lottery import Mask, __version__
 from hf_lottery.hf.commands import find_ticket
@@ -30,7 +31,10 @@ def call(capsys, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     Mask({"a": torch.tensor([True, False])}).save_pretrained(tmp_path / "mask")
-    return run
+    verbosity = logging.get_verbosity()
+    yield run
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
 
 
 def test_the_overview_lists_every_command_in_one_line(call):
