@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...masks.file import MASK_NAME
 from ..hub.checkpoint import mask_from_checkpoint
+from ..tasks import paper_networks  # noqa: F401  # registers the networks that find trains
 from .launch import check_output
 from .outcome import Outcome
 from .plain_parser import PlainParser

@@ -10,6 +10,7 @@ from ...masks.mask import Mask
 from ...report import markdown_table
 from ..hub.checkpoint import load_model
 from ..hub.ticket import Ticket
+from ..tasks import paper_networks  # noqa: F401  # registers the networks that find trains
 from ..trainers.run_folder import REWIND_NAME
 from .outcome import Outcome
 from .plain_parser import PlainParser
