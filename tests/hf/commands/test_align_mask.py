@@ -6,20 +6,23 @@ from recipe_runs import DIGITS, SMALL
 from hf_lottery import Mask, Permutation, PermutationSpec
 from hf_lottery.alignment.match import Match
 from hf_lottery.hf.commands import align_mask, train_ticket
+from hf_lottery.masks.config import read_config
 
 
-@pytest.mark.parametrize("method", ["activation", pytest.param("weight", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", [None, pytest.param("activation", marks=pytest.mark.slow)])
 def test_align_and_train_the_permuted_mask(run, digits_search, tmp_path, method):
     """The training of the alignment paper, by hand: another seed, its dense network, the mask carried over."""
     ticket = digits_search[0] / "ticket"
     common_flags, dense = [*SMALL, "--ticket", ticket], tmp_path / "dense"
     run(train_ticket, *common_flags, "--init", "seed:7", "--mask", "none", "--output_dir", dense)
     out = run(
-        align_mask, *DIGITS, "--ticket", ticket, "--target_model", dense, "--method", method, "--output_dir",
-        tmp_path / "aligned", "--match_batches", 2,
+        align_mask, *DIGITS, "--ticket", ticket, "--target_model", dense, "--output_dir",
+        tmp_path / "aligned", *([] if method is None else ["--method", method, "--match_batches", 2]),
     )  # fmt: skip
     aligned, mask = Mask.from_pretrained(tmp_path / "aligned"), Mask.from_pretrained(ticket)
     assert aligned != mask and aligned.layer_sparsities() == mask.layer_sparsities()
+    origin = read_config(tmp_path / "aligned/mask_config.json")["info"]["permutation"]
+    assert origin["method"] == (method or "weight")
     spec = PermutationSpec.load(tmp_path / "aligned/permutation/permutation_spec.json")
     found = Match.from_pretrained(tmp_path / "aligned/permutation", spec)
     assert found.permutation == Permutation.from_pretrained(tmp_path / "aligned/permutation", spec)
@@ -36,7 +39,7 @@ def test_align_and_train_the_permuted_mask(run, digits_search, tmp_path, method)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--method", "luck"], "method must be one of activation, weight; received 'luck'"),
+        (["--method", "luck"], "method must be one of weight, activation; received 'luck'"),
         (["--match_batches", "0"], "match_batches must be at least 1; received 0"),
     ],
 )
