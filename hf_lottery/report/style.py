@@ -71,8 +71,8 @@ def check_drawing() -> None:
 
 
 @contextmanager
-def picture(path: str | Path, width: float, height: float) -> Iterator[Any]:
-    """Give the axes of a picture, which is written to ``path`` at the end of the block.
+def figure(path: str | Path, width: float, height: float) -> Iterator[Any]:
+    """Give an empty figure, which is written to ``path`` at the end of the block.
 
     The settings of matplotlib are its default ones, whatever the user has set. Its backend is left alone.
 
@@ -89,11 +89,18 @@ def picture(path: str | Path, width: float, height: float) -> Iterator[Any]:
     from matplotlib.figure import Figure  # without pyplot, which would choose a backend for the whole process
 
     with style.context(["default", _SETTINGS]):
-        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-        yield figure.subplots()
+        drawn = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+        yield drawn
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
+        drawn.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())
+
+
+@contextmanager
+def picture(path: str | Path, width: float, height: float) -> Iterator[Any]:
+    """Give the axes of a picture with one panel; see :func:`figure`."""
+    with figure(path, width, height) as drawn:
+        yield drawn.subplots()
 
 
 def write_csv(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -29,11 +29,12 @@ from concurrent.futures.process import BrokenProcessPool
 from ...report import markdown_table, write_report
 from ..commands.launch import set_up
 from ..commands.outcome import Outcome
+from .picture import sections
 from .pilot import pilot_tables, settle
 from .plan import plan_ladders
 from .results import write_results
 from .sweep import Point, points
-from .table import comparison, conclusions, difference_table, label, ladder_table, sections
+from .table import comparison, conclusions, difference_table, label, ladder_table
 from .workers import run_all
 
 

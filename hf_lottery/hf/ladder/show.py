@@ -18,8 +18,9 @@ from typing import Any
 from ...report import markdown_table
 from ..commands.plain_parser import PlainParser
 from ..hub.errors import first_line
+from .picture import plot_ladders
 from .ranking import ranking
-from .table import COMPARED, comparison, conclusions, difference_table, label, ladder_table, obtained, plot_ladders
+from .table import COMPARED, comparison, conclusions, difference_table, label, ladder_table, obtained
 
 _MUST = "a ladder must be a file that transfer_ladder.py wrote, such as ladder.json"
 
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--pairs", nargs="+", help="Pairs of rows whose paired difference is shown. Default: those of the ladder."
     )
-    parser.add_argument("--picture", type=Path, help="PNG to write: differences to naive with their intervals.")
+    parser.add_argument("--picture", type=Path, help="PNG to write: gains over naive, a panel a ladder.")
     args = parser.parse(arguments)
     ladders = [read_ladder(path) for path in args.ladders]
     known = dict.fromkeys(row for results in ladders for row in results["rows"])

@@ -1,15 +1,13 @@
-"""Tables and pictures of ladders, from their results."""
+"""Tables of ladders, from their results."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...report import Picture, Section, Table
-from ...report.style import curve_style, picture, write_csv
+from ...report import Table
 from .paired import interval, mean_and_std, split_pair
 
 Results = Mapping[str, Any]  # what `results.write_results` returns for one ladder
@@ -185,63 +183,16 @@ def label(results: Results) -> str:
     return ", ".join(filter(None, [results["title"], results["about"]["point"]]))
 
 
-def plot_ladders(path: Path, ladders: Sequence[Results], rows: Sequence[str] | None = None) -> Picture:
-    """Draw the paired differences to naive with their 95 % intervals, for one ladder or several.
-
-    Args:
-        path: The PNG to write; the numbers are written beside it as CSV.
-        ladders: The results of the ladders.
-        rows: The rows to draw. Default: all.
-    """
-    drawn = rows or list(dict.fromkeys(row for results in ladders for row in results["rows"]))
-    rows = [row for row in reversed(drawn) if row != "naive"]
-    numbers = []
-    with picture(path, 7, 0.8 + 0.3 * len(rows) * max(1, 0.5 * len(ladders))) as axes:
-        axes.axvline(0, color="grey", linewidth=0.8)
-        for i, results in enumerate(ladders):
-            points = [
-                (j + 0.7 * (0.5 - (i + 0.5) / len(ladders)), row, results["rows"][row])
-                for j, row in enumerate(rows)
-                if row in results["rows"] and results["rows"][row]["minus_naive"] is not None
-            ]
-            style = {**curve_style(i), "linestyle": "none", "capsize": 3, "label": label(results)}
-            means, halves = ([found[key] for *_, found in points] for key in ("minus_naive", "half_width"))
-            axes.errorbar(means, [place for place, *_ in points], xerr=halves, **style)
-            numbers += [(label(results), row, found["minus_naive"], found["half_width"]) for _, row, found in points]
-        axes.set_yticks(range(len(rows)), rows)
-        measure = ladders[0]["measure"]
-        axes.set_xlabel(f"{measure} minus naive{', points' if measure == 'accuracy' else ''}")
-        axes.legend(loc="best", fontsize="small")
-    write_csv(path, ["ladder", "row", "minus_naive", "half_width"], numbers)
-    return Picture(path, "Difference to the mask as it was found, paired by target; bars are 95 % intervals.")
-
-
-def sections(ladders: Sequence[Results], folder: Path) -> list[Section]:
-    """Make the page of some ladders.
-
-    Args:
-        ladders: The results of the ladders.
-        folder: Where the picture is written.
-    """
-    found = []
-    for results in ladders:
-        name = label(results)
-        found.append(Section(name, obtained(results), ladder_table(results)))
-        more = {"Paired differences": difference_table(results), "Similarity of units": match_table(results)}
-        found += [Section(f"{title}: {name}", table=table) for title, table in more.items() if table.rows]
-    if len(ladders) > 1:
-        compared = {name: comparison(ladders, name) for name in COMPARED[:4]}
-        found += [Section(f"Compared: {name.replace('_', ' ')}", table=t) for name, t in compared.items() if t.rows]
-    drawn = plot_ladders(folder / "ladder.png", ladders)
-    return [*found, Section("Picture", drawn.alt, picture=drawn)]
-
-
 def obtained(results: Results) -> str:
     """Say how the numbers of a ladder were obtained."""
     about = results["about"]
-    sparsity = next((row["sparsity"] for row in results["rows"].values() if row["sparsity"] is not None), 0.0)
     code = about["commit"] or f"version {about['version']}"
     return (
-        f"{len(results['seeds'])} seeds, {100 * sparsity:.1f} % sparse. {about['command']} at {code} on "
+        f"{len(results['seeds'])} seeds, {100 * sparsity_of(results):.1f} % sparse. {about['command']} at {code} on "
         f"{about['device']}, {about['date']}; torch {about['torch']}, transformers {about['transformers']}."
     )
+
+
+def sparsity_of(results: Results) -> float:
+    """Return the sparsity of the masks of a ladder, in [0, 1]."""
+    return next((row["sparsity"] for row in results["rows"].values() if row["sparsity"] is not None), 0.0)
