@@ -2,7 +2,7 @@
 
     hf-lottery levels outputs/fashion-mnist/seed-* --picture docs/fashion_mnist.png
 
-It reads the files ``lottery_state.json`` and ``controls.json`` that find_ticket.py left in the folder of every run.
+It reads the files ``lottery_state.json`` and ``controls.json`` that ``hf-lottery find`` left in the folder of every run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_runs(runs: list[Path], measure: str) -> Series:
         file = run / "lottery_state.json"
         if not file.is_file():
             raise FileNotFoundError(
-                f"a run must be a folder with {file.name}, as find_ticket.py leaves it; received {run}. Check the path."
+                f"a run must be a folder with {file.name}, as hf-lottery find leaves it; received {run}. Check the path."
             )
         for record in json.loads(file.read_text())["finished"]:
             if measure not in record["metrics"]:
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> Outcome | None:
         arguments: The command line.
     """
     parser = PlainParser("levels")
-    parser.add_argument("runs", nargs="+", type=Path, help="Output folders of find_ticket.py, one for each seed.")
+    parser.add_argument("runs", nargs="+", type=Path, help="Output folders of hf-lottery find, one for each seed.")
     parser.add_argument("--measure", default="eval_accuracy", help="Metric to compare, which must be a fraction.")
     parser.add_argument("--picture", type=Path, help="PNG to write.")
     parser.add_argument("--title", default="", help="Title of the picture.")

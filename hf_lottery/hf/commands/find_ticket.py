@@ -31,7 +31,7 @@ from .controls import CONTROLS, STARTS, train_controls
 from .launch import set_up
 from .outcome import Outcome
 from .parser import RecipeParser
-from .report_sections import NormPath, measure_of, search_report_bytes, search_sections
+from .report_sections import NormPath, measure_of, name_of, search_report_bytes, search_sections
 
 
 @dataclass
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> Outcome | None:
     find_args, model_args, data_args, args = parser.parse(arguments)
     if args.rewind == "pretrained" and model_args.model_name_or_path is None:
         parser.error("rewind=pretrained must be given a model_name_or_path; received none. Use rewind=init.")
-    set_up(args, model_args, data_args, draws=not find_args.plan)
+    set_up(args, model_args, data_args, writes=not find_args.plan)
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
     model = build_model(model_args, data, args.seed)
@@ -117,9 +117,8 @@ def show_ticket(trainer: LotteryTrainer, path: NormPath, comparison: Comparison 
     """
     sections = search_sections(trainer, path, folder)
     facts = {"ticket": folder / "ticket", "report": folder / "report.html", "levels": trainer.history}
-    if comparison is not None:
-        sections.insert(0, comparison.section)
-    write_report(folder / "report.html", sections, title=f"Ticket of {type(trainer.model).__name__}")
+    name = name_of(trainer.network, trainer.ticket.info)
+    write_report(folder / "report.html", sections, title=f"Ticket of {name}")
     texts = [
         f"\n{level_table(trainer.history)}",
         f"picture: {folder / 'accuracy.png'}\nreport:  {folder / 'report.html'}\nticket:  {folder / 'ticket'}",

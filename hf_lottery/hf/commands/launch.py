@@ -23,25 +23,24 @@ RESULTS = ("report.html", "lottery_state.json", "rewind.safetensors", "mask_conf
 _CPU = "On a machine without accelerators, launch by `ACCELERATE_USE_CPU=true accelerate launch --multi_gpu ...`."
 
 
-def set_up(args: TrainingArguments, *read: Any, draws: bool = True, fresh: bool = False) -> None:
+def set_up(args: TrainingArguments, *read: Any, writes: bool = True, fresh: bool = False) -> None:
     """Check the launch and the output folder, and set logging and the seed.
 
     Args:
         args: The settings of the Trainer, which know the processes.
         read: Dataclasses with the options of the command; folders that they name are read.
-        draws: Whether the command draws pictures.
+        writes: Whether the command writes results, and draws pictures.
         fresh: Whether the command must not write over results.
 
     Raises:
         SystemExit: See :func:`check_launch`.
-        ValueError: See :func:`check_output`. Or ``fresh``, and the output folder holds results.
+        ValueError: See :func:`check_output`.
+        PermissionError: See :func:`check_output`.
         ImportError: Matplotlib is missing.
     """
     check_launch(args.world_size)
-    check_output(str(args.output_dir), *read)
-    if fresh:
-        _check_fresh(Path(str(args.output_dir)))
-    if draws:
+    check_output(str(args.output_dir), *read, writes=writes, fresh=fresh)
+    if writes:
         check_drawing()
     atexit.register(_leave)
     remember_absence("lomo_optim")
@@ -61,7 +60,7 @@ def _check_fresh(folder: Path) -> None:
     for name in RESULTS:
         if (folder / name).exists():
             raise ValueError(
-                f"output_dir must not hold results; received {folder}, which has {name}. Choose another output_dir, or "
+                f"the output must be a folder without results; received {folder}, which has {name}. Choose another, or "
                 "delete that folder."
             )
 
@@ -84,18 +83,27 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def check_output(output: str, *read: Any) -> None:
+def check_output(output: str, *read: Any, writes: bool = True, fresh: bool = False) -> None:
     """Check that a command can write to a folder, and does not read it as well.
 
     Args:
         output: The folder, which need not exist.
         read: Dataclasses with options, whose values may be folders.
+        writes: Whether the command writes to it at all.
+        fresh: Whether the command must not write over results.
 
     Raises:
-        ValueError: The output is a file, lies in a file, or is a folder that is read.
+        ValueError: The output is a file, lies in a file, or is a folder that is read; or ``fresh``, and it holds
+            results.
+        PermissionError: The user may not write there.
     """
     folder = Path(output)
     check_folder(folder, what="the output")
+    found = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if writes and not os.access(found, os.W_OK | os.X_OK):  # most commands write only after they have trained
+        raise PermissionError(f"the output must be a folder to write to; received {output}, but {found} is read-only.")
+    if fresh:
+        _check_fresh(folder)
     for option, value in (pair for options in read for pair in vars(options).items()):
         source = Path(str(value).removeprefix("checkpoint:")).expanduser()
         if value and folder.is_dir() and source.is_dir() and source.samefile(folder):

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> Outcome:
     parser.add_argument("--exclude", action="append", help="Regular expression: names of the weights to leave out.")
     parser.add_json()
     args = parser.parse(arguments)
-    check_output(args.output)
+    check_output(args.output, fresh=True)
     mask = mask_from_checkpoint(args.model, include=args.include, exclude=args.exclude, **where(args))
     mask.save_pretrained(args.output)
     size = (Path(args.output) / MASK_NAME).stat().st_size

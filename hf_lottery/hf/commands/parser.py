@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from transformers import HfArgumentParser
 
 from .catalogue import CATALOGUE
-from .plain_parser import JSON_HELP, nearest
+from .plain_parser import JSON_HELP, mistake, nearest
 
 
 class RecipeParser(HfArgumentParser):
@@ -98,7 +98,7 @@ class RecipeParser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Stop with one line that says what is wrong, without the usage of two hundred flags."""
-        self.exit(2, f"{self.prog}: {message.rstrip('.')}. See {self.prog} --help.\n")
+        self.exit(2, mistake(self.prog, message))
 
     def _take_configs(self, arguments: list[str]) -> list[Path]:
         paths = []

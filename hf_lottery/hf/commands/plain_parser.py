@@ -57,10 +57,20 @@ class PlainParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Stop with one line that says what is wrong."""
-        self.exit(2, f"{self.prog}: {message.rstrip('.')}. See {self.prog} --help.\n")
+        self.exit(2, mistake(self.prog, message))
 
 
 JSON_HELP = "Print one JSON object on standard output, and nothing else; progress goes to standard error."
+
+
+def mistake(prog: str, message: str) -> str:
+    """Return the line that says what is wrong with a command line.
+
+    Args:
+        prog: What was called.
+        message: What is wrong.
+    """
+    return f"{prog}: {' '.join(message.split()).rstrip('.')}. See {prog} --help.\n"
 
 
 def nearest(words: Iterable[str], known: Sequence[str]) -> str:

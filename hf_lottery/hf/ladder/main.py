@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> Outcome | None:
     """
     command, pilot = list(arguments), None
     ladder = points(command)[0].ladder
-    set_up(ladder.args, ladder.model_args, ladder.data_args, draws=not ladder.which.plan)
+    set_up(ladder.args, ladder.model_args, ladder.data_args, writes=not ladder.which.plan)
     if ladder.args.world_size > 1:
         sys.exit(
             f"a ladder must be launched as one process, because it starts its own; received {ladder.args.world_size}. "

@@ -22,7 +22,7 @@ from .picture import plot_ladders
 from .ranking import ranking
 from .table import COMPARED, comparison, conclusions, difference_table, label, ladder_table, obtained
 
-_MUST = "a ladder must be a file that transfer_ladder.py wrote, such as ladder.json"
+_MUST = "a ladder must be a file that hf-lottery ladder wrote, such as ladder.json"
 
 
 def main(arguments: Sequence[str]) -> None:

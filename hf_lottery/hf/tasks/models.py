@@ -18,6 +18,11 @@ from transformers import (
     set_seed,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
 
 from ..hub.model_config import check_no_kernels
 from ..hub.ticket import Ticket
@@ -31,6 +36,12 @@ AUTO_MODELS: dict[str, Any] = {
     "image-classification": AutoModelForImageClassification,
     "text-classification": AutoModelForSequenceClassification,
     "causal-lm": AutoModelForCausalLM,
+}
+# The models that each of these classes knows, by their configuration.
+_KNOWN: dict[str, Any] = {
+    "image-classification": MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    "text-classification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    "causal-lm": MODEL_FOR_CAUSAL_LM_MAPPING,
 }
 
 
@@ -103,7 +114,8 @@ class ModelArguments:
             overrides: Fields of the configuration to set, such as those that follow from the data.
 
         Raises:
-            ValueError: No configuration is named, or it is no configuration of a model.
+            ValueError: No configuration is named, it is no configuration of a model of the task, or it has no such
+                fields as ``config_overrides`` names.
             FileNotFoundError: It does not exist.
             HubError: The Hub cannot be reached.
         """
@@ -115,8 +127,18 @@ class ModelArguments:
             )
         load = self._load_config if self.model_type is None else _default_config
         config = load(name, overrides)
+        if type(config) not in _KNOWN[self.task]:
+            fit = [task for task, known in _KNOWN.items() if type(config) in known]
+            hint = f"Use --task {' or '.join(fit)}." if fit else "Choose another model."
+            raise ValueError(f"the model must be one for {self.task}; received {name} ({config.model_type}). {hint}")
         if self.config_overrides is not None:
-            config.update_from_string(self.config_overrides)
+            try:
+                config.update_from_string(self.config_overrides)
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"config_overrides must set fields of {type(config).__name__}, as in width=4,depth=2; received "
+                    f"{self.config_overrides!r}: {error}"
+                ) from error
         return config
 
     def _load_config(self, name: str, overrides: Mapping[str, Any]) -> PreTrainedConfig:

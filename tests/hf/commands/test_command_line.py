@@ -64,6 +64,9 @@ def test_every_help_shows_an_example_and_the_examples_are_right(call, name):
         (["find", "--sparsity", "1.5"], 2, "find: sparsity must be "),
         (["find", "--config", "no.yaml"], 2, "find: --config must name a YAML file; received no.yaml, which does not"),
         (["find", *BUILT_IN, "--model_type", "lenett"], 2, "received 'lenett'. Did you mean lenet?"),
+        (["find", *BUILT_IN, "--model_type", "bert"], 1, "one for image-classification; .* --task text-classification"),
+        (["find", *BUILT_IN, "--config_overrides", "nosuch=1"], 1, "fields of LeNetConfig, .* 'nosuch=1': key nosuch"),
+        (["find", *BUILT_IN, "--config_overrides", "width"], 1, "fields of LeNetConfig, .* received 'width': "),
         (["find", *BUILT_IN, "--config_name", "x.json"], 2, "model_type must name the only network; received 'x.json'"),
         (["find", "--sparsity", "0.5"], 1, "model_name_or_path, config_name or model_type must be given"),
         (["find", *BUILT_IN, "--dataset_name", "digit"], 1, "dataset_name must be .*'digit'. Did you mean digits?"),
@@ -93,6 +96,7 @@ def test_every_help_shows_an_example_and_the_examples_are_right(call, name):
         (["inspect", "me/ticket"], 1, "received me/ticket, which is no folder here: .*(offline|HF_HUB_OFFLINE)"),
         (["diff", "mask", "./no"], 1, "diff: the source must be a folder or the id of a repository"),
         (["verify", "mask", "--dense-base"], 2, "verify: --dense-base must come with --model"),
+        (["pack", "model", "--output", "mask"], 1, "pack: the output must be a folder without results; received mask,"),
         (["pack", "no/folder/here", "--output", "out"], 1, "pack: .*received 'no/folder/here'"),
         (["completion", "fish"], 2, "completion: argument shell: invalid choice: 'fish' "),
     ],
@@ -132,7 +136,7 @@ def test_finished_folders_are_kept(run, call, digits_search, tmp_path):
     left = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for again, folder in ((["train", *flags, "trained"], "trained"), (align, "aligned"), (connect, "line")):
         status, _, err = call(*again)
-        must = f"hf-lottery {again[0]}: output_dir must not hold results; received {folder}, which has"
+        must = f"hf-lottery {again[0]}: the output must be a folder without results; received {folder}, which has"
         assert status == 1 and err.splitlines()[-1].startswith(must)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == left
 

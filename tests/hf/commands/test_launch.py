@@ -1,5 +1,6 @@
 """The launch check, in this process; tests/recipes/test_several_processes.py launches for real."""
 
+import os
 import re
 import sys
 from types import SimpleNamespace
@@ -57,3 +58,12 @@ def test_a_command_without_matplotlib_stops_before_any_work(run, monkeypatch, tm
     with pytest.raises(SystemExit, match="^hf-lottery find: matplotlib must be installed .*pip install"):
         run(find_ticket, "--output_dir", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_read_only_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    args = TrainingArguments(output_dir=str(tmp_path / "a/b"), use_cpu=True)
+    check_output(args.output_dir)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # root may write everywhere
+    with pytest.raises(PermissionError, match=f"folder to write to; received .*/a/b, but {tmp_path} is read-only"):
+        set_up(args)
+    check_output(args.output_dir, writes=False)  # a plan

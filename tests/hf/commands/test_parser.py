@@ -124,7 +124,8 @@ def test_bad_command_lines(capsys, arguments, message):
     ],
 )
 def test_bad_files(capsys, yaml_file, text, message):
-    assert message in fails(capsys, "--config", yaml_file(text))
+    error = fails(capsys, "--config", yaml_file(text))
+    assert message in error and error.count("\n") == 1
 
 
 def test_the_least_that_is_allowed():

@@ -146,4 +146,4 @@ def test_what_is_missing_is_named(run, tmp_path):
 def test_a_search_is_not_written_over(run, digits_search, capsys):
     with pytest.raises(SystemExit):
         run(train_ticket, *SMALL, "--ticket", digits_search[0] / "ticket", "--output_dir", digits_search[0])
-    assert "output_dir must not hold results" in capsys.readouterr().err
+    assert "the output must be a folder without results" in capsys.readouterr().err

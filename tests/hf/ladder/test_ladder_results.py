@@ -146,7 +146,7 @@ def test_results_are_shown_again(tmp_path, capsys):
 def test_files_that_are_no_ladders_are_refused(tmp_path, text, received):
     if text is not None:
         (tmp_path / "a.json").write_text(text)
-    with pytest.raises(ValueError, match=f"that transfer_ladder.py wrote.*{received}.*Check the path"):
+    with pytest.raises(ValueError, match=f"that hf-lottery ladder wrote.*{received}.*Check the path"):
         show.main([str(tmp_path / "a.json")])
 
 
