@@ -93,7 +93,7 @@ def test_no_line_of_the_readme_is_longer_than_120_characters():
     assert [line for line in read("README.md").splitlines() if len(line) > 120] == []
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/results-short.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/ladders.md", "docs/results-short.md"])
 def test_tables_of_ladders_are_those_of_their_files(page, monkeypatch):
     monkeypatch.chdir(ROOT)
     text = read(page)
