@@ -2,7 +2,7 @@
 
     hf-lottery levels outputs/fashion-mnist/seed-* --picture docs/fashion_mnist.png
 
-It reads the files ``lottery_state.json`` and ``controls.json`` that ``hf-lottery find`` left in the folder of every run.
+It reads ``lottery_state.json`` and ``controls.json``, which ``hf-lottery find`` left in the folder of every run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def read_runs(runs: list[Path], measure: str) -> Series:
         file = run / "lottery_state.json"
         if not file.is_file():
             raise FileNotFoundError(
-                f"a run must be a folder with {file.name}, as hf-lottery find leaves it; received {run}. Check the path."
+                f"a run must be a folder with {file.name}, as find leaves it; received {run}. Check the path."
             )
         for record in json.loads(file.read_text())["finished"]:
             if measure not in record["metrics"]:

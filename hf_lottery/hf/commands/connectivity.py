@@ -36,7 +36,7 @@ from .align_mask import METHODS, match_networks
 from .launch import set_up
 from .outcome import Outcome
 from .parser import RecipeParser
-from .report_sections import match_sections, name_of, overlap_sections, path_sections, run_info
+from .report_sections import match_sections, overlap_sections, path_sections
 from .ticket_defaults import network_defaults, tell_defaults
 
 ALIGN = (*METHODS, "none")
@@ -92,10 +92,9 @@ def main(arguments: Sequence[str]) -> Outcome | None:
         barriers[f"aligned by {which.align}"] = error_barrier(a, b, judge, points=which.points)
     if not args.should_save:
         return None
-    info = run_info(["hf-lottery", "connect", *arguments], args, which, model_args, data_args)
-    folder, name = Path(args.output_dir), name_of(a, info)
+    folder, name = Path(args.output_dir), type(a).__name__
     folder.mkdir(parents=True, exist_ok=True)
-    sections = path_sections(barriers, judge.word, name, info, folder)
+    sections = path_sections(barriers, judge.word, name, folder)
     if found is not None:
         sections += match_sections(found, METHODS[which.align], name, folder)
         found.save_pretrained(folder / "permutation")

@@ -31,7 +31,7 @@ from .controls import CONTROLS, STARTS, train_controls
 from .launch import set_up
 from .outcome import Outcome
 from .parser import RecipeParser
-from .report_sections import NormPath, measure_of, name_of, search_report_bytes, search_sections
+from .report_sections import NormPath, measure_of, search_report_bytes, search_sections
 
 
 @dataclass
@@ -117,8 +117,9 @@ def show_ticket(trainer: LotteryTrainer, path: NormPath, comparison: Comparison 
     """
     sections = search_sections(trainer, path, folder)
     facts = {"ticket": folder / "ticket", "report": folder / "report.html", "levels": trainer.history}
-    name = name_of(trainer.network, trainer.ticket.info)
-    write_report(folder / "report.html", sections, title=f"Ticket of {name}")
+    if comparison is not None:
+        sections.insert(0, comparison.section)
+    write_report(folder / "report.html", sections, title=f"Ticket of {type(trainer.model).__name__}")
     texts = [
         f"\n{level_table(trainer.history)}",
         f"picture: {folder / 'accuracy.png'}\nreport:  {folder / 'report.html'}\nticket:  {folder / 'ticket'}",

@@ -87,7 +87,8 @@ def _pool(command: Sequence[str], workers: int | None) -> ProcessPoolExecutor:
 
 def _begin(command: Sequence[str], slots: Any, parent: int) -> None:
     """Build the ladders in a worker, and end it with its parent; the next run would train the same cell otherwise."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; only the parent says so
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; only the parent says so
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     gpu = slots.get()
     if gpu is not None:
