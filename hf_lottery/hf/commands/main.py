@@ -10,6 +10,7 @@ from importlib import import_module
 from ...version import __version__
 from .catalogue import CATALOGUE
 from .errors import run
+from .outcome import Outcome
 from .plain_parser import nearest
 
 _ROOT = __name__.partition(".commands")[0]
@@ -26,12 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         on standard error says what is wrong.
     """
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in ("-h", "--help"):
-        print(_overview())
-        return 0
-    if name == "--version":
-        print(f"hf-lottery {__version__}")
-        return 0
+    if name in ("-h", "--help", "--version"):
+        text = f"hf-lottery {__version__}" if name == "--version" else _overview()
+        return run(name, lambda: lambda _: Outcome({}, text=text), [])
     if name not in CATALOGUE:
         known = nearest([name], [*CATALOGUE])
         print(f"hf-lottery: the command must be known; received {known}. See hf-lottery --help.", file=sys.stderr)

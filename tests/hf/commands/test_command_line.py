@@ -173,8 +173,9 @@ def test_inspect_is_fast_because_it_loads_no_hugging_face_library(call):
     assert result.stdout.splitlines()[-1] == "False"
 
 
-def test_a_pipe_that_is_closed_is_no_fault(call):
-    command = [sys.executable, "-m", "hf_lottery", "inspect", "mask"]
+@pytest.mark.parametrize("arguments", [["inspect", "mask"], ["--help"]])
+def test_a_pipe_that_is_closed_is_no_fault(call, arguments):
+    command = [sys.executable, "-m", "hf_lottery", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait() == 1
