@@ -20,8 +20,9 @@ INTERRUPTED = 130  # what a shell says of a process that Ctrl-C ended
 def one_line(error: Exception) -> str | None:
     """Return the message of an error in one line, if the user can mend it.
 
-    These are the errors of the disk, the network and missing packages, and those that this library raises itself. An
-    error that comes from inside another library is a fault, whose traceback is needed.
+    These are the errors of the disk, the network and missing packages, those that this library raises itself, and
+    settings that a Trainer refuses when it is made. Any other error from inside another library is a fault, whose
+    traceback is needed.
 
     Args:
         error: The error, as it was caught.
@@ -29,11 +30,17 @@ def one_line(error: Exception) -> str | None:
     Returns:
         The message; None if the error is a fault.
     """
-    ours = Path(traceback.extract_tb(error.__traceback__)[-1].filename).is_relative_to(_PACKAGE)
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = Path(frames[-1].filename).is_relative_to(_PACKAGE)
     stated = isinstance(error, ValueError | TypeError | RuntimeError)  # others are slips, such as a KeyError
-    if isinstance(error, OSError | ImportError) or (ours and stated):
+    refused = isinstance(error, ValueError | RuntimeError) and any(map(_makes_a_trainer, frames))
+    if isinstance(error, OSError | ImportError) or (ours and stated) or refused:
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def _makes_a_trainer(frame: traceback.FrameSummary) -> bool:
+    return frame.name == "__init__" and Path(frame.filename).parts[-2:] == ("transformers", "trainer.py")
 
 
 def run(name: str, load: Callable[[], Callable[[Sequence[str]], Outcome | None]], arguments: Sequence[str]) -> int:

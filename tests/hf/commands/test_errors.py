@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import Trainer, TrainingArguments
 
 from hf_lottery import Mask
 from hf_lottery.hf.commands.errors import one_line, run
@@ -32,6 +34,12 @@ def caught(call):
 )
 def test_what_is_one_line(call, line):
     assert one_line(caught(call)) == line
+
+
+def test_settings_that_a_trainer_refuses_are_one_line(tmp_path):
+    settings = TrainingArguments(str(tmp_path), save_strategy="best", use_cpu=True)
+    error = caught(lambda: Trainer(torch.nn.Linear(1, 1), settings))
+    assert "`args.metric_for_best_model` must be provided" in str(one_line(error))
 
 
 @pytest.mark.parametrize(
