@@ -1,10 +1,11 @@
-"""model.safetensors of a ticket: the model as anyone loads it. It never replaces a model that no ticket wrote.
+"""The files of a ticket that others may have written before it: it never replaces a model or tokenizer of theirs.
 
-The ticket's config states the checksum of the file, and so claims it. A ticket replaces only a file that is claimed.
+The config of a ticket states the checksum of each such file, and so claims it. A ticket replaces only what is claimed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,17 @@ from transformers import PreTrainedModel
 
 from ...masks.config import CONFIG_NAME, read_config
 from ...storage.checksums import sha256_of
+from ...storage.encoding import MaskFileError
+from .processing import stated_processing
 
 MODEL_NAME = "model.safetensors"
+MODEL_CONFIG_NAME = "config.json"
 _CLAIM = "model_file_sha256"
+# What transformers and PEFT load a model from, in the whole or in parts; all of them go by the config.json beside them.
+_WEIGHTS = (
+    MODEL_NAME,
+    *("model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_config.json"),
+)
 
 
 def stage_model(stage: Path, model: PreTrainedModel) -> dict[str, Any]:
@@ -24,25 +33,35 @@ def stage_model(stage: Path, model: PreTrainedModel) -> dict[str, Any]:
     return {_CLAIM: sha256_of(stage / MODEL_NAME)}
 
 
-def stale_model(folder: Path, *, writes: bool) -> Path | None:
-    """Look at the model that lies in the folder of a ticket before the ticket is saved there.
+def stale_model(folder: Path, stage: Path, processing: Iterable[str]) -> Path | None:
+    """Look at what lies in the folder of a ticket before the ticket is saved there.
 
     Args:
         folder: The folder, which need not exist.
-        writes: Whether the ticket will write a model.
+        stage: The folder with the files that the ticket will write there.
+        processing: Names of those that are of its tokenizer or image processor.
 
     Returns:
-        The file that an earlier ticket wrote and this one will not replace; None if there is none.
+        The model that an earlier ticket wrote and this one will not replace; None if there is none.
 
     Raises:
-        FileExistsError: The ticket would replace a model that no ticket wrote.
+        FileExistsError: The ticket would replace a model, its configuration, or a file of a tokenizer or image
+            processor that no ticket wrote.
     """
-    file, config = folder / MODEL_NAME, folder / CONFIG_NAME
-    if not file.is_file():
-        return None
-    claim = read_config(config).get(_CLAIM) if config.is_file() else None
-    own = claim is not None and claim == sha256_of(file)
-    return file if is_stale(own, writes=writes, place=str(folder)) else None
+    claim, claims = _claims(folder / CONFIG_NAME)
+    for name in processing:
+        if (folder / name).is_file() and sha256_of(folder / name) not in (claims.get(name), sha256_of(stage / name)):
+            raise FileExistsError(
+                f"a ticket must not replace another tokenizer or image processor; received {folder}, whose {name} is "
+                "not that of a ticket. Choose another folder."
+            )
+    there = [name for name in _WEIGHTS if (folder / name).is_file()]
+    own = None
+    if there:
+        # A save that was killed may have left this ticket's model beside the config of an earlier one.
+        known = [claim, sha256_of(stage / MODEL_NAME) if (stage / MODEL_NAME).is_file() else None]
+        own = there == [MODEL_NAME] and sha256_of(folder / MODEL_NAME) in known
+    return folder / MODEL_NAME if is_stale(own, stage=stage, place=str(folder)) else None
 
 
 def model_on_hub(api: HfApi, repo_id: str, commit: str, prefix: str) -> bool | None:
@@ -55,30 +74,40 @@ def model_on_hub(api: HfApi, repo_id: str, commit: str, prefix: str) -> bool | N
         prefix: The folder in the repository, with a slash at the end.
     """
     model, config = f"{prefix}{MODEL_NAME}", f"{prefix}{CONFIG_NAME}"
-    there = {file.path: file for file in api.get_paths_info(repo_id, [model, config], revision=commit)}
-    if model not in there:
+    asked = [config, *(f"{prefix}{name}" for name in _WEIGHTS)]
+    there = {file.path: file for file in api.get_paths_info(repo_id, asked, revision=commit)}
+    if there.keys() <= {config}:
         return None
-    if config not in there:
+    if there.keys() != {config, model}:
         return False
-    claim = read_config(Path(api.hf_hub_download(repo_id, config, revision=commit))).get(_CLAIM)
+    claim, _ = _claims(Path(api.hf_hub_download(repo_id, config, revision=commit)))
     large = getattr(there[model], "lfs", None)
     return claim is not None and large is not None and large.sha256 == claim
 
 
-def is_stale(own: bool | None, *, writes: bool, place: str) -> bool:
+def is_stale(own: bool | None, *, stage: Path, place: str) -> bool:
     """Tell whether the model at a place must go, as the ticket that is saved there writes none.
 
     Args:
         own: Whether the model is that of an earlier ticket; None if there is no model.
-        writes: Whether the ticket writes a model.
+        stage: The folder with the files that the ticket writes.
         place: The folder or repository.
 
     Raises:
-        FileExistsError: The ticket would replace a model that no ticket wrote.
+        FileExistsError: The ticket would replace a model or its configuration that no ticket wrote.
     """
-    if writes and own is False:
+    if own is False and (stage / MODEL_CONFIG_NAME).exists():
         raise FileExistsError(
-            f"a ticket must not replace another model; received {place}, whose {MODEL_NAME} is not that of a ticket. "
-            "Choose another folder or repository."
+            f"a ticket must not replace another model nor its {MODEL_CONFIG_NAME}; received {place}, which holds a "
+            "model that is not that of a ticket. Choose another folder or repository."
         )
-    return bool(own) and not writes
+    return bool(own) and not (stage / MODEL_NAME).exists()
+
+
+def _claims(path: Path) -> tuple[Any, dict[str, str]]:
+    """What the config of an earlier save claims: the checksum of its model, and those of its tokenizer's files."""
+    try:
+        config = read_config(path)
+        return config.get(_CLAIM), stated_processing(config)
+    except (FileNotFoundError, MaskFileError):  # nothing was saved there, or it is damaged and claims nothing
+        return None, {}

@@ -31,7 +31,7 @@ from ..trainers.run_folder import REWIND_NAME
 from .card import merged_card
 from .difference import DIFFERENCE_NAME, Difference
 from .local_paths import clean_config_, without_local_paths
-from .model_file import stage_model, stale_model
+from .model_file import MODEL_CONFIG_NAME, stage_model, stale_model
 from .processing import processing_files, read_processing, stage_processing, stated_processing, without_places
 from .reference import Reference
 from .ticket_card import ticket_card
@@ -261,15 +261,15 @@ class Ticket(HubMixin):
         matplotlib is installed and the history has more than one level, a picture of accuracy against density is added.
 
         Raises:
-            FileExistsError: The folder holds a model that is not the ticket's.
+            FileExistsError: The folder holds a model, tokenizer or image processor that is not the ticket's.
             MaskMismatchError: The mask does not fit the stored weights.
         """
         if isinstance(self.start, Snapshot):
             self.mask.check_fits(self.start.tensors)
         model = self._stored_model() if self.model_file else None
-        stale = stale_model(Path(folder), writes=model is not None)
         card = merged_card(Path(folder) / "README.md", self.card("."))
         with staged_folder(folder, last=CONFIG_NAME) as stage:
+            stale = stale_model(Path(folder), stage, self.processing)
             extra = {"rewind": stage_start(stage, self.start), "processing": stage_processing(stage, self.processing)}
             if model is not None:
                 self.start.restore_(model)

@@ -20,10 +20,9 @@ from ...training.snapshot import Snapshot
 from ..trainers.run_folder import FILES_NAME, REWIND_NAME
 from .difference import Difference
 from .model_config import read_model_config
+from .model_file import MODEL_CONFIG_NAME
 from .reference import Reference
 from .ticket_info import base_id
-
-MODEL_CONFIG_NAME = "config.json"
 
 
 def stage_start(stage: Path, start: Snapshot | Reference | Difference) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from ...storage.hub_mixin import REPO_ID, HubError, find_folder, is_repository
 from ...version import __version__
 from .card import merge_cards, other_card
 from .errors import absence, first_line, hub_errors, lost_commit, origin
-from .model_file import MODEL_NAME, is_stale, model_on_hub
+from .model_file import is_stale, model_on_hub
 
 _PROCESSING = (".txt", ".model", ".jinja")  # what tokenizers write beside .json
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -155,7 +155,7 @@ def push(
         card = card if old_card is None else merge_cards(old_card, card)
         (folder / "README.md").write_bytes(card.encode())
         changes: list[Any] = [CommitOperationAdd(f"{prefix}{file.name}", file) for file in sorted(folder.iterdir())]
-        if is_stale(model, writes=(folder / MODEL_NAME).exists(), place=repo_id):
+        if is_stale(model, stage=folder, place=repo_id):
             changes.append(CommitOperationDelete(f"{prefix}{MODEL_NAME}"))
         message = commit_message or f"Push {type(thing).__name__} with hf_lottery {__version__}"
         with hub_errors(f"push to {repo_id}", state), lost_commit(state, f"{api.endpoint}/{repo_id}"):

@@ -105,8 +105,46 @@ def test_a_ticket_replaces_its_own_model_and_no_other(tmp_path):
     with pytest.raises(FileExistsError, match="a ticket must not replace another model.*Choose another folder"):
         ticket().save_pretrained(tmp_path / "model")
     assert all(torch.equal(a, before[k]) for k, a in load_file(tmp_path / "model/model.safetensors").items())
-    reference().save_pretrained(tmp_path / "model")  # which writes none
+    Ticket(mask(), ticket().start).save_pretrained(tmp_path / "model")  # which writes neither model nor configuration
     assert (tmp_path / "model/model.safetensors").exists()
+
+
+@pytest.mark.parametrize("made", [ticket, reference, lambda: replace(ticket(), model_file=False)])
+@pytest.mark.parametrize("shards", ["1000TB", "5KB"])
+def test_a_model_keeps_its_configuration_and_stays_the_one_that_is_loaded(tmp_path, hub, shards, made):
+    vit(5, num_hidden_layers=2).save_pretrained(tmp_path / "model", max_shard_size=shards)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()}
+    with pytest.raises(FileExistsError, match="a ticket must not replace another model nor its config.json"):
+        made().save_pretrained(tmp_path / "model")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "model").iterdir()} == before
+    vit(5, num_hidden_layers=2).push_to_hub("alice/model", max_shard_size=shards)
+    pushed = hub.repos["alice/model"].files("main")
+    with pytest.raises(FileExistsError, match="received alice/model, which holds a model that is not that of a ticket"):
+        made().push_to_hub("alice/model")
+    assert hub.repos["alice/model"].files("main") == pushed
+
+
+def test_a_save_that_was_killed_half_way_or_damaged_is_made_again(tmp_path):
+    ticket(0).save_pretrained(tmp_path / "t")
+    ticket(1).save_pretrained(tmp_path / "new")
+    (tmp_path / "new/model.safetensors").replace(tmp_path / "t/model.safetensors")
+    ticket(1).save_pretrained(tmp_path / "t")
+    (tmp_path / "t/mask_config.json").write_text("{")
+    ticket(1).save_pretrained(tmp_path / "t")
+    assert Ticket.from_pretrained(tmp_path / "t").mask == mask(1)
+
+
+def test_files_that_no_ticket_wrote_are_not_taken_for_those_of_a_tokenizer(tmp_path):
+    def save(content):
+        Ticket(mask(), ticket().start, processing={"package.json": content}).save_pretrained(tmp_path)
+
+    (tmp_path / "package.json").write_text("mine")
+    with pytest.raises(FileExistsError, match="a ticket must not replace another tokenizer.*whose package.json is not"):
+        save(b"{}")
+    assert [file.name for file in tmp_path.iterdir()] == ["package.json"]
+    save(b"mine")
+    save(b"{}")
+    assert Ticket.from_pretrained(tmp_path).processing == {"package.json": b"{}"}
 
 
 def test_the_model_of_an_earlier_ticket_does_not_stay(tmp_path, hub):
@@ -144,7 +182,7 @@ class Pictures(Points):
 def test_a_push_replaces_no_other_model(hub):
     vit(5).push_to_hub("alice/model")
     before = hub.repos["alice/model"].files("main")
-    with pytest.raises(FileExistsError, match="received alice/model, whose model.safetensors is not that of a ticket"):
+    with pytest.raises(FileExistsError, match="received alice/model, which holds a model that is not that of a ticket"):
         ticket().push_to_hub("alice/model")
     assert hub.repos["alice/model"].files("main") == before
     mask().push_to_hub("alice/model")
