@@ -33,7 +33,7 @@ from ...storage.hub_mixin import REPO_ID, HubError, find_folder, is_repository
 from ...version import __version__
 from .card import merge_cards, other_card
 from .errors import absence, first_line, hub_errors, lost_commit, origin
-from .model_file import is_stale, model_on_hub
+from .model_file import MODEL_NAME, is_stale, model_on_hub
 
 _PROCESSING = (".txt", ".model", ".jinja")  # what tokenizers write beside .json
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
