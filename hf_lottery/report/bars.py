@@ -12,6 +12,7 @@ from ..masks.mask import Mask
 from .dead import DeadUnits
 from .style import COLORS, HATCHES, Picture, check_filled, described, label, picture, write_csv
 
+_WIDTH = 6.4  # inches; a wider picture cannot be read on a phone
 _MOST_LABELS = 300  # with more places only every second one is named, then every third, and so on
 
 
@@ -78,7 +79,7 @@ def plot_match(
     else:
         groups = dict(report)
     check_filled("groups", groups)
-    with picture(path, 8, _height(len(groups), 0.4)) as axes:
+    with picture(path, _WIDTH, _height(len(groups), 0.4)) as axes:
         names = ("as they were", "matched")
         for number, values in enumerate(zip(*groups.values(), strict=True)):
             places = [i + 0.4 * number - 0.2 for i in range(len(groups))]
@@ -86,6 +87,7 @@ def plot_match(
                 places, values, 0.4, label=label(names[number]), color=COLORS[4 - 4 * number], edgecolor="black",
                 linewidth=0.5, hatch=HATCHES[number],
             )  # fmt: skip
+        axes.axvline(0, color="0.35", linewidth=1)
         _name_places(axes, list(groups))
         axes.set(xlabel=score, title=title)
         axes.figure.legend(loc="outside lower right", ncols=2)
@@ -103,11 +105,11 @@ def _sparsities(masks: Mask | Mapping[str, Mask] | Mapping[str, float]) -> dict[
 
 def _plot_mask(path: str | Path, sparsities: Mapping[str, float], dead: Mapping[str, DeadUnits], title: str) -> None:
     units = [dead.get(name, DeadUnits(0, ())) for name in sparsities]
-    with picture(path, 8, _height(len(sparsities), 0.26)) as axes:
+    with picture(path, _WIDTH, _height(len(sparsities), 0.3)) as axes:
         axes.barh(range(len(units)), [100 * value for value in sparsities.values()], 0.7, color=COLORS[5])
         _mark_dead(axes, units)
         _name_places(axes, list(sparsities))
-        axes.set(xlabel="pruned (%)", title=title, xlim=(0, 100))
+        axes.set(xlabel="weights pruned (%)", title=title, xlim=(0, 100))
     rows = (
         (name, value, len(unit.neurons), unit.rows, len(unit.dead_heads), unit.heads)
         for (name, value), unit in zip(sparsities.items(), units, strict=True)
@@ -119,7 +121,7 @@ def _plot_masks(path: str | Path, series: Mapping[str, Mapping[str, float]], tit
     """Bars of several masks beside each other; a layer that a mask does not cover has no bar."""
     layers = list(dict.fromkeys(name for sparsities in series.values() for name in sparsities))
     wide = 0.8 / len(series)
-    with picture(path, 8, _height(len(layers), 0.16 + 0.12 * len(series))) as axes:
+    with picture(path, _WIDTH, _height(len(layers), 0.16 + 0.12 * len(series))) as axes:
         for number, (name, sparsities) in enumerate(series.items()):
             places = [i - 0.4 + (number + 0.5) * wide for i, layer in enumerate(layers) if layer in sparsities]
             values = [100 * sparsities[layer] for layer in layers if layer in sparsities]
@@ -128,7 +130,7 @@ def _plot_masks(path: str | Path, series: Mapping[str, Mapping[str, float]], tit
                 linewidth=0.5, hatch=HATCHES[number % len(HATCHES)],
             )  # fmt: skip
         _name_places(axes, layers)
-        axes.set(xlabel="pruned (%)", title=title, xlim=(0, 100))
+        axes.set(xlabel="weights pruned (%)", title=title, xlim=(0, 100))
         axes.figure.legend(loc="outside lower right", ncols=min(len(series), 4))
     rows = ((name, layer, value) for name, sparsities in series.items() for layer, value in sparsities.items())
     write_csv(path, ["mask", "parameter", "sparsity"], rows)
@@ -149,7 +151,7 @@ def _mark_dead(axes: Any, units: Sequence[DeadUnits]) -> None:
             shares = [100 * some / many for some, many in lost.values()]
             axes.plot(shares, [i + offset for i in lost], marker, label=f"{kind} that are dead (%)", **style)
     for i, note in enumerate(notes):
-        axes.text(102, i, " · ".join(note), va="center", fontsize=7)
+        axes.text(102, i, " · ".join(note), va="center", fontsize=8)
     if any(notes):
         axes.figure.legend(loc="outside lower right", ncols=2)
 
@@ -160,6 +162,6 @@ def _height(count: int, each: float) -> float:
 
 def _name_places(axes: Any, names: Sequence[str]) -> None:
     step = -(-len(names) // _MOST_LABELS)
-    axes.set_yticks(range(0, len(names), step), names[::step], fontsize=7)
+    axes.set_yticks(range(0, len(names), step), names[::step], fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(axis="x")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ def plot_against_density(
     *,
     ylabel: str,
     title: str = "",
+    percent: bool = False,
+    noise: float | None = None,
 ) -> Picture:
     """Draw a measure against the fraction of weights that stays, as a PNG with its numbers as CSV beside it.
 
@@ -34,6 +36,8 @@ def plot_against_density(
             deviation.
         ylabel: Name of the measure; in a history, the metric of this name is drawn.
         title: Title of the picture.
+        percent: Whether the measure is a fraction that the axis shows in percent.
+        noise: Half the width of a band around the dense line, within which a difference to it means nothing.
 
     Returns:
         The picture, for a :class:`Section`.
@@ -44,18 +48,22 @@ def plot_against_density(
     """
     curves = {name: _by_sparsity(one, ylabel) for name, one in _labelled(series, "ticket").items()}
     check_filled("series", curves)
-    with picture(path, 7, 4.2) as axes:
+    with picture(path, 5.6, 3.6) as axes:
         for number, (name, points) in enumerate(curves.items()):
             kept = [100 * (1 - sparsity) for sparsity in points]
             mean = np.array([np.mean(values) for values in points.values()])
             spread = np.array([np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in points.values()])
             style = curve_style(number)
-            axes.plot(kept, mean, label=label(name), **style)
+            axes.plot(kept, mean, label=label(f"{name}, {_seeds(points)}"), **style)
             axes.fill_between(kept, mean - spread, mean + spread, alpha=0.2, color=style["color"])
         if dense := [points[0.0] for points in curves.values() if 0.0 in points]:
-            axes.axhline(float(np.mean(dense[0])), color="0.35", linestyle=(0, (1, 2)), label="dense")
-        _show_density(axes)
-        axes.set(ylabel=ylabel, title=title)
+            level = float(np.mean(dense[0]))
+            axes.axhline(level, color="0.35", linestyle=(0, (1, 2)), label="dense")
+            if noise:
+                axes.axhspan(level - noise, level + noise, color="0.5", alpha=0.15, label="noise around dense")
+        _show_density(axes, {100 * (1 - sparsity) for points in curves.values() for sparsity in points})
+        _show_measure(axes, ylabel, percent=percent)
+        axes.set_title(title)
         axes.grid()
         axes.legend()
     rows = (
@@ -65,7 +73,7 @@ def plot_against_density(
         for run, value in enumerate(values)
     )
     write_csv(path, ["series", "sparsity", "run", ylabel], rows)
-    return described(path, f"{ylabel} against the weights that stay", title)
+    return described(path, f"{ylabel} against the weights kept", title)
 
 
 def plot_barriers(
@@ -74,6 +82,7 @@ def plot_barriers(
     *,
     ylabel: str = "error",
     title: str = "",
+    percent: bool = False,
 ) -> Picture:
     """Draw errors on the straight line between two networks, such as before and after alignment.
 
@@ -83,6 +92,7 @@ def plot_barriers(
             there}, where 0 is the first network and 1 the second.
         ylabel: Name of the error.
         title: Title of the picture.
+        percent: Whether the error is a fraction that the axis shows in percent, from zero on.
 
     Returns:
         The picture, for a :class:`Section`.
@@ -95,7 +105,7 @@ def plot_barriers(
         barriers = {f"barrier {barriers.barrier:.4g}": barriers}
     curves = {name: dict(one.curve if isinstance(one, Barrier) else one) for name, one in barriers.items()}
     xlabel = "from the first network (0) to the second (1)"
-    _plot(path, curves, x="alpha", xlabel=xlabel, ylabel=ylabel, title=title, span=0.1)
+    _plot(path, curves, x="alpha", xlabel=xlabel, ylabel=ylabel, title=title, span=0.1, percent=percent)
     return described(path, f"{ylabel} on the straight line between two networks", title)
 
 
@@ -105,6 +115,7 @@ def plot_norm_path(
     *,
     ylabel: str,
     title: str = "",
+    percent: bool = False,
 ) -> Picture:
     """Draw a measure on the way from the trained norm parameters to their initial values.
 
@@ -116,6 +127,7 @@ def plot_norm_path(
             measure}.
         ylabel: Name of the measure; in a path with several metrics, the metric of this name is drawn.
         title: Title of the picture.
+        percent: Whether the measure is a fraction that the axis shows in percent, from zero on.
 
     Returns:
         The picture, for a :class:`Section`.
@@ -125,7 +137,8 @@ def plot_norm_path(
         ValueError: There is nothing to draw.
     """
     drawn = {name: _along_norms(one, ylabel) for name, one in _labelled(curves, "network").items()}
-    _plot(path, drawn, x="alpha", xlabel="norms: trained (0) to initial (1)", ylabel=ylabel, title=title, span=0.1)
+    xlabel = "norms: trained (0) to initial (1)"
+    _plot(path, drawn, x="alpha", xlabel=xlabel, ylabel=ylabel, title=title, span=0.1, percent=percent)
     return described(path, f"{ylabel} from the trained to the initial norm parameters", title)
 
 
@@ -151,7 +164,7 @@ def plot_sign_flips(
     for name, one in _labelled(flips, "ticket").items():
         is_curve = isinstance(one, Mapping)
         curves[name] = dict(one) if is_curve else {r.level: share for r, share in metric_by_level(one, "sign_flips")}
-    _plot(path, curves, x="level", xlabel="level", ylabel="sign flips", title=title, span=0.01)
+    _plot(path, curves, x="level", xlabel="level", ylabel="sign flips", title=title, span=0.01, percent=True)
     return described(path, "sign flips of every level", title)
 
 
@@ -179,14 +192,32 @@ def _along_norms(path: Any, metric: str) -> dict[float, float]:
     return points
 
 
-def _show_density(axes: Any) -> None:
-    """Make the horizontal axis that of the weights that stay, in percent: logarithmic, dense on the left."""
+def _seeds(points: Mapping[float, Sequence[float]]) -> str:
+    count = max(map(len, points.values()))
+    return "one seed" if count == 1 else f"{count} seeds"
+
+
+def _show_density(axes: Any, kept: Collection[float]) -> None:
+    """Make the horizontal axis that of the weights kept, in percent: logarithmic, dense on the left."""
     axes.set_xscale("log")
     axes.invert_xaxis()
-    ticks = [tick for tick in (100, 50, 20, 10, 5, 2, 1, 0.5, 0.2, 0.1) if tick >= min(axes.get_xlim())]
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    found = sorted((value for value in kept if value > 0), reverse=True)
+    left, right = axes.get_xlim()
+    room = (left / right) ** 0.075  # ticks that lie nearer to each other than this would overlap
+    ticks = found[:1]
+    for value in found[1:]:
+        if ticks[-1] / value > room:
+            ticks.append(value)
+    axes.set_xticks(ticks, [f"{tick:.3g}" if tick < 10 else f"{tick:.0f}" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("weights that stay (%)")
+    axes.set_xlabel("weights kept (%)")
+
+
+def _show_measure(axes: Any, ylabel: str, *, percent: bool) -> None:
+    """Name the vertical axis, and show fractions in percent."""
+    if percent:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+    axes.set_ylabel(f"{ylabel} (%)" if percent else ylabel)
 
 
 def _plot(
@@ -198,9 +229,10 @@ def _plot(
     ylabel: str,
     title: str,
     span: float,
+    percent: bool,
 ) -> None:
     check_filled("curves", curves)
-    with picture(path, 7, 4.2) as axes:
+    with picture(path, 5.6, 3.6) as axes:
         for number, (name, points) in enumerate(curves.items()):
             axes.plot(list(points), list(points.values()), label=label(name), **curve_style(number))
         if all(isinstance(place, int) for points in curves.values() for place in points):
@@ -208,7 +240,10 @@ def _plot(
         low, high = axes.get_ylim()
         if (more := (span - (high - low)) / 2) > 0:  # without it, noise would fill the picture of a flat curve
             axes.set_ylim(low - more, high + more)
-        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        if percent:
+            axes.set_ylim(bottom=min(0.0, *(value for points in curves.values() for value in points.values())))
+        _show_measure(axes, ylabel, percent=percent)
+        axes.set(xlabel=xlabel, title=title)
         axes.grid()
         axes.legend()
     rows = ((name, place, value) for name, points in curves.items() for place, value in points.items())

@@ -26,7 +26,9 @@ section { border-top: 1px solid var(--line); margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
 th, td { border-bottom: 1px solid var(--line); padding: 0.25rem 0.75rem; text-align: left; vertical-align: top; }
 figure { margin: 1rem 0; }
-img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
+img { max-width: min(100%, 44rem); height: auto; background: #ffffff; border-radius: 4px; }
+@media (prefers-color-scheme: dark) { img { filter: brightness(0.88); } }
+@media (max-width: 40rem) { body { padding: 0.75rem; } h1 { font-size: 1.5rem; } th, td { padding: 0.25rem 0.4rem; } }
 """.strip()
 
 _PAGE = """<!DOCTYPE html>
@@ -121,7 +123,8 @@ def _section(number: int, part: Section, folder: Path) -> str:
 
 def _table(table: Table | TableDict[Any], label: str) -> list[str]:
     start = f'<div class="wide" role="region" aria-labelledby="{label}" tabindex="0">'
-    return [start, html_table(table.header, table.rows), "</div>"]
+    rows = [[str(cell).replace(" ± ", "\u00a0±\u00a0") for cell in row] for row in table.rows]
+    return [start, html_table(table.header, rows), "</div>"]
 
 
 def _figure(picture: Picture, folder: Path) -> list[str]:

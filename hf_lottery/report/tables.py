@@ -61,7 +61,7 @@ def level_rows(history: History) -> Table:
     rows = []
     for record in records:
         level = f"{record.level} (final run)" if record.final_run else str(record.level)
-        rows.append([level, f"{record.sparsity:.4f}", *(_cell(record, names) for names in columns.values())])
+        rows.append([level, f"{record.sparsity:.2%}", *(_cell(record, names) for names in columns.values())])
     return Table(["level", "sparsity", *columns], rows)
 
 
@@ -75,9 +75,23 @@ def level_table(history: History) -> str:
         >>> print(level_table([{"level": 0, "sparsity": 0.0, "metrics": {"eval_accuracy": 0.5}}]))
         | level | sparsity | accuracy | loss | sign flips |
         | ----- | -------- | -------- | ---- | ---------- |
-        | 0     | 0.0000   | 0.5000   | -    | -          |
+        | 0     | 0.00%    | 0.5000   | -    | -          |
     """
     return markdown_table(*level_rows(history))
+
+
+def number_text(value: float | None) -> str:
+    """Write a number for a table: four decimals, but never a zero that is not one; a dash for None.
+
+    Example:
+        >>> [number_text(value) for value in (0.97512, 0.00003, 0.0, None)]
+        ['0.9751', '3e-05', '0', '-']
+    """
+    if value is None:
+        return "-"
+    if value == 0:
+        return "0"
+    return f"{value:.2g}" if abs(value) < 0.001 else f"{value:.4f}"
 
 
 def barrier_rows(barriers: Mapping[str, Barrier]) -> Table:
@@ -89,10 +103,10 @@ def barrier_rows(barriers: Mapping[str, Barrier]) -> Table:
     rows = []
     for label, found in barriers.items():
         numbers = (found.errors[0], found.errors[-1], max(found.errors), found.barrier)
-        rows.append([label, *(f"{number:.4f}" for number in numbers)])
+        rows.append([label, *map(number_text, numbers)])
     return Table(["networks", "first", "second", "largest", "barrier"], rows)
 
 
 def _cell(record: Record, names: Iterable[str]) -> str:
     """The first of some metrics that a record has."""
-    return next((f"{record.metrics[name]:.4f}" for name in names if name in record.metrics), "-")
+    return next((number_text(record.metrics[name]) for name in names if name in record.metrics), "-")

@@ -173,7 +173,7 @@ def test_the_levels_of_find_ticket(tmp_path, metrics, columns):
     found = levels(1, metrics)
     table = level_rows(found)
     assert table.header == ["level", "sparsity", *columns]
-    assert [row[1] for row in table.rows] == [f"{level.sparsity:.4f}" for level in found]
+    assert [row[1] for row in table.rows] == [f"{level.sparsity:.2%}" for level in found]
     assert level_table(iter(found)).count("\n") == len(found) + 1
     if columns:
         drawn = plot_against_density(tmp_path / "accuracy.png", found, ylabel="accuracy")

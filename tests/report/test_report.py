@@ -29,6 +29,7 @@ from hf_lottery.report import (
     plot_sign_flips,
 )
 from hf_lottery.report.style import COLORS, curve_style
+from hf_lottery.report.tables import number_text
 
 
 def test_markdown_table():
@@ -45,9 +46,9 @@ def test_level_table_shows_what_there_is():
         {"level": 2, "sparsity": 0.3, "metrics": {"eval_accuracy": 0.0}},
     ]
     rows = level_table(history).splitlines()
-    assert rows[2].split() == ["|", "0", "|", "0.0000", "|", "0.5000", "|", "1.2500", "|", "-", "|"]
-    assert rows[3].split() == ["|", "1", "|", "0.2000", "|", "-", "|", "2.0000", "|", "-", "|"]
-    assert rows[4].split() == ["|", "2", "|", "0.3000", "|", "0.0000", "|", "-", "|", "-", "|"]
+    assert rows[2].split() == ["|", "0", "|", "0.00%", "|", "0.5000", "|", "1.2500", "|", "-", "|"]
+    assert rows[3].split() == ["|", "1", "|", "20.00%", "|", "-", "|", "2.0000", "|", "-", "|"]
+    assert rows[4].split() == ["|", "2", "|", "30.00%", "|", "0", "|", "-", "|", "-", "|"]
 
 
 def test_tables_and_sections_print_in_a_few_lines():
@@ -85,9 +86,46 @@ def test_picture(tmp_path, drawn, monkeypatch):
     assert axes.get_xscale() == "log" and axes.xaxis_inverted() and not axes.get_xticks(minor=True).size
     assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "50"]
     assert (axes.get_ylabel(), axes.get_title()) == ("accuracy", "t")
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["ticket", "control", "dense"]
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["ticket, 2 seeds", "control, one seed", "dense"]
     numbers = [["ticket", "0.0", "0", "0.9"], ["ticket", "0.0", "1", "0.92"], ["ticket", "0.5", "0", "0.91"]]
     assert rows_of(tmp_path / "p.csv")[:4] == [["series", "sparsity", "run", "accuracy"], *numbers]
+
+
+def test_a_number_that_is_small_is_not_a_zero():
+    numbers = [0.97516, 0.00085, -0.00003, 0.0, 12.0, None]
+    assert [number_text(number) for number in numbers] == ["0.9752", "0.00085", "-3e-05", "0", "12.0000", "-"]
+
+
+def test_ticks_lie_at_the_levels_and_those_without_room_are_left_out(tmp_path, drawn):
+    plot_against_density(tmp_path / "p.png", {"t": {s: [0.5] for s in (0, 0.4, 0.9, 0.91, 0.995)}}, ylabel="loss")
+    (axes,) = drawn[0].axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["100", "60", "10", "0.5"]
+    assert axes.get_xlabel() == "weights kept (%)"
+
+
+@pytest.mark.parametrize("percent", [True, False])
+@pytest.mark.parametrize("noise", [0.02, None])
+def test_the_noise_around_dense_is_in_sight(tmp_path, drawn, percent, noise):
+    series = {"t": {0.0: [0.975], 0.5: [0.974]}}
+    plot_against_density(tmp_path / "p.png", series, ylabel="accuracy", percent=percent, noise=noise)
+    (axes,) = drawn[0].axes
+    low, high = axes.get_ylim()
+    assert (low < 0.955 and high > 0.995) == bool(noise)
+    assert ("noise around dense" in [text.get_text() for text in axes.get_legend().get_texts()]) == bool(noise)
+    assert axes.get_ylabel() == ("accuracy (%)" if percent else "accuracy")
+    ticks = [float(label.get_text()) for label in axes.get_yticklabels()]
+    assert (max(ticks) > 90) == percent
+
+
+@pytest.mark.parametrize("percent", [True, False])
+def test_fractions_are_drawn_in_percent_from_zero_on(tmp_path, drawn, percent):
+    plot_barriers(tmp_path / "b.png", {"a": {0.0: 0.3, 1.0: 0.4}}, percent=percent)
+    plot_norm_path(tmp_path / "n.png", {"a": {0.0: 0.3, 1.0: 0.4}}, ylabel="error", percent=percent)
+    for figure in drawn:
+        (axes,) = figure.axes
+        assert (axes.get_ylim()[0] == 0) == percent
+        assert axes.get_ylabel() == ("error (%)" if percent else "error")
 
 
 def test_picture_of_a_match(tmp_path, drawn):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...report import Section, Table
+from ...report import Table
 from ..ladder.paired import interval
 from ..tasks.data import Data
 from ..tasks.models import ModelArguments
@@ -95,11 +95,6 @@ class Comparison:
             "measure": self.measure,
             "values": {name: values.tolist() for name, values in self.values.items()},
         }
-
-    @property
-    def section(self) -> Section:
-        """The comparison as a section of a page."""
-        return Section("Ticket and controls", f"{self.conclusion}\n{self.explanation}", self.table)
 
     @property
     def _in_percent(self) -> bool:

@@ -26,6 +26,7 @@ from ...report import write_report
 from ...storage.atomic import write_atomically
 from ...symmetry.discovery import discover
 from ...symmetry.permutation import permute_
+from ..hub.ticket_card import name_of
 from ..tasks.batches import example_batch
 from ..tasks.data import DataArguments, trainer_arguments
 from ..tasks.judge import Judge
@@ -36,7 +37,7 @@ from .align_mask import METHODS, match_networks
 from .launch import set_up
 from .outcome import Outcome
 from .parser import RecipeParser
-from .report_sections import match_sections, overlap_sections, path_sections
+from .report_sections import match_sections, overlap_sections, path_sections, run_info
 from .ticket_defaults import network_defaults, tell_defaults
 
 ALIGN = (*METHODS, "none")
@@ -92,9 +93,10 @@ def main(arguments: Sequence[str]) -> Outcome | None:
         barriers[f"aligned by {which.align}"] = error_barrier(a, b, judge, points=which.points)
     if not args.should_save:
         return None
-    folder, name = Path(args.output_dir), type(a).__name__
+    info = run_info(["hf-lottery", "connect", *arguments], args, which, model_args, data_args)
+    folder, name = Path(args.output_dir), name_of(type(a).__name__, info)
     folder.mkdir(parents=True, exist_ok=True)
-    sections = path_sections(barriers, judge.word, name, folder)
+    sections = path_sections(barriers, judge.word, name, info, folder)
     if found is not None:
         sections += match_sections(found, METHODS[which.align], name, folder)
         found.save_pretrained(folder / "permutation")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ...report import level_table, markdown_table, write_report
 from ..hub.about import changed_settings, command_line
+from ..hub.ticket_card import name_of
 from ..plan import plan_search
 from ..tasks.data import DataArguments, trainer_arguments
 from ..tasks.loading import load_task_data
@@ -117,9 +118,8 @@ def show_ticket(trainer: LotteryTrainer, path: NormPath, comparison: Comparison 
     """
     sections = search_sections(trainer, path, folder)
     facts = {"ticket": folder / "ticket", "report": folder / "report.html", "levels": trainer.history}
-    if comparison is not None:
-        sections.insert(0, comparison.section)
-    write_report(folder / "report.html", sections, title=f"Ticket of {type(trainer.model).__name__}")
+    name = name_of(type(trainer.network).__name__, trainer.ticket.info)
+    write_report(folder / "report.html", sections, title=f"Ticket of {name}")
     texts = [
         f"\n{level_table(trainer.history)}",
         f"picture: {folder / 'accuracy.png'}\nreport:  {folder / 'report.html'}\nticket:  {folder / 'ticket'}",

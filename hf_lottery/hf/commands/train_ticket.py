@@ -21,8 +21,8 @@ A ticket of "A Winning Sign" (Oh et al., 2025) has signs that can be given to a 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -38,9 +38,9 @@ from ...signs.norm_folding import fold_norms_
 from ...signs.norms import NormParameters, norm_parameters
 from ...signs.signed_mask import ZEROS, SignAgreement, SignedMask
 from ..hub.difference import Difference
-from ..hub.local_paths import without_local_paths
 from ..hub.reference import Reference
 from ..hub.ticket import Ticket
+from ..hub.ticket_card import name_of
 from ..tasks.data import Data, DataArguments, trainer_arguments
 from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, build_model, load_checkpoint, load_pretrained
@@ -49,7 +49,7 @@ from ..trainers.sparse_trainer import SparseTrainer
 from .launch import set_up
 from .outcome import Outcome
 from .parser import RecipeParser
-from .report_sections import training_sections
+from .report_sections import run_info, training_sections
 from .ticket_defaults import tell_defaults, ticket_defaults
 
 MASKS = ("ticket", "aligned", "random", "shuffled", "none")
@@ -165,7 +165,8 @@ def main(arguments: Sequence[str]) -> Outcome | None:
         metrics["sign_agreement"] = agreement.overall
     trainer.save_model()
     trainer.save_metrics("eval", metrics)
-    return show_training(ticket_args, trainer, metrics, agreement, Path(args.output_dir)) if args.should_save else None
+    info = run_info(["hf-lottery", "train", *arguments], args, ticket_args, model_args, data_args)
+    return show_training(ticket_args, trainer, metrics, agreement, info) if args.should_save else None
 
 
 def show_training(
@@ -173,7 +174,7 @@ def show_training(
     trainer: SparseTrainer,
     metrics: dict[str, float],
     agreement: SignAgreement | None,
-    folder: Path,
+    info: Mapping[str, Any],
 ) -> Outcome:
     """Write the page of a training, and return its metrics.
 
@@ -182,15 +183,12 @@ def show_training(
         trainer: The trainer of the finished training.
         metrics: Its metrics on the test data.
         agreement: How far the network kept the signs that it was given, if it was given any.
-        folder: Where to write.
+        info: What is known of the run.
     """
-    model = cast(nn.Module, trainer.model)
-    sparsity, network = trainer.mask.sparsity if trainer.mask else 0.0, type(model).__name__
-    about = {"model": network, "sparsity": f"{sparsity:.4f}", **asdict(ticket_args)}
-    if trainer.args.push_to_hub:  # which uploads the whole folder
-        about = without_local_paths(about)
-    sections = training_sections(about, metrics, trainer.mask, model, agreement, folder)
-    write_report(folder / "report.html", sections, title=f"Training of {network}")
+    folder, model = Path(str(trainer.args.output_dir)), cast(nn.Module, trainer.model)
+    sparsity = trainer.mask.sparsity if trainer.mask else 0.0
+    sections = training_sections(info, metrics, trainer.mask, model, agreement, folder)
+    write_report(folder / "report.html", sections, title=f"Training of {name_of(type(model).__name__, info)}")
     lines = [f"\ninit={ticket_args.init} mask={ticket_args.mask} sparsity={sparsity:.4f}"]
     lines += [f"{name} = {value:.4f}" for name, value in metrics.items()]
     facts = {"model": folder, "report": folder / "report.html", "sparsity": sparsity, "metrics": metrics}

@@ -34,14 +34,8 @@ from .local_paths import clean_config_, without_local_paths
 from .model_file import MODEL_CONFIG_NAME, stage_model, stale_model
 from .processing import processing_files, read_processing, stage_processing, stated_processing, without_places
 from .reference import Reference
-from .ticket_card import ticket_card
-from .ticket_files import (
-    MODEL_CONFIG_NAME,
-    read_start,
-    read_ticket_model_config,
-    stage_model_config,
-    stage_start,
-)
+from .ticket_card import name_of, ticket_card
+from .ticket_files import read_start, read_ticket_model_config, stage_model_config, stage_start
 from .ticket_info import base_id, check_info
 from .ticket_model import build_start, defined_in, known_class
 from .transfer import base_model
@@ -269,13 +263,13 @@ class Ticket(HubMixin):
         model = self._stored_model() if self.model_file else None
         card = merged_card(Path(folder) / "README.md", self.card("."))
         with staged_folder(folder, last=CONFIG_NAME) as stage:
-            stale = stale_model(Path(folder), stage, self.processing)
             extra = {"rewind": stage_start(stage, self.start), "processing": stage_processing(stage, self.processing)}
             if model is not None:
                 self.start.restore_(model)
                 self.mask.apply_(model)
                 extra |= stage_model(stage, model)
             extra |= stage_model_config(stage, self.model_config, self.info.get("architecture"))
+            stale = stale_model(Path(folder), stage, self.processing)
             self._draw(stage / _PICTURE_NAME)
             if card is not None:
                 (stage / "README.md").write_text(card, encoding="utf-8")
@@ -347,8 +341,8 @@ class Ticket(HubMixin):
 
     def _draw(self, path: Path) -> None:
         if len(self._accuracies()) > 1 and _can_draw():
-            title = str(self.info.get("architecture", "ticket"))
-            plot_against_density(path, {"ticket": self._accuracies()}, ylabel="accuracy", title=title)
+            title = name_of(str(self.info.get("architecture", "ticket")), self.info)
+            plot_against_density(path, {"ticket": self._accuracies()}, ylabel="accuracy", title=title, percent=True)
 
 
 def _processing_names(folder: Path) -> list[str]:

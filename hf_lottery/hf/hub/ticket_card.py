@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import PreTrainedModel
 
 from ...masks.mask import Mask
-from ...report import level_table, markdown_table
+from ...report import Table, level_table, markdown_table
+from ...report.tables import number_text
 from ...storage.hub_mixin import REPO_ID
 from ...training.snapshot import Snapshot
 from .card import TAGS, code_block, loading_code, parameters, whole_card
@@ -21,7 +23,7 @@ from .reference import Reference
 from .ticket_info import base_id
 
 _PIPELINES = {"causal-lm": "text-generation"}  # the other tasks have the Hub's own names
-_LIMITS = (
+LIMITS = (
     "The mask belongs to these weights: on another initialization it is no winning ticket by itself. It makes the "
     "network sparse, not faster: dense kernels multiply by zero at the same speed."
 )
@@ -59,7 +61,7 @@ def ticket_card(
         f"## How to load it\n\n{loading}",
         f"## How it was found\n\n{_how_found(info)}",
         f"<details><summary>What stays, by parameter</summary>\n\n{parameters(mask)}\n\n</details>",
-        f"## Limits\n\n{_LIMITS}",
+        f"## Limits\n\n{LIMITS}",
     ]
     return whole_card(_metadata(info, source, loads=stored is not None), "\n\n".join(parts) + "\n")
 
@@ -116,30 +118,48 @@ def _what(mask: Mask, start: Snapshot | Reference | Difference, info: Mapping[st
 
 def _how_good(info: Mapping[str, Any], picture: str | None) -> str:
     """What was measured: the comparison with its controls, or the levels of the search alone."""
+    table, text = measured(info)
+    shown = f"![accuracy against the fraction of weights that stays]({picture})" if picture else ""
+    return "\n\n".join(filter(None, [markdown_table(*table), text, shown]))
+
+
+def name_of(architecture: str, info: Mapping[str, Any]) -> str:
+    """Return the name of a network and of what it trains on, such as "LeNet on digits".
+
+    Args:
+        architecture: The class of the network; what it is for is left out.
+        info: What is known of it, with its settings. A folder of data is not named.
+    """
+    network, data = re.sub(r"For[A-Z]\w*$", "", architecture), (info.get("settings") or {}).get("dataset_name")
+    return f"{network} on {data}" if data and not is_local_path(str(data), names=True) else network
+
+
+def measured(info: Mapping[str, Any]) -> tuple[Table, str]:
+    """Return what a search measured, as a table, and the words that belong to it.
+
+    Args:
+        info: What the ticket knows of itself.
+    """
     history, comparison = info.get("history") or [], info.get("comparison")
     seed = (info.get("settings") or {}).get("seed")
     one = f"one seed ({seed})" if seed is not None else "one seed"
-    shown = f"![accuracy against the fraction of weights that stays]({picture})" if picture else ""
     if comparison:
         text = f"{comparison['text']}\nThe ticket itself comes from one search with {one}."
-        return "\n\n".join(filter(None, [markdown_table(comparison["header"], comparison["rows"]), text, shown]))
-    measured = [m for m in ("eval_accuracy", "eval_loss") if history and m in history[-1]["metrics"]]
-    if not measured:
-        return "This was not measured."
+        return Table(comparison["header"], comparison["rows"]), text
+    names = [m for m in ("eval_accuracy", "eval_loss") if history and m in history[-1]["metrics"]]
+    if not names:
+        return Table([], []), "This was not measured."
     first, last = history[0], history[-1]
     rows = [
-        [what, f"{record['sparsity']:.2%}", *(_number(record["metrics"].get(name)) for name in measured)]
+        [what, f"{record['sparsity']:.2%}", *(number_text(record["metrics"].get(name)) for name in names)]
         for what, record in (("dense, level 0", first), (f"this ticket, level {last['level']}", last))
     ]
-    table = markdown_table(
-        ["trained network", "sparsity", *(name.removeprefix("eval_") for name in measured)],
-        rows if len(history) > 1 else rows[1:],
-    )
+    header = ["trained network", "sparsity", *(name.removeprefix("eval_") for name in names)]
     text = (
         f"Measured in the search alone: {one}, one training of each. A random mask and a new initialization were not "
         "trained beside it; `--compare 5` of the search does that."
     )
-    return "\n\n".join(filter(None, [table, text, shown]))
+    return Table(header, rows if len(history) > 1 else rows[1:]), text
 
 
 def _how_to_load(
@@ -193,6 +213,23 @@ def _training_code(source: str, builds: bool) -> str:
 
 def _how_found(info: Mapping[str, Any]) -> str:
     """The levels of the search and what was set for it; or that nothing is known."""
+    library = ("history", "settings", "architecture", "defined_in", "base_model", "comparison", "about")
+    others = {key: value for key, value in info.items() if key not in library and value not in (None, "", [], {})}
+    parts = [
+        _facts("search", search_facts(info)),
+        level_table(info.get("history") or []),
+        _facts("changed setting", changed_facts(info)),
+        _facts("known", others),
+    ]
+    return "\n\n".join(filter(None, parts)) or "This was not recorded when the ticket was saved."
+
+
+def search_facts(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how something was found: task, data set, base model, seed, command, versions, date and hardware.
+
+    Args:
+        info: What the ticket knows of itself, without local paths.
+    """
     settings, about = info.get("settings") or {}, info.get("about") or {}
     facts = {
         "task": settings.get("task"),
@@ -204,17 +241,18 @@ def _how_found(info: Mapping[str, Any]) -> str:
         "date": about.get("date"),
         "hardware": about.get("hardware"),
     }
+    return {key: value for key, value in facts.items() if value not in (None, "")}
+
+
+def changed_facts(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that were changed, by name.
+
+    Args:
+        info: What the ticket knows of itself, without local paths.
+    """
+    settings, about = info.get("settings") or {}, info.get("about") or {}
     changed = about.get("changed", [key for key, value in settings.items() if value not in (None, False)])
-    shown = {key: settings[key] for key in changed if key in settings and _known(settings[key]) is not None}
-    library = ("history", "settings", "architecture", "defined_in", "base_model", "comparison", "about")
-    others = {key: value for key, value in info.items() if key not in library and value not in (None, "", [], {})}
-    parts = [
-        _facts("search", {key: value for key, value in facts.items() if value not in (None, "")}),
-        level_table(info.get("history") or []),
-        _facts("changed setting", shown),
-        _facts("known", others),
-    ]
-    return "\n\n".join(filter(None, parts)) or "This was not recorded when the ticket was saved."
+    return {key: settings[key] for key in changed if key in settings and _known(settings[key]) is not None}
 
 
 def _facts(header: str, facts: Mapping[str, Any]) -> str:
@@ -225,7 +263,3 @@ def _facts(header: str, facts: Mapping[str, Any]) -> str:
 def _known(value: Any) -> Any:
     """A value, unless it was a path of some machine."""
     return None if value == LOCAL else value
-
-
-def _number(value: Any) -> str:
-    return "-" if value is None else f"{value:.4f}"

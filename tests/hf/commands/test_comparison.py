@@ -31,7 +31,8 @@ def test_a_search_ends_with_the_comparison_and_goes_on_with_it(run, tmp_path):
     out = run(find_ticket, *LENET, "--output_dir", folder, "--compare", 2)
     assert [row[0] for row in lines(out)[-4:]] == ["dense", "ticket", "random mask", "re-initialised"]
     assert "\n\nAfter as many steps, the ticket " in out
-    assert titles(folder)[0] == "Ticket and controls"
+    assert titles(folder)[:2] == ["What it is", "How good it is"]
+    assert "After as many steps, the ticket " in (folder / "report.html").read_text()
     file = folder / "comparison.json"
     results = json.loads(file.read_text())
     losses = {key: result["eval_loss"] for key, result in results.items()}

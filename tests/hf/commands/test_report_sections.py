@@ -5,15 +5,25 @@ import torch
 from recipe_runs import SMALL, titles
 from transformers import ViTConfig, ViTForImageClassification
 
-from hf_lottery import Mask
+from hf_lottery import Mask, Ticket
 from hf_lottery.hf.commands import report_sections, train_ticket
+from hf_lottery.hf.hub.ticket_card import LIMITS, name_of
 from hf_lottery.report import dead_units
 
 
 def test_the_page_of_a_search(digits_search):
     folder, out = digits_search
     assert f"report:  {folder / 'report.html'}" in out
-    assert titles(folder) == ["Levels", "Accuracy against sparsity", "Sparsity of every layer", "Sign flips"]
+    assert titles(folder)[:4] == ["What it is", "How good it is", "How it was found", "Limits"]
+    assert titles(folder)[4:] == ["Levels", "Sparsity of every layer", "Sign flips"]
+    page = (folder / "report.html").read_text()
+    assert "<h1>Ticket of ResNet on digits</h1>" in page and LIMITS in page
+    assert "one seed (" in page and "A random mask and a new initialization were not trained" in page
+    assert str(folder) not in page and "0.0000" not in page
+    info = Ticket.from_pretrained(folder / "ticket").info
+    for fact in (info["about"]["date"], info["about"]["hardware"], f"torch {info['about']['versions']['torch']}"):
+        assert fact in page
+    assert "<td>dataset name</td>" not in page and "<td>adam epsilon</td>" not in page  # told already, unchanged
 
 
 def test_the_page_of_a_search_for_signs(sign_search):
@@ -27,7 +37,10 @@ def test_the_page_of_a_training(run, digits_search, tmp_path, mask):
         "--output_dir", tmp_path,
     )  # fmt: skip
     layers = ["Sparsity of every layer"] if mask == "ticket" else []
-    assert titles(tmp_path) == ["What was trained", "Metrics", *layers]
+    assert titles(tmp_path) == ["What was trained", "How good it is", "How it was trained", "Limits", *layers]
+    page = (tmp_path / "report.html").read_text()
+    assert "<td>init</td><td>seed:7</td>" in page and "One training with one seed (" in page
+    assert str(tmp_path) not in page and str(digits_search[0]) not in page and "runtime" not in page
 
 
 def test_the_page_of_a_training_with_signs(run, sign_search, tmp_path):
@@ -37,6 +50,18 @@ def test_the_page_of_a_training_with_signs(run, sign_search, tmp_path):
         tmp_path,
     )  # fmt: skip
     assert titles(tmp_path)[-2:] == ["Sparsity of every layer", "Sign agreement"]
+
+
+def test_a_network_is_named_with_its_data(tmp_path):
+    names = {
+        "digits": "ViT on digits",
+        "nyu-mll/glue": "ViT on nyu-mll/glue",
+        str(tmp_path): "ViT",  # a folder would tell of one machine
+        None: "ViT",
+    }
+    for data, name in names.items():
+        assert name_of("ViTForImageClassification", {"settings": {"dataset_name": data}}) == name
+    assert name_of("FormerModel", {}) == "FormerModel"
 
 
 def test_heads_are_found():

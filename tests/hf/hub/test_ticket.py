@@ -92,7 +92,7 @@ def test_the_card_says_what_it_is_and_what_it_is_not(ticket, tmp_path):
     card = (tmp_path / "t/README.md").read_text()
     assert "library_name: hf_lottery" in card and "- lottery-ticket" in card
     assert f"sparsity **{ticket.mask.sparsity:.2%}**" in card
-    assert "| 0     | 0.0000   | 0.8750   | 0.5000 |" in card
+    assert "| 0     | 0.00%    | 0.8750   | 0.5000 |" in card
     heads = [line for line in card.splitlines() if line.startswith("## ")]
     assert heads == ["## How good it is", "## How to load it", "## How it was found", "## Limits"]
     assert "# A lottery ticket of `ViTForImageClassification`\n" in card and "| rewind          | `step:5` |" in card
