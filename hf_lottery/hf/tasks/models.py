@@ -23,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
 )
+from transformers.utils import CONFIG_NAME
 
 from ..hub.model_config import check_no_kernels
 from ..hub.ticket import Ticket
@@ -194,6 +195,8 @@ def load_pretrained(source: str | Path, task: str, *, revision: str | None = Non
         OSError: There is no such model.
         ValueError: It needs code of a repository.
     """
+    if Path(source).is_dir() and not (Path(source) / CONFIG_NAME).is_file():
+        raise FileNotFoundError(f"the network must be a folder with a {CONFIG_NAME}; received {source}, without one.")
     where: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
     config = AutoConfig.from_pretrained(source, **where)
     check_no_kernels(config, source)

@@ -87,6 +87,7 @@ def test_every_help_shows_an_example_and_the_examples_are_right(call, name):
         ),
         (["align", "--ticket", "./no", "--target_model", "x"], 1, "align: the source must be a folder"),
         (["connect", "--a", "./no", "--b", "./no", *DIGITS], 1, "connect: a network must be a folder or repository"),
+        (["connect", "--a", ".", "--b", ".", *DIGITS], 1, "connect: a network must be .* a config.json; received"),
         (["levels", "no"], 1, "levels: a run must be a folder with lottery_state.json"),
         (["show", "no.json"], 1, "show: a ladder must be a file .*received no.json"),
         (["inspect"], 2, "inspect: the following arguments are required: source."),
