@@ -4,6 +4,7 @@ import sys
 from dataclasses import dataclass, field
 
 import pytest
+from transformers.utils import logging
 
 from hf_lottery import LotteryArguments
 from hf_lottery.hf.commands.parser import RecipeParser
@@ -164,6 +165,7 @@ def test_a_file_that_is_no_text(capsys, tmp_path):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_bars_are_for_terminals(monkeypatch, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    logging.set_verbosity_warning()  # a quieter one, as other tests leave it, hides the bars too
     parser = RecipeParser([LotteryArguments])
     assert parser.parse(["--sparsity", "0.5"])[0].disable_tqdm is not terminal
     assert parser.parse(["--sparsity", "0.5", "--disable_tqdm", "false"])[0].disable_tqdm is False
