@@ -174,4 +174,4 @@ def test_what_type_checkers_read_is_what_a_package_has(package):
 
 def test_a_name_that_does_not_exist_is_an_attribute_error():
     with pytest.raises(AttributeError, match="module 'hf_lottery' has no attribute 'Maks'"):
-        importlib.import_module("hf_lottery").Maks
+        _ = importlib.import_module("hf_lottery").Maks
