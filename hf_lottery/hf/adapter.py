@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..masks.mask import Mask, MaskMismatchError
 from ..networks.names import named_weights, unwrap
 from ..training.sparsity import SparsityLeakError
-from .sparse_update import trained_within, tuner_layers
+from .sparse_update import check_sparse_base, trained_within, tuner_layers
 
 PEFT_PREFIX = "base_model.model."
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
@@ -70,7 +70,8 @@ def merge_adapter(model: nn.Module, mask: Mask) -> nn.Module:
     _check_mergeable(base, layers, mask)
     frozen, trained = named_weights(base), dict(_merged(base))
     mask.check_fits(frozen)
-    _check_sparse(mask, frozen, biases=any(getattr(c, "bias", "none") != "none" for c in peft.peft_config.values()))
+    biases = any(getattr(config, "bias", "none") != "none" for config in peft.peft_config.values())
+    check_sparse_base(mask, frozen, biases=biases)
     touched = {id(p): p for layer in layers.values() for p in layer.get_base_layer().parameters()}
     touched |= {id(p): p for name, p in trained.items() if p is not frozen[name]}
     before = {key: parameter.detach().clone() for key, parameter in touched.items()}
@@ -202,18 +203,6 @@ def _check_mergeable(base: Any, layers: Mapping[str, Any], mask: Mask) -> None:
         else:
             continue
         raise ValueError(f"every adapted layer must take a masked update; received {name!r}, which {reason}. {way_out}")
-
-
-def _check_sparse(mask: Mask, base: Mapping[str, Tensor], *, biases: bool) -> None:
-    for name, entry in mask.items():
-        if alive := int((base[name].detach()[~entry.to(base[name].device)] != 0).sum()):
-            way_out = "Call mask.apply_ on the base model before you train an adapter on it."
-            if biases and name.endswith("bias"):
-                way_out = "The adapter's setting `bias` trains the biases of the base itself: call mask.apply_ on it."
-            raise ValueError(
-                f"the base model must be zero where the mask prunes; received {alive} other weights in {name!r}. "
-                f"{way_out}"
-            )
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..masks.mask import Mask
-from ..networks.names import unwrap
+from ..networks.names import named_weights, unwrap
 
 
 def keep_update_sparse(model: nn.Module, mask: Mask) -> None:
@@ -30,8 +30,9 @@ def keep_update_sparse(model: nn.Module, mask: Mask) -> None:
 
     Raises:
         TypeError: ``model`` is not a PEFT model.
-        ValueError: The mask covers no adapted layer, or one whose update cannot be masked in a forward pass, such as
-            one of DoRA or with dropout. Nothing was changed.
+        ValueError: The base is not zero where the mask prunes, or the mask covers no adapted layer, or one whose update
+            cannot be masked in a forward pass, such as one of DoRA or with dropout. Nothing was changed. A forward pass
+            raises it where such an adapter is activated later.
         MaskMismatchError: The mask is for another base model. Nothing was changed.
 
     Example:
@@ -42,6 +43,7 @@ def keep_update_sparse(model: nn.Module, mask: Mask) -> None:
     if not hasattr(peft, "get_base_model"):
         raise TypeError(f"the model must be a PEFT model; received {type(peft).__name__}. Call get_peft_model before.")
     mask.check_fits(peft)
+    check_sparse_base(mask, named_weights(peft), biases=False)
     layers = {f"{name}.weight": layer for name, layer in tuner_layers(peft.get_base_model()).items()}
     covered = {name: layer for name, layer in layers.items() if name in mask}
     if not covered:
@@ -60,6 +62,28 @@ def keep_update_sparse(model: nn.Module, mask: Mask) -> None:
             hook.keep = mask[name]
         else:
             layer.register_forward_hook(_PrunedUpdate(mask[name]), with_kwargs=True)
+
+
+def check_sparse_base(mask: Mask, base: Mapping[str, Tensor], *, biases: bool) -> None:
+    """Check that a base model is zero where a mask prunes.
+
+    Args:
+        mask: The mask.
+        base: The weights of the base model by plain name.
+        biases: Whether the adapter trains biases of the base itself.
+
+    Raises:
+        ValueError: A pruned weight is not zero.
+    """
+    for name, entry in mask.items():
+        if alive := int((base[name].detach()[~entry.to(base[name].device)] != 0).sum()):
+            way_out = "Call mask.apply_ on the base model before you train an adapter on it."
+            if biases and name.endswith("bias"):
+                way_out = "The adapter's setting `bias` trains the biases of the base itself: call mask.apply_ on it."
+            raise ValueError(
+                f"the base model must be zero where the mask prunes; received {alive} other weights in {name!r}. "
+                f"{way_out}"
+            )
 
 
 def tuner_layers(base: nn.Module) -> dict[str, Any]:
@@ -89,6 +113,11 @@ class _PrunedUpdate:
         active = [name for name in layer.active_adapters if name in layer.lora_A]
         if layer.disable_adapters or layer.merged or not active:
             return result
+        if reason := _unmaskable(layer):  # an adapter that came after the call
+            raise ValueError(
+                f"the update of an active adapter must be one matrix that is added; received a layer that {reason}. "
+                "Train this adapter on a base without keep_update_sparse."
+            )
         update = torch.stack([layer.get_delta_weight(name) for name in active]).sum(0)
         self.keep = self.keep.to(update.device)  # where it stays, until the model moves again
         x, pruned = args[0], update.masked_fill(self.keep, 0).to(result.dtype)
@@ -101,14 +130,15 @@ def _hook_of(layer: nn.Module) -> _PrunedUpdate | None:
 
 
 def _unmaskable(layer: Any) -> str:
-    """Say why the update of a layer is not masked in its forward pass; empty if it can be."""
+    """Say why the active update of a layer is not masked in its forward pass; empty if it can be."""
     inner = layer.get_base_layer()
     if not hasattr(layer, "lora_A") or not hasattr(layer, "get_delta_weight"):
         return f"has an adapter of the kind {type(layer).__name__}"
     if not isinstance(inner, nn.Linear | Conv1D):
         return f"is around a {type(inner).__name__}"
-    if layer.lora_variant:
-        return f"is a LoRA of the kind {type(next(iter(layer.lora_variant.values()))).__name__.removesuffix('Variant')}"
-    if any(getattr(dropout, "p", 0) for dropout in layer.lora_dropout.values()):
-        return "has a dropout"
+    for name in layer.active_adapters:
+        if name in layer.lora_variant:
+            return f"is a LoRA of the kind {type(layer.lora_variant[name]).__name__.removesuffix('Variant')}"
+        if name in layer.lora_dropout and getattr(layer.lora_dropout[name], "p", 0):
+            return "has a dropout"
     return ""

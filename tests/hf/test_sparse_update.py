@@ -143,6 +143,23 @@ def test_an_update_that_cannot_be_masked_is_refused(config, reason):
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.parametrize("config", [lora(use_dora=True), lora(lora_dropout=0.1)])
+def test_an_adapter_that_comes_later_and_cannot_be_masked_is_refused_when_it_is_used(config):
+    model, _ = adapted(lora())
+    model.add_adapter("later", config)
+    model(IDS)
+    model.set_adapter("later")
+    with pytest.raises(ValueError, match="the update of an active adapter must be one matrix"):
+        model(IDS)
+
+
+def test_a_dense_base_is_refused_before_anything_is_trained():
+    base, mask = sparse()
+    base.get_parameter(name := next(iter(mask))).data += 1
+    with pytest.raises(ValueError, match=rf"must be zero where the mask prunes; received .* in '{name}'. Call mask"):
+        keep_update_sparse(get_peft_model(base, lora()), mask)
+
+
 def test_what_is_no_peft_model_or_has_nothing_to_mask_is_refused():
     base, mask = sparse()
     with pytest.raises(TypeError, match="must be a PEFT model; received LlamaForCausalLM"):

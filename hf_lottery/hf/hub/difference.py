@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ...masks.config import CONFIG_NAME
 from ...masks.mask import Mask, MaskMismatchError
-from ...networks.names import adapter_weights, named_state, named_weights
+from ...networks.names import adapter_weights, base_of, named_state, named_weights
 from ...networks.shards import local, part_of, whole
 from ...storage.checksums import check_sha256, sha256_of
 from ...storage.encoding import ENCODINGS, MaskFileError, encode, pack_bits, read_bits
@@ -72,7 +72,7 @@ class Difference:
 
         Raises:
             MaskMismatchError: The mask or the base is for another model.
-            ValueError: The model still has adapters, or is not zero where the mask prunes.
+            ValueError: The model still has adapters, is not zero where the mask prunes, or is the base itself.
 
         Example:
             >>> base, mask = nn.Linear(2, 2), Mask({"weight": torch.tensor([[True, False], [True, True]])})
@@ -89,6 +89,11 @@ class Difference:
             raise ValueError(
                 f"the model must have its adapters merged; received one with {min(adapters)!r}. Call "
                 "merge_adapter(model, mask=mask) before."
+            )
+        if isinstance(base, nn.Module) and base_of(base) is base_of(model):
+            raise ValueError(
+                "the base must be another model than the fine-tuned one; received one model as both, as training and "
+                "get_peft_model work in place. Load the base again, or pass a Snapshot.capture(base) from before."
             )
         before = base.tensors if isinstance(base, Snapshot) else named_state(base)
         after, kept = named_state(model), _kept(model, mask)

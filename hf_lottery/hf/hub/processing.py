@@ -24,8 +24,16 @@ def processing_files(thing: Any) -> dict[str, bytes]:
     """Return the files that a tokenizer or image processor writes, by name.
 
     Args:
-        thing: What a Trainer takes as ``processing_class``; None has no files.
+        thing: What a Trainer takes as ``processing_class``. None, and what has no ``save_pretrained``, has no files.
+
+    Raises:
+        TypeError: It is the name of one, or its files.
     """
+    if isinstance(thing, str | Path | Mapping):
+        raise TypeError(
+            f"processing must be a tokenizer or image processor; received {type(thing).__name__}. Load it with "
+            "from_pretrained before."
+        )
     if not hasattr(thing, "save_pretrained"):
         return {}
     with TemporaryDirectory() as folder:

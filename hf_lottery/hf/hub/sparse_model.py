@@ -44,6 +44,7 @@ class SparseModel(HubMixin):
             :func:`~hf_lottery.hf.hub.processing.processing_files` gives them.
 
     Raises:
+        TypeError: The model is not one of transformers, or has adapters or a wrapper around it.
         MaskMismatchError: The mask is for another model.
         ValueError: A pruned weight is not zero.
 
@@ -59,6 +60,11 @@ class SparseModel(HubMixin):
     processing: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, PreTrainedModel):
+            raise TypeError(
+                f"model must be a model of transformers; received {type(self.model).__name__}. Merge adapters with "
+                "merge_adapter(model, mask), and pass the model inside a wrapper of torch."
+            )
         self.mask.check_fits(self.model)
         named = named_weights(self.model)
         for name, entry in self.mask.items():

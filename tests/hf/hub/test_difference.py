@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM, set_seed
 
 from hf_lottery import Mask, MaskFileError, MaskMismatchError, RewindMismatchError, Snapshot, Ticket, prunable
+from hf_lottery.hf.adapter import merge_adapter
 from hf_lottery.hf.commands.train_ticket import start_weights
 from hf_lottery.hf.hub.difference import DIFFERENCE_NAME, Difference
 from hf_lottery.hf.tasks.data import Data
@@ -86,6 +87,18 @@ def test_only_kept_weights_that_changed_are_stored(tmp_path):
     stated = json.loads((tmp_path / "mask_config.json").read_text())["rewind"]["changes"]
     assert stated == {QUERY: {"shape": [16, 16], "encoding": "kept"}}
     assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "rewind.safetensors").exists()
+
+
+def test_a_model_that_was_trained_in_place_is_not_its_own_base():
+    base = llama()
+    mask = mask_of(base)
+    mask.apply_(base)
+    before = Snapshot.capture(base)
+    merged = merge_adapter(get_peft_model(base, LoraConfig(target_modules=["q_proj"], init_lora_weights=False)), mask)
+    for thing in (base, torch.nn.DataParallel(base)):
+        with pytest.raises(ValueError, match="the base must be another model.*work in place. Load the base again"):
+            Difference.between(thing, merged, mask)
+    assert Difference.between(before, merged, mask).changes.keys() == {QUERY}
 
 
 def test_an_adapter_must_be_merged_before():

@@ -4,8 +4,10 @@ import re
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from small_task import vit
 from small_tickets import mask
+from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
 
 from hf_lottery import Mask, MaskMismatchError, Snapshot, prunable
@@ -58,6 +60,23 @@ def test_what_is_not_sparse_is_refused(tmp_path):
     vit(0).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="pruned weights must be zero"):
         SparseModel.from_pretrained(tmp_path)
+
+
+def adapted(model):
+    return get_peft_model(model, LoraConfig(target_modules="all-linear"))
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("wrap", [nn.DataParallel, adapted])
+def test_a_wrapper_and_an_adapter_that_is_not_merged_are_refused(wrap):
+    with pytest.raises(TypeError, match="model must be a model of transformers; received .*Merge adapters with"):
+        SparseModel.of(wrap(sparse()), mask())
+
+
+@pytest.mark.parametrize("processing", ["alice/tokenizer", {"tokenizer.json": b"{}"}])
+def test_the_name_or_the_files_of_a_tokenizer_are_no_tokenizer(processing):
+    with pytest.raises(TypeError, match="processing must be a tokenizer or image processor; received"):
+        SparseModel.of(sparse(), mask(), processing=processing)
 
 
 def test_no_local_path_is_pushed(hub, tmp_path):
