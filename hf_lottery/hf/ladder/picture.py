@@ -119,8 +119,12 @@ def sections(ladders: Sequence[Results], folder: Path) -> list[Section]:
         if "naive" in results["rows"]:
             drawn = plot_ladders(folder / ("ladder.png" if len(ladders) == 1 else f"ladder-{number}.png"), [results])
         text = "\n\n".join([*conclusions(results), obtained(results)])
-        found.append(Section(name, text, ladder_table(results), drawn))
-        more = {"Paired differences": difference_table(results), "Similarity of units": match_table(results)}
+        found.append(Section(name, text, picture=drawn))
+        more = {
+            "Numbers": ladder_table(results),
+            "Paired differences": difference_table(results),
+            "Similarity of units": match_table(results),
+        }
         found += [Section(f"{title}: {name}", table=table) for title, table in more.items() if table.rows]
     if len(ladders) > 1:
         compared = {name: comparison(ladders, name) for name in COMPARED[:4]}

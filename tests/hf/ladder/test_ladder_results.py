@@ -68,7 +68,7 @@ def test_numbers_are_those_of_the_cells(computed, tmp_path):
     assert results["rows"]["naive"]["match"] is results["rows"]["naive"]["initial_norms"] is None
     titles = [section.title for section in sections([results], tmp_path)]
     name = "ResNet-8 on MNIST-1D"
-    assert titles == [name, f"Paired differences: {name}", f"Similarity of units: {name}"]
+    assert titles == [name, f"Numbers: {name}", f"Paired differences: {name}", f"Similarity of units: {name}"]
     assert (tmp_path / "ladder.png").stat().st_size > 5000
 
 
