@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+from transformers import PreTrainedModel, set_seed
 
 from ...networks.generators import kept_generators
+from ...networks.names import base_of
 from ...storage.encoding import MaskFileError
 from ...storage.hub_mixin import REPO_ID
 from ...training.snapshot import Snapshot
@@ -63,7 +65,7 @@ class Reference:
     def to(cls, start: Snapshot, model: nn.Module, seed: int) -> Reference:
         """Refer to the weights that a model began with, by its repository and commit or by the seed it was built with.
 
-        The seed is tried out: a second model is built with it and must be equal.
+        Either is tried out: a second model is loaded from the commit, or built with the seed, and must be equal.
 
         Args:
             start: The weights before training.
@@ -73,18 +75,23 @@ class Reference:
         Raises:
             ValueError: The weights are from after training, or come from neither a repository nor the seed.
         """
-        config = getattr(model, "config", None)
-        if isinstance(config, PreTrainedConfig) and (base := base_model(config)) and base["revision"]:
-            return cls("pretrained", start.sha256(), base["id"], base["revision"], step=start.step)
-        if isinstance(model, PreTrainedModel):
-            with kept_generators():  # set_seed reaches all of them
+        if isinstance(model := base_of(model), PreTrainedModel):
+            digest, kind, config = start.sha256(), cast(Any, type(model)), copy.deepcopy(model.config)
+            with kept_generators():  # both draw numbers, for a new head or for all weights
+                # The cache does not say which of its commits was loaded, and another may hold no weights.
+                with suppress(OSError):
+                    if (base := base_model(config)) and base["revision"]:
+                        again = kind.from_pretrained(base["id"], revision=base["revision"], config=config)
+                        if Snapshot.capture(again).sha256() == digest:
+                            return cls("pretrained", digest, base["id"], base["revision"], step=start.step)
                 set_seed(seed)
-                again = type(model)(copy.deepcopy(model.config))
-            if Snapshot.capture(again).sha256() == start.sha256():
-                return cls("seed", start.sha256(), seed=seed, step=start.step)
+                again = kind(config)
+            if Snapshot.capture(again).sha256() == digest:
+                return cls("seed", digest, seed=seed, step=start.step)
         raise ValueError(
             f"weights by reference must be those of a commit on the Hub, or of a {type(model).__name__} built right "
-            f"after set_seed({seed}); received others. Store them by value."
+            f"after set_seed({seed}); received others. Store them by value; a search "
+            "can be resumed without rewind_by_reference."
         )
 
     def restore_(self, model: nn.Module) -> None:

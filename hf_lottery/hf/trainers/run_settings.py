@@ -16,7 +16,7 @@ _FREE = (
     "output_dir", "logging", "log_", "save_", "eval_on", "eval_do", "report_to", "run_name", "project", "trackio",
     "disable_tqdm", "dataloader_num", "dataloader_pin", "dataloader_pers", "dataloader_pref", "hub_", "push_to",
     "resume", "debug", "skip_memory", "include_", "do_", "per_device_eval", "prediction_loss", "ddp_", "use_cpu",
-    "local_rank", "accelerator_config", "restore_callback", "torch_empty", "enable_jit", "fsdp",
+    "local_rank", "accelerator_config", "restore_callback", "torch_empty", "enable_jit", "fsdp", "rewind_by_reference",
     # Only the product of these with the number of processes matters, which is stored on its own.
     "per_device_train_batch_size", "train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip

@@ -183,6 +183,11 @@ def test_a_search_that_stores_its_weights_by_reference(hub, tmp_path):
     Ticket.from_pretrained(tmp_path / "hub/ticket").apply_(again)
     with pytest.raises(ValueError, match="built right after set_seed\\(42\\); received others. Store them by value"):
         search(tmp_path / "other", vit(5))
+    resumed = LotteryTrainer(
+        vit(5), arguments(tmp_path / "other", sparsity=0.5, save_strategy="no"), train_dataset=Pictures()
+    )
+    resumed.train(resume_from_checkpoint=True)
+    assert isinstance(resumed.ticket.start, Snapshot)
     with pytest.raises(
         ValueError, match="rewind_by_reference must come with rewind=init or pretrained; received step:2"
     ):

@@ -73,6 +73,17 @@ def test_a_seed_draws_the_weights_again_and_the_hash_proves_them(seed):
     assert Snapshot.capture(built).sha256() == Snapshot.capture(model).sha256()
 
 
+def test_a_reference_is_to_a_commit_that_gives_these_weights(hub):
+    bert(BertModel).push_to_hub("alice/base")
+    first = hub.repos["alice/base"].refs["refs/heads/main"]
+    half(bert(BertModel)).push_to_hub("alice/base")
+    new, old = (BertModel.from_pretrained("alice/base", revision=revision) for revision in (None, first))
+    assert Reference.to(Snapshot.capture(new), new, 0).revision == hub.repos["alice/base"].refs["refs/heads/main"]
+    for other in (old, BertForSequenceClassification.from_pretrained("alice/base")):  # the other has a new head
+        with pytest.raises(ValueError, match="must be those of a commit on the Hub.*Store them by value"):
+            Reference.to(Snapshot.capture(other), other, 1)
+
+
 def test_what_does_not_name_a_known_model():
     with pytest.raises(ValueError, match=r"received architecture='Net' and model_config=NoneType.*ticket.apply_"):
         ticket_of(net(), architecture=Net.__name__).build_model()
