@@ -202,8 +202,8 @@ def test_a_search_that_cannot_push_says_what_is_there(hub, tmp_path):
 
 def test_a_network_out_of_reach_is_not_taken_for_a_ticket(hub):
     trained = vit(7)
-    trained.push_to_hub("alice/both")
     replace(ticket(1), model_file=False).push_to_hub("alice/both")
+    trained.push_to_hub("alice/both")
     hub.fail("(HEAD|GET) .*/model.safetensors", 403)
     with pytest.raises(HubError, match="status 403"):
         load_network("alice/both", "image-classification")

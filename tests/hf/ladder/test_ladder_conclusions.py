@@ -13,6 +13,7 @@ from hf_lottery.hf.ladder.table import conclusions, difference_table, label, lad
 
 NAIVE = np.array([0.50, 0.52, 0.54, 0.52])
 WIGGLE = np.array([0.004, -0.004, 0.002, -0.002])
+LANGUAGE = ["--task", "causal-lm", "--config_name", "recipes/king_james/gpt2"]
 ROWS = ["lth", "naive", "permuted_weight", "permuted_activation"]
 
 
@@ -69,10 +70,10 @@ def test_a_gap_that_is_too_small_gives_no_conclusion(results_of, gap, wiggle):
 
 
 def test_losses_should_be_small(results_of):
-    results = results_of(rows_with(-0.02), "--task", "causal-lm")
+    results = results_of(rows_with(-0.02), *LANGUAGE)
     assert results["informative"] is True and results["measure"] == "loss"  # 3 points are those of accuracies
     assert conclusions(results)[0].startswith("lth - naive is -0.020 ± 0.0")
-    assert results_of(rows_with(0.02), "--task", "causal-lm")["informative"] is False
+    assert results_of(rows_with(0.02), *LANGUAGE)["informative"] is False
 
 
 def test_a_ladder_without_the_two_rows_has_nothing_to_conclude(results_of):

@@ -80,7 +80,7 @@ def test_epochs_are_doubled_until_that_no_longer_helps(settled, within, dense, e
 
 
 def test_the_pilot_knows_that_a_loss_should_be_small(settled):
-    _, found, _ = settled("--task", "causal-lm", sign=-1)
+    _, found, _ = settled("--task", "causal-lm", "--config_name", "recipes/king_james/gpt2", sign=-1)
     assert found["epochs"] == 8 and found["sparsity"] == pytest.approx(0.51)
     assert found["scan"][1]["gap"] == pytest.approx(0.1) and found["scan"][1]["loss"] == pytest.approx(0.02)
 

@@ -307,8 +307,8 @@ def test_a_compiled_model_is_known_by_its_own_class(make):
 def test_the_ticket_of_a_compiled_model_names_its_own_class(tmp_path):
     ours = search(tmp_path)
     ours.train()
-    compiled = torch.compile(ours.network, backend="eager")
     start, levels = Snapshot.capture(ours.network), list(ours.history)
+    ours.model = torch.compile(ours.network, backend="eager")
     run = RunFolder(tmp_path, ours.get_settings(), resume=True)
-    ticket = last_ticket(run, compiled, start, settings={}, history=levels, token=None)
+    ticket = last_ticket(run, ours, start, settings={}, history=levels, about={})
     assert ticket.info["architecture"] == "Net"
