@@ -52,7 +52,7 @@ def test_the_card_says_what_a_reader_needs(hub):
     assert 'Ticket.from_pretrained("alice/t")' in card.text
     assert "![accuracy against the fraction of weights that stays](accuracy.png)" in card.text
     assert hub.repos["alice/t"].files("main")["accuracy.png"].startswith(b"\x89PNG")
-    assert "| 1     | 0.2000   | 0.8750" in card.text
+    assert "| 1     | 20.00%   | 0.8750" in card.text
     assert "`vit.layers.0" in card.text or "`vit.encoder" in card.text
 
 
