@@ -66,6 +66,7 @@ class Ticket(HubMixin):
         model_file: Whether stored weights are saved a second time, as the masked model that ``AutoModel`` loads.
 
     Raises:
+        TypeError: The mask or the start is something else.
         ValueError: The mask is not the last of the series, or one of these keys of ``info`` has another type.
     """
 
@@ -112,6 +113,12 @@ class Ticket(HubMixin):
         return cls(mask, start, {**own, **(info or {})}, config, series, processing_files(processing))
 
     def __post_init__(self) -> None:
+        if not isinstance(self.mask, Mask) or not isinstance(self.start, Snapshot | Reference | Difference):
+            raise TypeError(
+                "a ticket must have a Mask and, as its start, a Snapshot, a Reference or a Difference; received "
+                f"{type(self.mask).__name__} and {type(self.start).__name__}. Snapshot.capture(model) takes the "
+                "weights of a model."
+            )
         check_info(self.info)
         if self.series is not None and self.series[-1] != self.mask:
             raise ValueError("the mask of a ticket must be the last of its series; received another.")

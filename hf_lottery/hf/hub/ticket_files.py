@@ -82,7 +82,8 @@ def read_start(folder: Path, config: Mapping[str, Any], mask: Mask) -> Snapshot 
             raise MaskFileError(f"{folder / CONFIG_NAME}: {error}") from error
     if stated.get("by") == "difference":
         return Difference.read(folder, stated, mask)
-    if not stated and not path.exists():
+    level = config["format_version"] == 1 or (folder / FILES_NAME).is_file()  # a level of a run states its files itself
+    if not stated and not (level and path.exists()):
         raise FileNotFoundError(
             f"a ticket must have weights to start from; received {folder}, which holds only a mask. Load it with "
             "Mask or SignedMask, or pass the folder of the ticket beside it."

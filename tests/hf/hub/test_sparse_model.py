@@ -6,11 +6,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from small_task import vit
-from small_tickets import mask
+from small_tickets import mask, ticket
 from torch import nn
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTImageProcessor
 
-from hf_lottery import Mask, MaskMismatchError, Snapshot, prunable
+from hf_lottery import Mask, MaskMismatchError, Snapshot, Ticket, prunable
 from hf_lottery.hf import SparseModel
 
 
@@ -71,6 +71,14 @@ def adapted(model):
 def test_a_wrapper_and_an_adapter_that_is_not_merged_are_refused(wrap):
     with pytest.raises(TypeError, match="model must be a model of transformers; received .*Merge adapters with"):
         SparseModel.of(wrap(sparse()), mask())
+
+
+def test_weights_of_an_earlier_ticket_do_not_make_it_a_ticket(tmp_path):
+    ticket().save_pretrained(tmp_path)
+    SparseModel.of(sparse(5), mask()).save_pretrained(tmp_path)
+    assert (tmp_path / "rewind.safetensors").exists()
+    with pytest.raises(FileNotFoundError, match="a ticket must have weights to start from.*holds only a mask"):
+        Ticket.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("processing", ["alice/tokenizer", {"tokenizer.json": b"{}"}])

@@ -127,6 +127,7 @@ def test_mask_and_weights_of_different_models(ticket, tmp_path):
     Snapshot.capture(model(size=32)).save(tmp_path / "t/rewind.safetensors")
     config = json.loads((tmp_path / "t/mask_config.json").read_text())
     del config["rewind"]
+    config["format_version"] = 1  # since version 2, weights that the config does not state are not taken
     for unknown in ({"rewind": {}}, {}):
         (tmp_path / "t/mask_config.json").write_bytes(sealed(config | unknown))
         with pytest.raises(MaskFileError, match="must fit each other"):

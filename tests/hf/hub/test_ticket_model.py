@@ -84,6 +84,15 @@ def test_a_reference_is_to_a_commit_that_gives_these_weights(hub):
             Reference.to(Snapshot.capture(other), other, 1)
 
 
+def test_a_model_is_no_start_and_has_no_place_for_the_mask():
+    model = bert()
+    mask = ticket_of(model).mask
+    with pytest.raises(TypeError, match="received Mask and BertForSequenceClassification. Snapshot.capture"):
+        Ticket.of(model, mask, model)
+    with pytest.raises(TypeError, match="received Snapshot and Mask"):
+        Ticket.of(model, Snapshot.capture(model), mask)
+
+
 def test_what_does_not_name_a_known_model():
     with pytest.raises(ValueError, match=r"received architecture='Net' and model_config=NoneType.*ticket.apply_"):
         ticket_of(net(), architecture=Net.__name__).build_model()
