@@ -214,7 +214,18 @@ def test_tokenizer_or_image_processor_travel_with_it(hub, tokenizer, kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["../up.json", "run.py", "a/b.json", "config.json", "mask_config.json", "x.bin", "model.txt"]
+    "name",
+    [
+        "../up.json",
+        "run.py",
+        "a/b.json",
+        "config.json",
+        "mask_config.json",
+        "x.bin",
+        "model.txt",
+        "Config.json",
+        "adapter_config.json",
+    ],
 )
 def test_only_settings_travel(tmp_path, name):
     found = Ticket(mask(), ticket().start, {}, None, processing={name: b"{}"})
