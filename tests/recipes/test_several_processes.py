@@ -127,7 +127,8 @@ def test_every_command_stops_processes_that_do_not_know_of_each_other(tmp_path):
     commands.append(["levels", "nowhere", "--picture", tmp_path / "out/picture.png"])
     for rank in ranks(tmp_path, commands):
         for text in rank["outputs"]:
-            assert re.match("stopped: hf-lottery .*: the processes of a launch must know .* received 2 processes", text)
+            assert text.startswith("stopped: ")  # transformers may warn of the processes before we do
+            assert re.search("hf-lottery .*: the processes of a launch must know .* received 2 processes", text)
         assert not rank["written"]
     assert not (tmp_path / "out").exists()
 

@@ -49,7 +49,7 @@ def test_the_configuration_of_each_data_set(run, tmp_path, name):
         "--max_train_samples", 300, "--max_eval_samples", 200,
         *(["--levels", 1] if name == "fashion_mnist" else ["--sparsity", 0.2]),
     )  # fmt: skip
-    assert "| 1     | 0.2000" in out
+    assert "| 1     | 20.00%" in out
 
 
 SLOW = pytest.mark.slow
