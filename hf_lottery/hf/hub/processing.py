@@ -15,7 +15,8 @@ from ...storage.encoding import MaskFileError
 from .local_paths import is_local_path
 
 # What a tokenizer, image processor or chat template is saved in: data alone, neither code nor a pickle.
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,127}\.(json|txt|model|jinja)")
+SUFFIXES = (".json", ".txt", ".model", ".jinja")
+_NAME = re.compile(rf"[A-Za-z0-9][\w.-]{{0,127}}({'|'.join(map(re.escape, SUFFIXES))})")
 # Files of the ticket and of a model, in any case: some file systems take Config.json for config.json.
 _NOT_ITS_OWN = re.compile(r"(config|generation_config|mask_config|adapter_config)\.json|(model|mask|rewind)\..*", re.I)
 _NAMES_A_PLACE = re.compile(r"path|file|dir|folder")

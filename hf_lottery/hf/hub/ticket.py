@@ -267,11 +267,11 @@ class Ticket(HubMixin):
         """
         if isinstance(self.start, Snapshot):
             self.mask.check_fits(self.start.tensors)
-        model = self._stored_model() if self.model_file else None
-        card = merged_card(Path(folder) / "README.md", self.card("."))
+        model = self._stored_model()
+        card = merged_card(Path(folder) / "README.md", self._card(".", fits=model is not None))
         with staged_folder(folder, last=CONFIG_NAME) as stage:
             extra = {"rewind": stage_start(stage, self.start), "processing": stage_processing(stage, self.processing)}
-            if model is not None:
+            if model is not None and self.model_file:
                 self.start.restore_(model)
                 self.mask.apply_(model)
                 extra |= stage_model(stage, model)
@@ -327,8 +327,11 @@ class Ticket(HubMixin):
 
     def card(self, source: str) -> str:
         """Write the README.md of a ticket that will be loaded from ``source``."""
+        return self._card(source, fits=self._stored_model() is not None)
+
+    def _card(self, source: str, *, fits: bool) -> str:
+        """Write the card; ``fits`` tells whether the stored weights are those of the named class."""
         kind = self._class()
-        fits = self._stored_model() is not None
         builds = fits or (kind is not None and self._is_named())
         drawn = len(self._accuracies()) > 1 and _can_draw()
         return ticket_card(

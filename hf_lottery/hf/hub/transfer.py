@@ -34,8 +34,8 @@ from ...version import __version__
 from .card import merge_cards, other_card
 from .errors import absence, first_line, hub_errors, lost_commit, origin
 from .model_file import MODEL_NAME, is_stale, model_on_hub
+from .processing import SUFFIXES
 
-_PROCESSING = (".txt", ".model", ".jinja")  # what tokenizers write beside .json
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
@@ -106,7 +106,7 @@ def fetch_model(repo_id: str, *, subfolder: str = "", **where: Any) -> Path:
     revision, token = where.pop("revision", None), where.pop("token", None)
     local_only, at = bool(where.get("local_files_only")), revision or "main"
     prefix = f"{glob.escape(subfolder.strip('/'))}/" if subfolder else ""
-    patterns = [f"{prefix}*{suffix}" for suffix in (".safetensors", ".json", *_PROCESSING)]
+    patterns = [f"{prefix}*{suffix}" for suffix in (".safetensors", *SUFFIXES)]
     try:
         with hub_errors(f"read {repo_id} at {at}"):
             path = _api(token).snapshot_download(repo_id, revision=revision, allow_patterns=patterns, **where)
