@@ -32,6 +32,7 @@ from ..trainers.sparse_trainer import SparseTrainer
 from ..trainers.winning_sign_trainer import WinningSignTrainer
 from .bare_loop import BareLotteryTrainer, BareSparseTrainer, BareWinningSignTrainer
 from .options import LadderArguments
+from .paired import direction
 from .rows import ROWS, SEARCHES
 
 # Settings of the levels of a search. Rewinding has none: its levels are trained as the dense network is.
@@ -118,7 +119,7 @@ class Ladder:
 
     def gain(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
         """Return how much better measures are than others: higher accuracies, lower losses."""
-        return worse - better if self.measure == "loss" else better - worse
+        return direction(self.measure) * (better - worse)
 
     @property
     def targets(self) -> Sequence[int]:

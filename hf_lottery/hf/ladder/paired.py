@@ -18,6 +18,11 @@ def split_pair(pair: str) -> tuple[str, str]:
     return first, second
 
 
+def direction(measure: str) -> int:
+    """Return 1 for a measure of which more is better, such as accuracy, and -1 for a loss."""
+    return -1 if measure == "loss" else 1
+
+
 def mean_and_std(values: np.ndarray, *, digits: int = 2) -> str:
     """Write the mean and the standard deviation (n - 1) of some values."""
     deviation = values.std(ddof=1) if len(values) > 1 else 0.0

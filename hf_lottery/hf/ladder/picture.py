@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ...report import Picture, Section
 from ...report.style import COLORS, figure, write_csv
+from .paired import direction
 from .table import (
     COMPARED,
     Results,
@@ -134,7 +135,7 @@ def sections(ladders: Sequence[Results], folder: Path) -> list[Section]:
 
 def _sorted_rows(results: Results, rows: Sequence[str] | None) -> list[str]:
     """The rows that can be drawn, the best first, with ``naive`` among them."""
-    sign = -1 if results["measure"] == "loss" else 1
+    sign = direction(results["measure"])
     gains = {
         row: sign * numbers["minus_naive"]
         for row, numbers in results["rows"].items()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ...report import Table
-from .paired import interval
+from .paired import direction, interval
 from .table import Results, label, number_text
 
 
@@ -41,7 +41,7 @@ def near_best(results: Results, rows: Sequence[str]) -> list[str]:
         results: The results of the ladder.
         rows: The rows to choose from; those that the ladder does not have are left out.
     """
-    sign = -1 if results["measure"] == "loss" else 1
+    sign = direction(results["measure"])
     values = {row: sign * np.array(results["rows"][row]["values"]) for row in rows if row in results["rows"]}
     if not values:
         return []
