@@ -97,7 +97,7 @@ def first_line(error: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="An empty or new folder, such as /var/tmp/pairs.")
+    parser.add_argument("folder", type=Path, help="An empty or new folder outside the repository, such as ../pairs.")
     parser.add_argument("pythons", nargs="+", metavar="PYTHON", help="Interpreters, the oldest first.")
     options = parser.parse_args()
     folder = options.folder.resolve()
