@@ -1,0 +1,119 @@
+"""The configuration of a small model: the same class with fewer heads or a narrower layer, if that is what was cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import combinations
+from typing import Any, cast
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from ...networks.names import named_tensors
+
+Sizes = Mapping[str, tuple[int, ...]]
+# A field of a configuration: attributes and positions that lead to it, and the number to put there.
+_Change = tuple[tuple[str | int, ...], int]
+_MOST = 1024  # models that are built to find the fields, on the meta device
+
+
+def expressed_config(
+    config: PreTrainedConfig,
+    kind: type[PreTrainedModel],
+    wanted: Sizes,
+    *,
+    sizes: Iterable[tuple[int, int]],
+    proves: Callable[[PreTrainedConfig], bool],
+) -> PreTrainedConfig | None:
+    """Find a configuration whose model has the tensors of a small model, and computes the same.
+
+    Which fields hold a size is not known beforehand: every number in the configuration that is a size before the cut
+    may be one. Models are built on the meta device with some of them changed, the fewest first, until one has the
+    shapes that are wanted.
+
+    Args:
+        config: The configuration of the model before it was cut; not changed.
+        kind: The class of the model.
+        wanted: Name -> shape of the parameters and buffers of the small model.
+        sizes: Sizes before the cut, each with the size behind it.
+        proves: Tells whether a configuration whose model has these shapes computes the same as the small model.
+
+    Returns:
+        The configuration; None if the class cannot express the small model.
+    """
+    active, inert = [], []
+    for change in _changes(config, {pair for pair in sizes if pair[0] != pair[1]}):
+        shapes = _shapes(kind, _changed(config, [change]))
+        # A field that breaks the model on its own may be right beside another one, such as heads with their dimension.
+        (inert if shapes == _shapes(kind, config) else active).append(change)
+    for chosen in _subsets(active):
+        found = _changed(config, chosen)
+        if _shapes(kind, found) != dict(wanted):
+            continue
+        # A number of heads or of norm groups may change what is computed, but no shape.
+        for more in ((), *((change,) for change in inert), tuple(inert)):
+            if proves(found := _changed(config, [*chosen, *more])):
+                return found
+    return None
+
+
+def _changes(config: PreTrainedConfig, sizes: set[tuple[int, int]]) -> list[_Change]:
+    """List the fields that hold a size, and what may be put there."""
+    news = {old: sorted(new for before, new in sizes if before == old) for old, _ in sizes}
+    return [(path, new) for path, value in _numbers(config, ()) for new in news.get(value, ())]
+
+
+def _numbers(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    """Yield the place and value of each whole number in a configuration; tables of labels hold no sizes."""
+    if isinstance(value, PreTrainedConfig):
+        for name in value.to_dict():
+            if name not in ("id2label", "label2id") and not name.endswith("token_id") and hasattr(value, name):
+                yield from _numbers(getattr(value, name), (*path, name))
+    elif isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            yield from _numbers(item, (*path, number))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield path, value
+
+
+def _subsets(changes: list[_Change]) -> Iterator[tuple[_Change, ...]]:
+    """Yield the choices that change every field once at most, the smallest first."""
+    tried = 0
+    for count in range(1, len(changes) + 1):
+        for chosen in combinations(changes, count):
+            if len({path for path, _ in chosen}) == count:
+                if (tried := tried + 1) > _MOST:
+                    return
+                yield chosen
+
+
+def _changed(config: PreTrainedConfig, changes: Iterable[_Change]) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    for path, new in changes:
+        _set(config, path, new)
+    return config
+
+
+def _set(holder: Any, path: tuple[str | int, ...], new: int) -> Any:
+    """Put a number at a place inside; return what holds it, which is another object for a tuple."""
+    name, *rest = path
+    inner = getattr(holder, name) if isinstance(name, str) else holder[name]
+    value = _set(inner, tuple(rest), new) if rest else new
+    if isinstance(name, str):
+        setattr(holder, name, value)
+    elif isinstance(holder, tuple):
+        return (*holder[:name], value, *holder[name + 1 :])
+    else:
+        holder[name] = value
+    return holder
+
+
+def _shapes(kind: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]] | None:
+    """The shapes of a model's parameters and buffers; None if the configuration makes no model."""
+    try:
+        with torch.device("meta"):
+            model = cast(Any, kind)(copy.deepcopy(config))
+    except Exception:  # what a configuration can do wrong has no end
+        return None
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(model, numbers=False).items()}
