@@ -209,7 +209,15 @@ def start_weights(init: str, ticket: Ticket, model_args: ModelArguments, data: D
     if kind == "checkpoint":
         return load_checkpoint(value, model_args.task)
     if kind == "seed":
-        return build_model(model_args, data, int(value), fresh=True)
+        model = build_model(model_args, data, int(value), fresh=True)
+    else:
+        model = _ticket_weights(ticket, model_args, data, seed)
+    if ticket.generation_config is not None:
+        model.generation_config = ticket.generation_config
+    return model
+
+
+def _ticket_weights(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> PreTrainedModel:
     start = ticket.start
     place = start.base(ticket.info.get("base_model")) if isinstance(start, Difference) else start
     if isinstance(place, Reference) and place.repo_id is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from ...storage.hub_mixin import REPO_ID
 
@@ -56,8 +56,8 @@ def without_local_paths(value: Any, *, names: bool = False) -> Any:
     return value
 
 
-def clean_config_(config: PreTrainedConfig) -> None:
-    """Replace the local paths in a model's configuration, and in those inside it."""
+def clean_config_(config: PreTrainedConfig | GenerationConfig) -> None:
+    """Replace the local paths in a model's configuration, and in those inside it, or in its generation config."""
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
             clean_config_(value)

@@ -19,6 +19,7 @@ from .processing import stated_processing
 
 MODEL_NAME = "model.safetensors"
 MODEL_CONFIG_NAME = "config.json"
+GENERATION_NAME = "generation_config.json"
 _CLAIM = "model_file_sha256"
 # What transformers and PEFT load a model from, in the whole or in parts; all of them go by the config.json beside them.
 _WEIGHTS = (

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from ...masks.config import CONFIG_NAME, read_config
 from ...masks.file import MASK_NAME, read_mask, stage_mask
@@ -35,9 +35,17 @@ from .model_file import MODEL_CONFIG_NAME, stage_model, stale_model
 from .processing import processing_files, read_processing, stage_processing, stated_processing, without_places
 from .reference import Reference
 from .ticket_card import name_of, ticket_card
-from .ticket_files import read_start, read_ticket_model_config, stage_model_config, stage_start
+from .ticket_files import (
+    read_generation_config,
+    read_start,
+    read_ticket_model_config,
+    stage_generation_config,
+    stage_model_config,
+    stage_start,
+    stated_generation,
+)
 from .ticket_info import base_id, check_info
-from .ticket_model import build_start, defined_in, known_class
+from .ticket_model import build_start, defined_in, known_class, structural_differences
 from .transfer import base_model
 
 if TYPE_CHECKING:
@@ -63,6 +71,7 @@ class Ticket(HubMixin):
         series: The masks of all levels up to this one, if they are known. They are saved in the same file.
         processing: The files of its tokenizer or image processor: name -> bytes. ``AutoTokenizer`` and
             ``AutoImageProcessor`` load them from the ticket's folder or repository.
+        generation_config: How the model generates texts; None if it does not, or if this is not known.
         model_file: Whether stored weights are saved a second time, as the masked model that ``AutoModel`` loads.
 
     Raises:
@@ -81,6 +90,7 @@ class Ticket(HubMixin):
     series: MaskSeries | None = None
     processing: Mapping[str, bytes] = field(default_factory=dict)
     model_file: bool = True
+    generation_config: GenerationConfig | None = None
 
     @classmethod
     def of(
@@ -105,12 +115,14 @@ class Ticket(HubMixin):
             processing: The tokenizer or image processor, as a Trainer takes it as ``processing_class``.
             token: The token for the Hub, which is asked for the commit of the base model.
         """
-        config = getattr(base_of(model), "config", None)
+        config, generation = (getattr(base_of(model), name, None) for name in ("config", "generation_config"))
         config = config if isinstance(config, PreTrainedConfig) else None
+        generation = copy.deepcopy(generation) if isinstance(generation, GenerationConfig) else None
         own: dict[str, Any] = {"architecture": class_name(base_of(model)), "defined_in": defined_in(model)}
         if config is not None and (base := base_model(config, token=token)):
             own["base_model"] = base
-        return cls(mask, start, {**own, **(info or {})}, config, series, processing_files(processing))
+        files, info = processing_files(processing), {**own, **(info or {})}
+        return cls(mask, start, info, config, series, files, generation_config=generation)
 
     def __post_init__(self) -> None:
         if not isinstance(self.mask, Mask) or not isinstance(self.start, Snapshot | Reference | Difference):
@@ -203,7 +215,7 @@ class Ticket(HubMixin):
                 "registers it with AutoModel.register, or build the model yourself and call ticket.apply_(model)."
             )
         start = self.start.base(self.info.get("base_model")) if isinstance(self.start, Difference) else self.start
-        model = build_start(kind, self.model_config, start, **where)
+        model = build_start(kind, self.model_config, start, generation=self.generation_config, **where)
         self.apply_(model)
         return model.eval()
 
@@ -222,8 +234,8 @@ class Ticket(HubMixin):
         kind = self._class()
         if kind is None or self.model_config is None or not isinstance(self.start, Snapshot):
             return None
-        model = build_start(kind, self.model_config, self.start)
-        return None if _structural(self.start.tensors, named_state(model, numbers=False)) else model
+        model = build_start(kind, self.model_config, self.start, generation=self.generation_config)
+        return None if structural_differences(self.start.tensors, named_state(model, numbers=False)) else model
 
     def differences(self, model: nn.Module) -> list[str]:
         """List how a model differs from the one that the ticket is for: in class, base model, configuration, structure.
@@ -243,7 +255,7 @@ class Ticket(HubMixin):
             found.append(f"base model {base!r} in the ticket, {here!r} here")
         found += self._configured(configuration_of(model))
         if isinstance(self.start, Snapshot):
-            found += _structural(self.start.tensors, named_state(model, numbers=False))
+            found += structural_differences(self.start.tensors, named_state(model, numbers=False))
         return found
 
     def _configured(self, config: Any) -> list[str]:
@@ -276,6 +288,7 @@ class Ticket(HubMixin):
                 self.mask.apply_(model)
                 extra |= stage_model(stage, model)
             extra |= stage_model_config(stage, self.model_config, self.info.get("architecture"))
+            extra |= stage_generation_config(stage, self.generation_config)
             stale = stale_model(Path(folder), stage, self.processing)
             self._draw(stage / _PICTURE_NAME)
             if card is not None:
@@ -290,11 +303,11 @@ class Ticket(HubMixin):
 
     def without_local_paths(self) -> Ticket:
         """Return the ticket without paths of this machine in its info and its model's configuration."""
-        config = copy.deepcopy(self.model_config)
-        if config is not None:
-            clean_config_(config)
+        config, generation = copy.deepcopy((self.model_config, self.generation_config))
+        for settings in filter(None, (config, generation)):
+            clean_config_(settings)
         info, files = without_local_paths(self.info), without_places(self.processing)
-        return replace(self, info=info, model_config=config, processing=files)
+        return replace(self, info=info, model_config=config, generation_config=generation, processing=files)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **where: Unpack[Where]) -> Ticket:
@@ -308,7 +321,7 @@ class Ticket(HubMixin):
             FileNotFoundError: A file is missing.
             MaskFileError: A file is malformed, damaged, of a newer format, or from another save.
         """
-        folder = find_folder(source, cls.FILES, optional=cls.OPTIONAL_FILES, further=_processing_names, **where)
+        folder = find_folder(source, cls.FILES, optional=cls.OPTIONAL_FILES, further=_further_names, **where)
         entries, config = read_mask(folder)
         mask = Mask(entries)
         try:
@@ -323,7 +336,8 @@ class Ticket(HubMixin):
                 raise MaskFileError(f"{folder}: mask and rewind weights must fit each other; {error}") from error
         model_config = read_ticket_model_config(folder, config)
         series = MaskSeries.from_pretrained(folder) if config["mask_type"] == "series" else None
-        return cls(mask, rewind, info, model_config, series, read_processing(folder, config))
+        files, generation = read_processing(folder, config), read_generation_config(folder, config)
+        return cls(mask, rewind, info, model_config, series, files, generation_config=generation)
 
     def card(self, source: str) -> str:
         """Write the README.md of a ticket that will be loaded from ``source``."""
@@ -355,25 +369,14 @@ class Ticket(HubMixin):
             plot_against_density(path, {"ticket": self._accuracies()}, ylabel="accuracy", title=title, percent=True)
 
 
-def _processing_names(folder: Path) -> list[str]:
-    return list(stated_processing(read_config(folder / CONFIG_NAME)))
+def _further_names(folder: Path) -> list[str]:
+    config = read_config(folder / CONFIG_NAME)
+    return [*stated_processing(config), *stated_generation(config)]
 
 
 def _listed(differences: list[str]) -> str:
     more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
     return "; ".join(differences[:8]) + more
-
-
-def _structural(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:
-    found = [
-        f"{name!r} only in the {'ticket' if name in theirs else 'model'}"
-        for name in sorted(theirs.keys() ^ ours.keys())
-    ]
-    for name in theirs.keys() & ours.keys():
-        a, b = theirs[name], ours[name]
-        if (a.shape, a.dtype) != (b.shape, b.dtype):
-            found.append(f"{name!r} {list(a.shape)} {a.dtype} in the ticket, {list(b.shape)} {b.dtype} here")
-    return found
 
 
 def _restore_fitting_(model: nn.Module, rewind: Snapshot | Reference | Difference) -> None:

@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 
 from ...masks.config import CONFIG_NAME
 from ...masks.mask import Mask
 from ...storage.checksums import check_files, check_sha256, read_record, sha256_of
 from ...storage.encoding import MaskFileError
-from ...storage.json_files import text_sha256
+from ...storage.json_files import read_json, text_sha256
 from ...training.snapshot import Snapshot
 from ..trainers.run_folder import FILES_NAME, REWIND_NAME
 from .difference import Difference
 from .model_config import read_model_config
-from .model_file import MODEL_CONFIG_NAME
+from .model_file import GENERATION_NAME, MODEL_CONFIG_NAME
 from .reference import Reference
 from .ticket_info import base_id
+
+_GENERATION = "generation_config_sha256"
 
 
 def stage_start(stage: Path, start: Snapshot | Reference | Difference) -> dict[str, Any]:
@@ -60,6 +62,20 @@ def stage_model_config(stage: Path, config: PreTrainedConfig | None, architectur
         "model_config": True,
         "model_config_sha256": text_sha256(stage / MODEL_CONFIG_NAME, error=ValueError),
     }
+
+
+def stage_generation_config(stage: Path, config: GenerationConfig | None) -> dict[str, Any]:
+    """Write how the model generates texts, if that is known; return the key of the config that tells of it.
+
+    Args:
+        stage: The folder. A file that lies there already is the one to tell of.
+        config: Tokens to stop at, how to sample, and the like.
+    """
+    if config is None:
+        return {}
+    if not (stage / GENERATION_NAME).exists():
+        config.save_pretrained(stage)
+    return {_GENERATION: text_sha256(stage / GENERATION_NAME, error=ValueError)}
 
 
 def read_start(folder: Path, config: Mapping[str, Any], mask: Mask) -> Snapshot | Reference | Difference:
@@ -124,6 +140,36 @@ def read_ticket_model_config(folder: Path, config: Mapping[str, Any]) -> PreTrai
     found = read_model_config(path)
     found._name_or_path = base_id(config.get("info", {})) or ""  # not the folder
     return found
+
+
+def stated_generation(config: Mapping[str, Any]) -> list[str]:
+    """Return the name of the file with the generation config, in a list, if a ticket's config states it."""
+    return [GENERATION_NAME] if _GENERATION in config else []
+
+
+def read_generation_config(folder: Path, config: Mapping[str, Any]) -> GenerationConfig | None:
+    """Read how the model of a ticket generates texts; None if the ticket does not know.
+
+    Raises:
+        FileNotFoundError: The file is missing.
+        MaskFileError: It is malformed, or not the one that the ticket was saved with.
+    """
+    if not stated_generation(config):
+        return None
+    path = folder / GENERATION_NAME
+    if not path.is_file():
+        raise FileNotFoundError(f"the ticket must hold {GENERATION_NAME}; received {folder} without. Save it again.")
+    if (digest := text_sha256(path, error=MaskFileError)) != config[_GENERATION]:
+        raise MaskFileError(
+            f"{path} must be as the ticket was saved, with the sha256 that {CONFIG_NAME} states; received {digest}. "
+            "Restore it; to change it, load the ticket, change ticket.generation_config, and save the ticket again."
+        )
+    read_json(path, error=MaskFileError)  # which bounds it
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # what a configuration can do wrong has no end
+        cause = f"{type(error).__name__}: {error!s:.200}"
+        raise MaskFileError(f"{path} must be a generation config; received one that fails: {cause}.") from error
 
 
 def _must_state(config: Mapping[str, Any], key: str, values: Mapping[str, Any]) -> bool:

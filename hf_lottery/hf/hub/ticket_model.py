@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import transformers
-from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, set_seed
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, set_seed
 from transformers.initialization import no_init_weights
 from transformers.models.auto import modeling_auto
 
@@ -50,7 +50,12 @@ def known_class(
 
 
 def build_start(
-    kind: type[PreTrainedModel], config: PreTrainedConfig, start: Snapshot | Reference, **where: Any
+    kind: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    start: Snapshot | Reference,
+    *,
+    generation: GenerationConfig | None = None,
+    **where: Any,
 ) -> PreTrainedModel:
     """Build a model where training starts, or where :meth:`Ticket.apply_` puts it there.
 
@@ -59,9 +64,18 @@ def build_start(
         config: Its configuration; not changed.
         start: The weights. Those on the Hub are downloaded, those of a seed are drawn again. Where they are stored,
             the model has no values yet.
+        generation: How it generates texts. Default: as its configuration or its repository says.
         where: For weights on the Hub: ``token``, ``cache_dir``, ``local_files_only``, ``force_download``.
     """
-    config = copy.deepcopy(config)
+    model = _build(kind, copy.deepcopy(config), start, where)
+    if generation is not None:
+        model.generation_config = copy.deepcopy(generation)
+    return model
+
+
+def _build(
+    kind: type[PreTrainedModel], config: PreTrainedConfig, start: Snapshot | Reference, where: dict[str, Any]
+) -> PreTrainedModel:
     with kept_generators():
         if isinstance(start, Reference) and start.kind == "pretrained":
             # The repository's own configuration may have another dropout, or another precision.
@@ -75,6 +89,24 @@ def build_start(
     model.tie_weights()  # which the initialization would have done
     _take_dtypes_(model, start)
     return model
+
+
+def structural_differences(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:
+    """List how the weights and buffers of a ticket differ from those of a model in name, shape and precision.
+
+    Args:
+        theirs: Those of the ticket.
+        ours: Those of the model.
+    """
+    found = [
+        f"{name!r} only in the {'ticket' if name in theirs else 'model'}"
+        for name in sorted(theirs.keys() ^ ours.keys())
+    ]
+    for name in theirs.keys() & ours.keys():
+        a, b = theirs[name], ours[name]
+        if (a.shape, a.dtype) != (b.shape, b.dtype):
+            found.append(f"{name!r} {list(a.shape)} {a.dtype} in the ticket, {list(b.shape)} {b.dtype} here")
+    return found
 
 
 def _registered(config: type[PreTrainedConfig]) -> Iterator[Any]:
