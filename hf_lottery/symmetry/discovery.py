@@ -114,7 +114,8 @@ def discover(
     if trace.unknown:
         warnings.warn(f"operations without a rule froze what they touch: {trace.unknown}", stacklevel=2)
     axes = {name: its_axes for name, its_axes in axes.items() if named[name].numel()}  # an empty tensor has no units
-    spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network, proof=proof)
+    reads = {name: sorted(trace.origins.contracted.get(name, ())) for name in axes}
+    spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network, proof=proof, reads=reads)
     if proof == "later":
         return spec
     with kept_generators(accelerators=torch.cuda.is_initialized()):
@@ -133,7 +134,9 @@ def _traced(
     with plain_kernels(model), _ghosts_in(model, named, inputs) as (ghosts, given):
         trace, axes = Trace(ghosts), {}
         for name, tensor in named.items():
-            axes[name] = trace.source(ghosts.of(tensor) if ghosts else tensor)
+            shown = ghosts.of(tensor) if ghosts else tensor
+            axes[name] = trace.source(shown)
+            trace.origins.add(name, shown)
             if name not in movable:
                 for axis in axes[name]:
                     freeze_axis(axis, "a constant buffer" if not tensor.is_meta else "a buffer on the meta device")

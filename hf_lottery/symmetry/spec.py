@@ -34,13 +34,17 @@ class PermutationSpec(Structure):
             says. Without it, models are compared with names and shapes alone.
         proof: How it was proven, as in ``discover``: "full" or "fast"; "later" if it was not proven yet; None if that
             is not known, as for specs that were written by hand and files of older versions.
+        reads: Name of a tensor -> its axes that the pass summed over in products of it with an activation. What units
+            send leaves through these; what units receive arrives through the other axes of such a tensor. None if that
+            is not known, as for specs that were written by hand and files of older versions.
 
     Attributes:
         groups: Name -> group.
         tensors: Name -> blocks.
         shapes: Name -> shape of the tensor, as the blocks add up to.
         network: As given.
-        proof: As given; "full" after a verification that found no error. Specs that differ in it alone are equal.
+        proof: As given; "full" after a verification that found no error.
+        reads: As given, without tensors that have no such axis. Specs that differ in proof or reads alone are equal.
 
     Raises:
         SymmetryError: The data contradict themselves. The message names the group or tensor.

@@ -37,6 +37,10 @@ def read_spec(path: Path) -> dict[str, Any]:
         raise SymmetryError(f"{path}: network must be an object or null; received {data['network']!r:.80}.")
     if data.get("proof") not in (None, *PROOFS):
         raise SymmetryError(f"{path}: proof must be one of {PROOFS} or null; received {data['proof']!r:.80}.")
+    if not _are_reads(data.get("reads")):
+        raise SymmetryError(
+            f"{path}: reads must be an object of lists of axes, or null; received {data['reads']!r:.80}."
+        )
     for group in groups:
         if not _is_group(group):
             raise SymmetryError(
@@ -95,6 +99,14 @@ def _count(path: Path, name: str, axis: Any, sizes: Mapping[str, int]) -> int:
 
 def _are_names(names: Any) -> bool:
     return isinstance(names, list) and len(names) <= _MOST_PARTS and all(isinstance(name, str) for name in names)
+
+
+def _are_reads(reads: Any) -> bool:
+    if not isinstance(reads, dict):
+        return reads is None
+    return all(
+        isinstance(axes, list) and len(axes) <= _MOST_PARTS and all(map(_is_place, axes)) for axes in reads.values()
+    )
 
 
 def _is_place(number: Any) -> bool:

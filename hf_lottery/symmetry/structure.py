@@ -51,10 +51,12 @@ class Structure:
         *,
         network: Mapping[str, Any] | None = None,
         proof: str | None = None,
+        reads: Mapping[str, Sequence[int]] | None = None,
     ):
         groups = list(groups)
         self.network = None if network is None else dict(network)
         self.proof = proof
+        self.reads = None if reads is None else {name: tuple(axes) for name, axes in reads.items() if axes}
         self.groups = {group.name: group for group in groups}
         self.tensors = {name: tuple(blocks) for name, blocks in tensors.items()}
         if len(self.groups) != len(groups):
@@ -64,6 +66,12 @@ class Structure:
         for group in groups:
             check_group(group, self.groups)
         self.shapes = {name: check_blocks(name, blocks, self.groups) for name, blocks in self.tensors.items()}
+        for name, axes in (self.reads or {}).items():
+            if name not in self.shapes or not all(0 <= axis < len(self.shapes[name]) for axis in axes):
+                raise SymmetryError(
+                    f"reads must name axes of tensors of the spec; received {list(axes)} of {name!r}. "
+                    "Discover the spec again."
+                )
 
     @property
     def free(self) -> dict[str, Group]:
@@ -127,7 +135,7 @@ class Structure:
         """
         chosen = set(self.select(include))
         groups = [replace(g, frozen=why) if g.name in chosen and g.frozen is None else g for g in self.groups.values()]
-        return type(self)(groups, self.tensors, network=self.network, proof=self.proof)
+        return type(self)(groups, self.tensors, network=self.network, proof=self.proof, reads=self.reads)
 
     def check_fits(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Check names and shapes against a model (which must hold every tensor) or a state dict (which may hold fewer).
@@ -273,7 +281,8 @@ class Structure:
 
     def save(self, path: str | Path) -> None:
         """Write the spec to ``path`` as JSON."""
-        data = {**self._as_json(), "format_version": FORMAT_VERSION, "network": self.network, "proof": self.proof}
+        more = {"network": self.network, "proof": self.proof, "reads": self.reads}
+        data = {**self._as_json(), "format_version": FORMAT_VERSION, **more}
         write_atomically(path, seal_json(data, what="a spec"))
 
     @classmethod
@@ -295,7 +304,8 @@ class Structure:
             for name, blocks in data["tensors"].items()
         }
         try:
-            return cls(groups, tensors, network=data.get("network"), proof=data.get("proof"))
+            more = {key: data.get(key) for key in ("network", "proof", "reads")}
+            return cls(groups, tensors, **more)
         except SymmetryError as error:
             raise SymmetryError(f"{path}: {error!s:.600}") from error
 

@@ -16,6 +16,7 @@ from ..networks.modes import restored_modes
 from .ghosts import Ghosts, missing_numbers, written
 from .layout import cut, unify
 from .nodes import Layout, atom, factors, freeze, frozen, is_frozen
+from .origins import Origins
 from .reads import Reads, memory
 
 Axes = tuple[Layout, ...]
@@ -60,6 +61,7 @@ class Trace(TorchDispatchMode):
         unknown: Name of each operation without a rule -> how often it ran.
         reached: ``id`` of each tensor that an operation read; of a parameter, that of its first name.
         reads: The parts of tensors that were cut out and used.
+        origins: The parameters that tensors show or were copied from, and their axes that were contracted.
         operation: Name of the current operation.
         given: Arguments of the current operation by name.
     """
@@ -77,6 +79,7 @@ class Trace(TorchDispatchMode):
         self.unknown: dict[str, int] = {}
         self.reached: set[int] = set()
         self.reads = Reads()
+        self.origins = Origins()
         self.sources: dict[tuple[Any, ...], int] = {}
         self.written: dict[int, _Writes] = {}  # by memory
         self.as_of: dict[int, int] = {}  # tensor -> number of writes to its memory when it was labelled
@@ -145,6 +148,11 @@ class Trace(TorchDispatchMode):
     def _source_of(self, tensor: Tensor) -> int:
         return self.sources.get(_place(tensor), id(tensor))
 
+    def _is_constant(self, tensor: Tensor) -> bool:
+        known = self.axes.get(id(tensor))
+        alike = known is not None and all(node.kind == "wild" for axis in known for node in factors(axis))
+        return alike or id(tensor) in self.constants
+
     def _is_stale(self, tensor: Tensor) -> bool:
         writes = self.written.get(memory(tensor))
         return writes is not None and writes.last(tensor) > self.as_of.get(id(tensor), 0)
@@ -174,6 +182,7 @@ class Trace(TorchDispatchMode):
                 self.reached.add(self._source_of(value))
         self.operation, self._call = name, (func, args, kwargs)
         self._apply(func, name, out, args, kwargs)
+        self.origins.follow(func, tree_leaves(out), args, self._is_constant)
         return out
 
     def _apply(self, func, name: str, out: Any, args, kwargs) -> None:

@@ -17,6 +17,7 @@ from .base import ORDER, SPATIAL, broadcast_axes
 @rule("mm", "bmm")
 def matmul(trace: Trace, out: Tensor, first: Tensor, second: Tensor, *args):
     a, b = trace.of(first), trace.of(second)
+    trace.origins.contract((first, -1), (second, -2))
     summed = unify(a[-1], b[-2])
     axes = (unify(a[0], b[0]), a[1], b[2]) if out.ndim == 3 else (a[0], b[1])
     # Every term of the sum has all of these axes; a product of a tensor with itself has some of them twice.
@@ -38,6 +39,7 @@ def addmm(trace: Trace, out: Tensor, bias: Tensor, first: Tensor, second: Tensor
 
 @rule("mv", "dot", "vdot")
 def contract_vector(trace: Trace, out: Tensor, first: Tensor, second: Tensor):
+    trace.origins.contract((second, 0), (first, -1))
     unify(trace.of(first)[-1], trace.of(second)[0])
     return trace.of(first)[:-1]
 
@@ -98,6 +100,10 @@ def trilinear(trace: Trace, out: Tensor, first: Tensor, second: Tensor, third: T
             shape.insert(axis, 1)
             axes.insert(axis, ())
         operands.append((shape, axes))
+    for axis in given["sumdim"]:
+        named = ((first, "expand1"), (third, "expand3"), (second, "expand2"))
+        trace.origins.contract(*((tensor, axis - sum(i < axis for i in given[new])) for tensor, new in named
+                                 if axis not in given[new]))  # fmt: skip
     whole = broadcast_axes(operands, torch.broadcast_shapes(*(shape for shape, _ in operands)))
     trace.virtual(whole)
     return tuple(axis for i, axis in enumerate(whole) if i not in given["sumdim"])
@@ -105,6 +111,7 @@ def trilinear(trace: Trace, out: Tensor, first: Tensor, second: Tensor, third: T
 
 @rule("linear")
 def linear(trace: Trace, out: Tensor, source: Tensor, weight: Tensor, bias: Tensor | None = None):
+    trace.origins.contract((source, -1), (weight, -1))
     summed = unify(trace.of(source)[-1], trace.of(weight)[-1])
     produced = trace.of(weight)[0]
     trace.virtual((*trace.of(source)[:-1], produced, summed))
@@ -120,6 +127,8 @@ def convolution(trace: Trace, out: Tensor, source: Tensor, weight: Tensor, bias:
     for axis in (*x[2:], *w[2:]):
         freeze(axis, SPATIAL if axis in x[2:] else KERNEL)
     outer, inner = (w[1], w[0]) if transposed else (w[0], w[1])
+    if groups < source.shape[1]:  # in a depthwise one, the units of the output are those of the input
+        trace.origins.contract((source, 1), (weight, 0 if transposed else 1))
     if groups == 1:
         unify(x[1], inner)
         produced = outer
