@@ -112,7 +112,7 @@ class Mask(Mapping[str, Tensor], HubMixin):
                 more dimensions are covered; a tied one is covered once. Left out are adapters of PEFT, and parameters
                 that a weight is computed from, as in a weight norm; a warning names these weights.
         """
-        return cls({name: torch.ones(w.shape, dtype=torch.bool) for name, w in _matrices(model).items()})
+        return Mask({name: torch.ones(w.shape, dtype=torch.bool) for name, w in matrices_of(model).items()})
 
     @classmethod
     def from_model(cls, model: nn.Module | Mapping[str, Tensor]) -> Mask:
@@ -129,10 +129,10 @@ class Mask(Mapping[str, Tensor], HubMixin):
             UserWarning: A parameter has no weight that is not zero.
         """
         _refuse_computed_zeros(model)
-        weights = _matrices(model)
+        weights = matrices_of(model)
         check_numbers(weights)
         check_plain(weights)
-        mask = cls({name: whole(w.detach() != 0) for name, w in weights.items()})
+        mask = Mask({name: whole(w.detach() != 0) for name, w in weights.items()})
         if empty := [name for name, sparsity in mask.layer_sparsities().items() if sparsity == 1]:
             warnings.warn(
                 f"no weight is left in {', '.join(map(repr, empty))}: every one of them is zero, and the mask holds it "
@@ -175,7 +175,20 @@ class Mask(Mapping[str, Tensor], HubMixin):
             folder: The folder; it is created if it does not exist.
             info: Where the mask comes from, in JSON terms, such as ``parents``; it is kept in the config.
         """
-        write_mask(folder, self._entries, extra={"info": dict(info)} if info else None)
+        write_mask(folder, self._entries, extra={**self.config_keys(), **({"info": dict(info)} if info else {})})
+
+    def config_keys(self) -> dict[str, Any]:
+        """Return the further keys that this kind of mask needs in the config of its file; a plain mask needs none."""
+        return {}
+
+    def permuted(self, entries: Mapping[str, Tensor], permutation: Any) -> Mask:
+        """Make the mask whose entries a permutation has moved; a kind of mask that holds more moves that as well.
+
+        Args:
+            entries: The permuted entries.
+            permutation: The :class:`~hf_lottery.symmetry.Permutation`.
+        """
+        return Mask(entries)
 
     def sha256(self) -> str:
         """Return a hash of names, shapes and entries; equal masks have the same one, in whatever order they are."""
@@ -333,7 +346,15 @@ class Mask(Mapping[str, Tensor], HubMixin):
         return Mask({name: operation(entry, other[name]) for name, entry in self.items()})
 
 
-def _matrices(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def matrices_of(model: nn.Module | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a mask of a model covers unless it is told otherwise, by name; see :meth:`Mask.dense`.
+
+    Args:
+        model: A module, or the weights to cover by name.
+
+    Warns:
+        UserWarning: A weight is computed from other parameters, and left out.
+    """
     if not isinstance(model, nn.Module):
         return dict(model)
     if computed := computed_weights(model):

@@ -66,8 +66,8 @@ def prune(
         magnitude. Our count is exact also with equal scores, and a layer can be protected from collapse, which
         Tanaka et al. describe (SynFlow, 2020, arXiv:2006.05467).
     """
-    sparsity = _checked_fraction("sparsity", sparsity)
-    min_density = _checked_fraction("min_density", min_density, closed=True)
+    sparsity = checked_fraction("sparsity", sparsity)
+    min_density = checked_fraction("min_density", min_density, closed=True)
     _check_scores(scores)
     if within is not None:
         within.check_fits(scores)
@@ -93,7 +93,18 @@ def prune(
     return mask
 
 
-def _checked_fraction(name: str, value: float, *, closed: bool = False) -> float:
+def checked_fraction(name: str, value: float, *, closed: bool = False) -> float:
+    """Return a fraction as a float.
+
+    Args:
+        name: What it is, for the error messages.
+        value: The fraction.
+        closed: Whether it may be 1.
+
+    Raises:
+        ValueError: It is not in [0, 1), or [0, 1] if that is closed.
+        TypeError: It is not a number.
+    """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number; received {value!r}. Pass a fraction such as 0.8.")
     if not (0 <= value < 1 or (closed and value == 1)):

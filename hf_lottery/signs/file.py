@@ -11,18 +11,17 @@ import torch
 from torch import Tensor
 
 from ..masks.file import CONFIG_NAME, MASK_NAME, open_mask, read_entries, stage_mask
+from ..masks.mask import Mask
 from ..storage.atomic import staged_folder
 from ..storage.encoding import MaskFileError, pack_bits, read_bits
 
 
-def write_signs(
-    folder: str | Path, mask: Mapping[str, Tensor], signs: Mapping[str, Tensor], medians: Mapping[str, float]
-) -> None:
+def write_signs(folder: str | Path, mask: Mask, signs: Mapping[str, Tensor], medians: Mapping[str, float]) -> None:
     """Write mask and signs into ``folder``, in one step.
 
     Args:
         folder: The folder; it is created if it does not exist.
-        mask: Parameter name -> bool tensor, True keeps.
+        mask: Which weights stay.
         signs: Parameter name -> int8 tensor of -1, 0, +1; 0 where the mask prunes.
         medians: Parameter name -> median magnitude in the network that the signs are from.
     """
@@ -38,7 +37,7 @@ def write_signs(
         if zeros:
             bits[f"{name}.zero"] = pack_bits(kept == 0)
     with staged_folder(folder, last=CONFIG_NAME) as stage:
-        stage_mask(stage, mask, signs=specs, bits=bits)
+        stage_mask(stage, mask, extra=mask.config_keys(), signs=specs, bits=bits)
 
 
 def read_signs(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, float]]:

@@ -1,8 +1,19 @@
 """Structured: whole units are cut, and what is left is a smaller network."""
 
+from .candidates import unit_candidates
 from .semi_structured import PackedWeight, to_semi_structured_
+from .unit_mask import UnitMask
+from .unit_pruning import prune_units
+from .unit_scoring import unit_max, unit_mean, unit_scores, unit_sum
 
 __all__ = [
     "PackedWeight",
+    "UnitMask",
+    "prune_units",
     "to_semi_structured_",
+    "unit_candidates",
+    "unit_max",
+    "unit_mean",
+    "unit_scores",
+    "unit_sum",
 ]

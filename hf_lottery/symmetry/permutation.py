@@ -115,13 +115,13 @@ class Permutation(HubMixin):
             if key not in moved:
                 moved[key] = self.move(name, tensor)
             result[name] = moved[key]
-        return type(tensors)(result) if isinstance(tensors, Mask) else result  # pyright: ignore[reportReturnType]
+        return tensors.permuted(result, self) if isinstance(tensors, Mask) else result  # pyright: ignore[reportReturnType]
 
     def inverse(self) -> Permutation:
         """Return the permutation that undoes this one."""
         entries = {}
         for name in self.entries:
-            grid, source = self._sources(name)
+            grid, source = self.sources(name)
             entries[name] = np.empty(self.spec.entry_shape(name), dtype=np.int64)
             entries[name][source] = grid[-1]
         return Permutation(self.spec, entries)
@@ -138,7 +138,7 @@ class Permutation(HubMixin):
         self.spec.check_network(other.spec.network)
         entries = {}
         for name in self.entries.keys() | other.entries.keys():
-            _, source = self._sources(name)
+            _, source = self.sources(name)
             entries[name] = np.broadcast_to(other.entry(name)[source], self.spec.entry_shape(name))
         return Permutation(self.spec, entries)
 
@@ -243,7 +243,7 @@ class Permutation(HubMixin):
             found.append(np.broadcast_to(positions, tuple(full)).reshape(whole))
         return found
 
-    def _sources(self, group: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
+    def sources(self, group: str) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
         """Return the open grid over a group's parents and the group, and the source index of each of them."""
         line = [*self.spec.groups[group].parents, group]
         grid = np.ix_(*(np.arange(self.spec.groups[name].size) for name in line))

@@ -1,0 +1,66 @@
+"""Unit candidates: the groups that are cut unless the user names others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..symmetry.errors import SymmetryError
+from ..symmetry.structure import Structure
+
+
+def unit_candidates(spec: Structure) -> list[str]:
+    """Name the groups whose units may be cut by default.
+
+    These are the free groups of more than one unit that send through weights (see ``spec.reads``), are no streams, and
+    lie inside no other candidate: whole heads and not their dimensions, key-value heads with their queries, the units
+    of each expert. A *stream* is a group that weights read and add to again, as a residual stream or a recurrent state
+    does. Norms and all layers at once read it, so a user must name it to cut it. Experts and query dimensions send
+    through no weight of their own and must be named too.
+
+    Args:
+        spec: The symmetries.
+
+    Raises:
+        SymmetryError: The spec does not know which axes are read.
+    """
+    if spec.reads is None:
+        raise SymmetryError(
+            "the spec must know which axes its weights read, to choose groups by default; received one that was "
+            "written by hand or by an older version. Name the groups with include, or discover the spec again."
+        )
+    streams = _streams(spec)
+    sending = {
+        leaf
+        for name, axes in spec.reads.items()
+        for block in spec.tensors[name]
+        for k in axes
+        for leaf in block.axes[k].leaves
+    }
+    found = {name for name, group in spec.free.items() if group.size > 1 and name in sending and name not in streams}
+    return [name for name in spec.groups if name in found and not found & set(spec.groups[name].parents)]
+
+
+def _streams(spec: Structure) -> set[str]:
+    """The free groups without which no weights lead from a group back to it; of a circle, the one on most tensors."""
+    arrows: dict[str, set[str]] = {name: set() for name in spec.free}
+    for name, axes in (spec.reads or {}).items():
+        for block in spec.tensors[name]:
+            read = {leaf for k in axes for leaf in block.axes[k].leaves}
+            written = {leaf for k, axis in enumerate(block.axes) if k not in axes for leaf in axis.leaves}
+            for leaf in read & arrows.keys():
+                arrows[leaf] |= written & arrows.keys()
+    streams: set[str] = set()
+    for name in sorted(arrows, key=lambda group: -len(spec.members[group])):
+        if name in _reached(arrows, name, streams):
+            streams.add(name)
+    return streams
+
+
+def _reached(arrows: dict[str, set[str]], start: str, without: Iterable[str]) -> set[str]:
+    """The groups that arrows lead to from a group, and not through some others."""
+    found: set[str] = set()
+    ahead = set(arrows[start]).difference(without)
+    while ahead:
+        found |= ahead
+        ahead = {after for name in ahead for after in arrows[name]} - found - set(without)
+    return found
