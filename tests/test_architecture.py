@@ -11,8 +11,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "hf_lottery"
 # The reading order: a room imports only itself and rooms above it.
 ROOMS = [
-    "networks", "storage", "masks", "pruning", "training", "symmetry", "alignment", "signs", "connectivity", "report",
-    "hf",
+    "networks", "storage", "masks", "pruning", "training", "symmetry", "alignment", "signs", "connectivity",
+    "structured", "report", "hf",
 ]  # fmt: skip
 BESIDE_ROOMS = {"__init__.py", "__main__.py", "lazy.py", "version.py", "py.typed"}
 HUGGING_FACE = {"transformers", "datasets", "accelerate", "huggingface_hub", "evaluate"}

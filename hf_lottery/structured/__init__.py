@@ -2,14 +2,22 @@
 
 from .candidates import unit_candidates
 from .semi_structured import PackedWeight, to_semi_structured_
+from .shrinking import shrink, shrunk
+from .shrunk import GroupCut, Shrunk
+from .slicing import UnitError
 from .unit_mask import UnitMask
 from .unit_pruning import prune_units
 from .unit_scoring import unit_max, unit_mean, unit_scores, unit_sum
 
 __all__ = [
+    "GroupCut",
     "PackedWeight",
+    "Shrunk",
+    "UnitError",
     "UnitMask",
     "prune_units",
+    "shrink",
+    "shrunk",
     "to_semi_structured_",
     "unit_candidates",
     "unit_max",

@@ -1,0 +1,193 @@
+"""Cutting: groups are cut one place of the network after the other; what changes the outputs is kept whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+from torch import nn
+
+from .attributes import Change, Place, candidates, choices, size_changes
+from .layers import layer_changes
+from .slicing import Slices, UnitError
+from .workshop import PROVEN, Workshop
+
+# What a group lies on, by classes and by names without the numbers of layers, and how deep it is nested.
+Key = tuple[frozenset[tuple[type, str, int]], int]
+_NUMBER = re.compile(r"\d+")
+
+
+class Cutting:
+    """What is cut so far, and what that took.
+
+    Args:
+        workshop: The model to try it on.
+        slices: All that is to be cut.
+
+    Attributes:
+        kept: The units of the groups that were cut.
+        changes: The attributes that were set, in order.
+        reasons: Why a group is kept whole.
+    """
+
+    def __init__(self, workshop: Workshop, slices: Slices):
+        self._workshop, self._wanted, self._spec = workshop, slices.units, slices.spec
+        self.kept: dict[str, np.ndarray] = {}
+        self.changes: list[Change] = []
+        self.reasons: dict[str, str] = {}
+        self._learned: dict[Key, set[Place]] = {}
+        self._failed: set[Key] = set()
+
+    def cut(self, groups: Iterable[str], *, prove: bool = True) -> None:
+        """Cut groups, those of the same place in other layers at once, and then those that can only be cut together.
+
+        Args:
+            groups: Their names.
+            prove: Whether the outputs must stay the same. Otherwise the model only has to run.
+        """
+        ordered = sorted(groups, key=lambda name: len(self._spec.groups[name].parents))
+        alike: dict[Key, list[str]] = {}
+        for name in ordered:
+            alike.setdefault(self._key(name), []).append(name)
+        for first, *others in alike.values():
+            self._try([first], prove)
+            if first in self.reasons or (others and not self._try(others, prove)):
+                for name in others:
+                    self._try([name], prove)
+        for some in self._together([name for name in ordered if name in self.reasons]):
+            self._try(some, prove)
+
+    def _try(self, names: Sequence[str], prove: bool) -> bool:
+        """Cut some groups at once if that can be done; else note why not."""
+        before = Slices(self._spec, self.kept)
+        reason = self._cut_or_reason(names, before, prove)
+        for name in names if reason else ():
+            self.reasons[name] = reason
+        for name in () if reason else names:
+            self.reasons.pop(name, None)
+        return not reason
+
+    def _cut_or_reason(self, names: Sequence[str], before: Slices, prove: bool) -> str:
+        """Cut groups, and return an empty text; or leave all as it was, and return the reason."""
+        key = self._key(names[0])
+        try:
+            after = Slices(self._spec, {**self.kept, **{name: self._wanted[name] for name in names}})
+            tensors = {self._workshop.first[tensor] for name in names for tensor, _ in self._spec.members[name]}
+            put_back = self._workshop.slice(tensors, after)
+        except UnitError as error:
+            return str(error)
+        errors: list[float | Exception] = []
+        for changes in self._choices(names, before, after):
+            undo = self._workshop.set(changes)
+            errors.append(self._error(prove))
+            if isinstance(errors[-1], float) and errors[-1] <= PROVEN:
+                self.kept = dict(after.units)
+                self.changes += changes
+                kinds = {(type(self._workshop.modules[change.module]), change.path) for change in changes}
+                self._learned[key] = kinds
+                return ""
+            undo()
+            if (len(errors) > 3 and key in self._failed) or (self._norms(names) and isinstance(errors[-1], float)):
+                break
+        put_back()
+        self._failed.add(key)
+        return self._reason(names, errors)
+
+    def _error(self, prove: bool) -> float | Exception:
+        try:
+            if prove:
+                return self._workshop.error(others=False)
+            return 0.0 if self._workshop.runs() else float("inf")
+        except Exception as error:  # whatever the model raises says that it cannot be cut like this
+            return error
+
+    def _choices(self, names: Sequence[str], before: Slices, after: Slices) -> Iterator[list[Change]]:
+        """Yield the attributes to set: always those of torch's own layers, and what else may be needed."""
+        modules, near, possible = self._workshop.modules, set[str](), dict[Change, None]()
+        fixed: dict[Change, None] = {}
+        for name in names:
+            places = self._spec.members[name]
+            owners = self._owners(name)
+            around = _around(owners)
+            near |= _below(owners, around)
+            for owner in owners:
+                fixed |= dict.fromkeys(layer_changes(owner, modules[owner], before, after))
+            sizes = size_changes(before, after, places)
+            possible |= dict.fromkeys(candidates({at: modules[at] for at in around}, sizes))
+        done = {(change.module, change.path) for change in fixed}
+        fixed = {c: None for c in fixed if getattr(modules[c.module], c.path[0]) != c.value}
+        rest = [change for change in possible if (change.module, change.path) not in done]
+        classes = {change.module: type(modules[change.module]) for change in rest}
+        for chosen in choices(rest, classes, near, self._learned.get(self._key(names[0]))):
+            yield [*fixed, *chosen]
+
+    def _owners(self, group: str) -> list[str]:
+        first, owners = self._workshop.first, self._workshop.places.owners
+        return list(dict.fromkeys(at for tensor, _ in self._spec.members[group] for at in owners[first[tensor]]))
+
+    def _key(self, group: str) -> Key:
+        modules = self._workshop.modules
+        places = set()
+        for tensor, axis in self._spec.members[group]:
+            owner = tensor.rpartition(".")[0]
+            places.add((type(modules.get(owner)), _NUMBER.sub("#", tensor), axis))
+        return frozenset(places), len(self._spec.groups[group].parents)
+
+    def _together(self, names: Sequence[str]) -> Iterator[list[str]]:
+        """Yield groups that may have to be cut at once: of the same size, with a parent or a module in common."""
+        left = list(names)
+        while left:
+            some, left = [left[0]], left[1:]
+            while found := [name for name in left if any(self._related(name, other) for other in some)]:
+                some += found
+                left = [name for name in left if name not in found]
+            if len(some) > 1:
+                yield some
+
+    def _related(self, one: str, two: str) -> bool:
+        a, b = self._spec.groups[one], self._spec.groups[two]
+        counts = {(self._wanted[name].shape[-1], int(self._wanted[name].sum(-1).max())) for name in (one, two)}
+        return len(counts) == 1 and (
+            bool(a.parents and a.parents == b.parents) or not set(self._owners(one)).isdisjoint(self._owners(two))
+        )
+
+    def _norms(self, names: Sequence[str]) -> list[str]:
+        """Return the norms that compute with all units of one of the groups at once."""
+        modules = self._workshop.modules
+        found = dict.fromkeys(owner for name in names for owner in self._owners(name))
+        return [owner for owner in found if _mixes_channels(modules[owner])]
+
+    def _reason(self, names: Sequence[str], errors: Sequence[float | Exception]) -> str:
+        changes = [error for error in errors if isinstance(error, float)]
+        if norms := self._norms(names):
+            return f"{type(self._workshop.modules[norms[0]]).__name__} {norms[0]!r} reads all of its units at once"
+        if changes:
+            return f"the outputs change by {min(changes):.2g}: something reads all of its units at once, or its size"
+        error = errors[0]
+        return f"the model does not run with less: {type(error).__name__}: {str(error).strip()[:200]}"
+
+
+def _mixes_channels(module: nn.Module) -> bool:
+    return "Norm" in type(module).__name__ and not isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+def _around(owners: Collection[str]) -> list[str]:
+    """Return the names of modules and of all that they are in."""
+    found: dict[str, None] = {}
+    for owner in owners:
+        parts = owner.split(".") if owner else []
+        found |= dict.fromkeys(".".join(parts[:stop]) for stop in range(len(parts), -1, -1))
+    return list(found)
+
+
+def _below(owners: Collection[str], around: Iterable[str]) -> set[str]:
+    """Return those modules that are in the smallest one that holds all owners, and that one."""
+    paths = [owner.split(".") if owner else [] for owner in owners]
+    common: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len({*parts}) > 1:
+            break
+        common.append(parts[0])
+    top = ".".join(common)
+    return {name for name in around if not top or name == top or name.startswith(f"{top}.")}
