@@ -66,6 +66,7 @@ def shrunk(
     spec.check_fits(inner)
     check_numbers(inner)
     slices = Slices(spec, checked_units(spec, _units_of(units, spec)))
+    outputs = spec.outputs if inputs is None and outputs is None else outputs
     inputs = checked_inputs(inner, _inputs_of(inputs, spec))
     later = set(spec.select(retrain)) if retrain else set()
     with kept_generators(accelerators=torch.cuda.is_initialized()):
@@ -95,7 +96,7 @@ def _units_of(units: Any, spec: Structure) -> Mapping[str, Any]:
 
 
 def _inputs_of(inputs: Any, spec: Structure) -> Any:
-    if inputs is None and getattr(spec, "inputs", None) is None:
+    if inputs is None and spec.inputs is None:
         raise SymmetryError(
             "inputs must be given to prove a smaller network; received none, and a spec from a file has none. "
             "Pass inputs, one call's arguments."

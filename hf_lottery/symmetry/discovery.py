@@ -19,7 +19,7 @@ from ..networks.selection import Patterns, select_names
 from .buffers import moving_buffers
 from .errors import SymmetryError
 from .ghosts import Ghosts, haunted
-from .inputs import Inputs, checked_inputs
+from .inputs import Inputs, checked_inputs, kept_inputs
 from .kept import unchanged
 from .nodes import freeze as freeze_axis
 from .nodes import frozen
@@ -116,6 +116,7 @@ def discover(
     axes = {name: its_axes for name, its_axes in axes.items() if named[name].numel()}  # an empty tensor has no units
     reads = {name: sorted(trace.origins.contracted.get(name, ())) for name in axes}
     spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network, proof=proof, reads=reads)
+    spec.inputs, spec.outputs = kept_inputs(inputs), None if outputs is None else tuple(outputs)
     if proof == "later":
         return spec
     with kept_generators(accelerators=torch.cuda.is_initialized()):

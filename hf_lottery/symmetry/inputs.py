@@ -16,6 +16,7 @@ Inputs = Mapping[str, Any] | tuple[Any, ...]
 _Axes = Callable[[Tensor], Sequence[int]]
 _Size = Callable[[int], int]
 
+_MOST_KEPT = 2**26  # bytes
 # The axes that may be lengths or sizes, by the number of axes of a floating input.
 _SPATIAL = {2: [(1,)], 3: [(1,), (2,)], 4: [(2, 3)], 5: [(1,), (3, 4)]}
 
@@ -50,6 +51,14 @@ def checked_inputs(model: nn.Module, inputs: Any) -> Inputs:
 
 def _plain(inputs: Inputs) -> Inputs:
     return dict(inputs) if isinstance(inputs, Mapping) else inputs
+
+
+def kept_inputs(inputs: Inputs) -> Inputs | None:
+    """Return copies of inputs on the CPU; None if they are large or have no numbers."""
+    tensors = [value for value in tree_leaves(inputs) if isinstance(value, Tensor)]
+    if any(tensor.is_meta for tensor in tensors) or sum(tensor.nbytes for tensor in tensors) > _MOST_KEPT:
+        return None
+    return tree_map(lambda value: value.detach().cpu().clone() if isinstance(value, Tensor) else value, inputs)
 
 
 def other_inputs(inputs: Inputs) -> Iterator[Inputs]:

@@ -45,6 +45,9 @@ class PermutationSpec(Structure):
         network: As given.
         proof: As given; "full" after a verification that found no error.
         reads: As given, without tensors that have no such axis. Specs that differ in proof or reads alone are equal.
+        inputs: The inputs that ``discover`` ran on, as copies on the CPU; None if they take more than 64 MiB or have no
+            numbers, and for specs from files and those that were written by hand. Neither saved nor compared.
+        outputs: The output fields that ``discover`` was given, if any; kept as ``inputs`` are.
 
     Raises:
         SymmetryError: The data contradict themselves. The message names the group or tensor.

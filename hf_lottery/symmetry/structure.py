@@ -26,6 +26,7 @@ from ..storage.atomic import write_atomically
 from ..storage.json_files import seal_json
 from .errors import SpecMismatchError, SymmetryError
 from .groups import KERNEL, Block, Group, axis_from_json, axis_to_json, check_blocks, check_group
+from .inputs import Inputs
 from .spec_file import FORMAT_VERSION, read_spec
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class Structure:
         self.network = None if network is None else dict(network)
         self.proof = proof
         self.reads = None if reads is None else {name: tuple(axes) for name, axes in reads.items() if axes}
+        self.inputs: Inputs | None = None
+        self.outputs: tuple[str, ...] | None = None
         self.groups = {group.name: group for group in groups}
         self.tensors = {name: tuple(blocks) for name, blocks in tensors.items()}
         if len(self.groups) != len(groups):
@@ -135,7 +138,9 @@ class Structure:
         """
         chosen = set(self.select(include))
         groups = [replace(g, frozen=why) if g.name in chosen and g.frozen is None else g for g in self.groups.values()]
-        return type(self)(groups, self.tensors, network=self.network, proof=self.proof, reads=self.reads)
+        spec = type(self)(groups, self.tensors, network=self.network, proof=self.proof, reads=self.reads)
+        spec.inputs, spec.outputs = self.inputs, self.outputs
+        return spec
 
     def check_fits(self, model: nn.Module | Mapping[str, Tensor]) -> None:
         """Check names and shapes against a model (which must hold every tensor) or a state dict (which may hold fewer).
