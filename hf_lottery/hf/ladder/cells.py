@@ -246,7 +246,8 @@ class Ladder:
             for name in _LEVEL_SETTINGS:
                 setattr(args, name, None)
         if cell.kind == "dense":  # it is the same for every search
-            args.sparsity = args.levels = args.rewind = None
+            args.sparsity = args.levels = args.rewind = args.structured_groups = None
+            args.structured, args.structured_multiple = False, 1
         rate, epochs = self.which.row_learning_rate, self.which.row_epochs
         if self.reuses(cell) and rate is not None:
             args.learning_rate = rate

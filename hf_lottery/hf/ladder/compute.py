@@ -17,8 +17,10 @@ from ...connectivity.barrier import error_barrier
 from ...masks.mask import Mask
 from ...signs.norms import norm_parameters
 from ...storage.atomic import write_atomically
+from ...structured.unit_mask import UnitMask
 from ...symmetry.discovery import discover
 from ...symmetry.permutation import permute_
+from ...symmetry.spec import PermutationSpec
 from ...training.snapshot import Snapshot
 from ..commands.report_sections import measure_of
 from ..tasks.batches import example_batch, training_batches
@@ -104,6 +106,8 @@ def _row(ladder: Ladder, cell: Cell) -> dict[str, Any]:
         found["kept_signs"] = reused.signed.agreement(network).overall
     if reused.mask is not None:
         found["sparsity"] = reused.mask.sparsity
+        if isinstance(reused.mask, UnitMask):
+            found["unit_sparsity"] = reused.mask.unit_sparsity
         if Cell("search_imp", cell.seed) in ladder.needs(cell):
             overlap = reused.mask.overlap(target.mask("imp", cell.seed))
             found |= {"overlap": overlap.iou, "chance": overlap.chance}
@@ -125,6 +129,7 @@ def _target(ladder: Ladder, cell: Cell, network: PreTrainedModel) -> Target:
     return Target(
         network, cell.seed, ladder.source(cell.seed), ladder.level, ladder.searched, partial(_started, ladder),
         partial(_match, ladder, cell.seed), partial(norm_parameters, **chosen),
+        lambda: _spec(_trainer(ladder, network, cell.seed)),
     )  # fmt: skip
 
 
@@ -175,12 +180,16 @@ def _trainer(ladder: Ladder, model: PreTrainedModel, seed: int) -> SparseTrainer
     return SparseTrainer(model=model, args=args, **ladder.arguments)
 
 
+def _spec(trainer: SparseTrainer) -> PermutationSpec:
+    return discover(trainer.network, example_batch(trainer))
+
+
 def _match(ladder: Ladder, seed: int, how: str, source: PreTrainedModel, target: PreTrainedModel) -> Match:
     trainer = _trainer(ladder, target, seed)
     cast(Any, source).to(ladder.args.device)
     samples = ladder.which.match_batches * ladder.args.train_batch_size
     pairing = Pairing(
-        spec=discover(source, example_batch(trainer)), source=source, target=target,
+        spec=_spec(trainer), source=source, target=target,
         batches=lambda labels: training_batches(trainer, samples, labels=labels), loss=trainer.loss, seed=seed,
     )  # fmt: skip
     return MATCHINGS["activation" if how == "early" else how](pairing)

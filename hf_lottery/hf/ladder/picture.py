@@ -21,7 +21,7 @@ from .table import (
     match_table,
     number_text,
     obtained,
-    sparsity_of,
+    removed,
 )
 
 NAIVE = "mask as it is"
@@ -63,6 +63,7 @@ LABELS: dict[str, tuple[Kind, str]] = {
     "dense_signs": (SIGNS, "mask, signs of the dense network"),
     "permuted_signs": (SIGNS, "mask and signs, aligned"),
     "random": (CONTROL, "mask shuffled in each layer"),
+    "magnitude": (CONTROL, "its largest where rows start"),
     "lrr_mask": (CONTROL, "mask without signs, LRR"),
     "aws_mask": (CONTROL, "mask without signs, AWS"),
     "random_signs": (CONTROL, "mask with random signs"),
@@ -190,7 +191,7 @@ def _title(results: Results) -> str:
     places = [place for place in results["about"]["point"].split(", ") if place and not place.startswith("sparsity=")]
     lines = [
         textwrap.fill(", ".join([results["title"], *places]), 46),
-        f"{len(results['seeds'])} pairs, {100 * sparsity_of(results):.3g} % sparse, 95 % intervals",
+        f"{len(results['seeds'])} pairs, {removed(results, form='.3g')}, 95 % intervals",
     ]
     if results.get("informative") is False:
         lines.append(f"no conclusion: own ticket only {number_text(results, 'lth', 'minus_naive')}")

@@ -25,7 +25,17 @@ from .rows import SEARCHES
 from .sweep import Point
 
 LEAST_GAP = 3.0  # points of accuracy between lth and naive, below which a ladder says nothing about masks
-DIAGNOSTICS = ("overlap", "chance", "correlation", "kept_signs", "sparsity", "match_seconds", "cpu_seconds", "seconds")
+DIAGNOSTICS = (
+    "overlap",
+    "chance",
+    "correlation",
+    "kept_signs",
+    "sparsity",
+    "unit_sparsity",
+    "match_seconds",
+    "cpu_seconds",
+    "seconds",
+)
 
 
 def about(point: Point) -> dict[str, Any]:

@@ -20,8 +20,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...alignment.match import Match
+from ...masks.config import CONFIG_NAME
+from ...masks.file import read_mask
 from ...masks.mask import Mask
+from ...pruning.mask_from_scores import prune
+from ...pruning.scopes import PruneRequest, global_ranking
+from ...pruning.scores import score_weights
 from ...signs.signed_mask import SignedMask
+from ...structured.unit_choices import choose_units, shuffle_units
+from ...structured.unit_mask import UnitMask
+from ...structured.unit_scoring import unit_scores
+from ...symmetry.spec import PermutationSpec
 from ...training.snapshot import Snapshot
 
 # Rows that a transferred mask is compared to: the target's own ticket, and the source's mask as it is.
@@ -44,6 +53,7 @@ class Target:
         started: Seed -> the weights of that network where its rows start.
         matching: How units are matched, the source's network, the target's network -> match.
         norms: A network -> its norm parameters by name.
+        spec: Finds the symmetries of the networks.
     """
 
     network: PreTrainedModel
@@ -54,10 +64,12 @@ class Target:
     started: Callable[[int], Snapshot]
     matching: Callable[[str, PreTrainedModel, PreTrainedModel], Match]
     norms: Callable[[nn.Module], Mapping[str, Tensor]]
+    spec: Callable[[], PermutationSpec]
 
     def mask(self, search: str, seed: int) -> Mask:
-        """Load the mask that a search found."""
-        return Mask.from_pretrained(self.searched(search, seed) / f"level-{self.level:02d}")
+        """Load the mask that a search found, of units if it pruned units."""
+        folder = self.searched(search, seed) / f"level-{self.level:02d}"
+        return UnitMask.from_file(*read_mask(folder), path=folder / CONFIG_NAME)
 
     def trained(self, search: str, seed: int, *, level: int | None = None) -> PreTrainedModel:
         """Load the network that a search trained under its mask."""
@@ -128,7 +140,23 @@ def _mask(target: Target, search: str = "imp") -> Reused:
 
 
 def _shuffled_mask(target: Target) -> Reused:
-    return Reused(target.mask("imp", target.source).shuffled(target.seed))
+    mask = target.mask("imp", target.source)
+    if isinstance(mask, UnitMask):
+        return Reused(shuffle_units(mask, target.spec(), seed=target.seed))
+    return Reused(mask.shuffled(target.seed))
+
+
+def _largest_mask(target: Target) -> Reused:
+    mask, weights = target.mask("imp", target.source), dict(target.network.named_parameters())
+    scores = score_weights({name: weights[name] for name in mask})
+    if isinstance(mask, UnitMask):
+        return Reused(choose_units(mask, spec := target.spec(), unit_scores(spec, scores)))
+
+    def as_many(request: PruneRequest) -> dict[str, Tensor]:
+        gone = {name: int((~kept).sum()) for name, kept in mask.items()}
+        return {name: global_ranking(request.only([name], gone=gone[name]))[name] for name in request.scores}
+
+    return Reused(prune(scores, mask.sparsity, scope=as_many))
 
 
 def _permuted_mask(target: Target, how: str) -> Reused:
@@ -203,7 +231,12 @@ _AWS = partial(Row, of_source=("aws",), end="aws", by_default=False)
 ROWS: dict[str, Row] = {
     "dense": Row(_no_mask, "no mask, trained from the initialization on"),
     "lth": Row(_own_mask, "the mask of the target's own ticket", of_target=("imp",)),
-    "random": _MASK(_shuffled_mask, "the source's mask, shuffled within each layer"),
+    "random": _MASK(_shuffled_mask, "the source's mask, shuffled within each layer, or units within each group"),
+    "magnitude": _MASK(
+        _largest_mask,
+        "the target's largest weights or units where its rows start, as many in each layer as the source's mask keeps",
+        by_default=False,
+    ),
     "naive": _MASK(_mask, "the source's mask as it is"),
     "permuted_weight": _PERMUTED(
         partial(_permuted_mask, how="weight"), "naive, aligned by the weights of the dense networks"

@@ -18,6 +18,7 @@ _COLUMNS = {
     "kept_signs": "kept signs", "initial_norms": "initial norms",
 }  # fmt: skip
 _OPTIONAL = ("initial_norms", "minus_naive", "gap_closed", "dense_barrier", "overlap", "correlation", "kept_signs")
+_REMOVED = {"unit_sparsity": "of units cut", "sparsity": "sparse"}
 _DECIMALS = {
     "match_seconds": 1,
     "barrier": 2,
@@ -188,11 +189,20 @@ def obtained(results: Results) -> str:
     about = results["about"]
     code = about["commit"] or f"version {about['version']}"
     return (
-        f"{len(results['seeds'])} seeds, {100 * sparsity_of(results):.1f} % sparse. {about['command']} at {code} on "
+        f"{len(results['seeds'])} seeds, {removed(results)}. {about['command']} at {code} on "
         f"{about['device']}, {about['date']}; torch {about['torch']}, transformers {about['transformers']}."
     )
 
 
-def sparsity_of(results: Results) -> float:
-    """Return the sparsity of the masks of a ladder, in [0, 1]."""
-    return next((row["sparsity"] for row in results["rows"].values() if row["sparsity"] is not None), 0.0)
+def removed(results: Results, *, form: str = ".1f") -> str:
+    """Say which share of the weights the masks of a ladder remove, and of the units if they remove units.
+
+    Args:
+        results: The results of the ladder.
+        form: How percentages are written, in Python's format language.
+    """
+    rows = results["rows"].values()
+    shares = {name: next((row[name] for row in rows if row.get(name) is not None), None) for name in _REMOVED}
+    shares["sparsity"] = shares["sparsity"] or 0.0  # no row may have a mask
+    found = [f"{100 * share:{form}} % {_REMOVED[name]}" for name, share in shares.items() if share is not None]
+    return ", ".join(found)

@@ -23,7 +23,7 @@ def target(ladder):
     network = build_model(ladder.model_args, ladder.data, 1)
     Ticket.from_pretrained(ladder.searched("imp", 1) / "ticket").start.restore_(network)
     folders = {"searched": ladder.searched, "started": lambda seed: Snapshot.load(ladder.start_file(seed))}
-    return Target(network, 1, 0, ladder.level, **folders, matching=None, norms=norm_parameters)
+    return Target(network, 1, 0, ladder.level, **folders, matching=None, norms=norm_parameters, spec=None)
 
 
 def reuse(target, row):
@@ -52,6 +52,16 @@ def test_no_mask_and_a_shuffled_one(ladder, target):
     found, unchanged = reuse(target, "random")
     naive = mask_of(ladder, "imp", 0)
     assert unchanged and found.mask != naive and found.mask.layer_sparsities() == naive.layer_sparsities()
+
+
+def test_the_largest_weights_are_those_of_the_target_where_rows_start(ladder, target):
+    found, unchanged = reuse(target, "magnitude")
+    naive = mask_of(ladder, "imp", 0)
+    assert unchanged and found.mask != naive and found.mask.layer_sparsities() == naive.layer_sparsities()
+    assert len({*naive.layer_sparsities().values()}) > 1  # it is not only the sparsity of the whole that is kept
+    for name, kept in found.mask.items():
+        size = target.network.get_parameter(name).abs()
+        assert kept.all() or size[kept].min() >= size[~kept].max()
 
 
 @pytest.mark.parametrize("search", ["lrr", "aws"])
