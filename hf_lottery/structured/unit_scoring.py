@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -124,10 +125,8 @@ def _of_block(spec: Structure, group: str, block: Block, score: Tensor) -> Itera
 
 def _apart(shape: torch.Size, one: tuple[int, ...], other: tuple[int, ...]) -> Tensor:
     """Where two occurrences of a group in a block are at different units."""
-    grid = [
-        torch.arange(size).reshape([-1 if d == k else 1 for d in range(len(shape))]) for k, size in enumerate(shape)
-    ]
-    apart = torch.zeros((1,) * len(shape), dtype=torch.bool)
+    grid = np.ix_(*map(np.arange, shape))
+    apart = np.zeros((1,) * len(shape), dtype=np.bool_)
     for a, b in zip(one, other, strict=True):
         apart = apart | (grid[a] != grid[b])
     return torch.from_numpy(apart)
