@@ -2,8 +2,9 @@
 
 ``reinit`` trains the ticket's mask on a fresh random initialization, on the whole schedule. ``shuffled`` trains the
 ticket's weights under its mask shuffled within each parameter, which is a random mask that keeps as many weights in
-each layer. ``dense`` trains the ticket's weights without a mask, and ``ticket`` is the ticket itself. Those three are
-trained on the ticket's schedule. All four networks have then taken the same number of steps.
+each layer; of a structured ticket, it keeps as many random units of each group. ``dense`` trains the ticket's weights
+without a mask, and ``ticket`` is the ticket itself. Those three are trained on the ticket's schedule. All four networks
+have then taken the same number of steps.
 """
 
 from __future__ import annotations
@@ -32,21 +33,23 @@ from ..trainers.sparse_trainer import SparseTrainer
 
 # What a training starts from: the network, the mask, and the steps that the weights were already trained for.
 Start = tuple[nn.Module, Mask | None, int]
+# Makes a random mask of a mask and a seed.
+Shuffle = Callable[[Mask, int], Mask]
 
 
-def _reinit(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> Start:
+def _reinit(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int, shuffle: Shuffle) -> Start:
     return build_model(model_args, data, seed, fresh=True), ticket.mask, 0
 
 
-def _shuffled(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> Start:
-    return _rewound(ticket, model_args, data, seed), ticket.mask.shuffled(seed), ticket.start.step
+def _shuffled(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int, shuffle: Shuffle) -> Start:
+    return _rewound(ticket, model_args, data, seed), shuffle(ticket.mask, seed), ticket.start.step
 
 
-def _dense(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> Start:
+def _dense(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int, shuffle: Shuffle) -> Start:
     return _rewound(ticket, model_args, data, seed), None, ticket.start.step
 
 
-def _ticket(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) -> Start:
+def _ticket(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int, shuffle: Shuffle) -> Start:
     return _rewound(ticket, model_args, data, seed), ticket.mask, ticket.start.step
 
 
@@ -57,7 +60,7 @@ def _rewound(ticket: Ticket, model_args: ModelArguments, data: Data, seed: int) 
 
 
 CONTROLS = ("reinit", "shuffled")
-STARTS: dict[str, Callable[[Ticket, ModelArguments, Data, int], Start]] = {
+STARTS: dict[str, Callable[[Ticket, ModelArguments, Data, int, Shuffle], Start]] = {
     "dense": _dense,
     "ticket": _ticket,
     "shuffled": _shuffled,
@@ -141,7 +144,7 @@ def train_start(
     """
     folder = Path(str(trainer.args.output_dir))
     ticket = Ticket.from_pretrained(folder / f"level-{level:02d}")
-    model, mask, first_step = STARTS[name](ticket, model_args, data, seed)
+    model, mask, first_step = STARTS[name](ticket, model_args, data, seed, trainer.pruning.shuffled)
     args = copy.copy(trainer.args)
     args.output_dir, args.save_strategy = str(folder / "controls"), "no"
     for setting, value in trainer.level_arguments(level).items():  # it is trained as the level was

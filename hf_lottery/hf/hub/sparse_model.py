@@ -12,12 +12,13 @@ from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
 from ...masks.config import CONFIG_NAME, read_config
-from ...masks.file import stage_mask
+from ...masks.file import read_mask, stage_mask
 from ...masks.mask import Mask
 from ...networks.names import named_weights
 from ...networks.shards import class_name
 from ...storage.atomic import staged_folder
 from ...storage.hub_mixin import HubMixin
+from ...structured import UnitMask
 from .card import TAGS, code_block, loading_code, merged_card, parameters, whole_card
 from .checkpoint import load_model
 from .local_paths import clean_config_, is_local_path
@@ -94,7 +95,7 @@ class SparseModel(HubMixin):
             extra = {"processing": stage_processing(stage, self.processing)}
             if card is not None:
                 (stage / "README.md").write_text(card, encoding="utf-8")
-            stage_mask(stage, self.mask, extra=extra)
+            stage_mask(stage, self.mask, extra={**extra, **self.mask.config_keys()})
 
     def without_local_paths(self) -> SparseModel:
         """Return the same model without paths of this machine in its configuration."""
@@ -118,7 +119,7 @@ class SparseModel(HubMixin):
             ValueError: A pruned weight is not zero, or the class is not one of the transformers library.
         """
         folder = model_folder(source, **where)
-        mask = Mask.from_pretrained(folder)
+        mask = UnitMask.from_file(*read_mask(folder), path=folder / CONFIG_NAME)
         model = load_model(folder)
         model.config.name_or_path = str(source)
         return cls(model, mask, read_processing(folder, read_config(folder / CONFIG_NAME)))

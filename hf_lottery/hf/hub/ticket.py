@@ -26,6 +26,7 @@ from ...report import plot_against_density
 from ...storage.atomic import staged_folder
 from ...storage.encoding import MaskFileError
 from ...storage.hub_mixin import HubMixin, find_folder
+from ...structured import UnitMask
 from ...training.snapshot import Snapshot
 from ..trainers.run_folder import REWIND_NAME
 from .card import merged_card
@@ -293,7 +294,7 @@ class Ticket(HubMixin):
             self._draw(stage / _PICTURE_NAME)
             if card is not None:
                 (stage / "README.md").write_text(card, encoding="utf-8")
-            extra["info"] = self.info
+            extra |= {"info": self.info, **self.mask.config_keys()}
             if self.series is not None:
                 self.series.stage(stage, extra=extra)
             else:
@@ -323,7 +324,7 @@ class Ticket(HubMixin):
         """
         folder = find_folder(source, cls.FILES, optional=cls.OPTIONAL_FILES, further=_further_names, **where)
         entries, config = read_mask(folder)
-        mask = Mask(entries)
+        mask = UnitMask.from_file(entries, config, path=folder / CONFIG_NAME)
         try:
             check_info(info := config.get("info", {}))
         except ValueError as error:

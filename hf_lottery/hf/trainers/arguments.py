@@ -88,6 +88,21 @@ class LotteryArguments(TrainingArguments):
     exclude: list[str] | None = field(
         default=None, metadata={"help": "Never prune parameters that match one of these regular expressions."}
     )
+    structured: bool = field(
+        default=False,
+        metadata={
+            "help": "Prune whole units (channels, heads, units of feed-forward layers, experts), which hf-lottery "
+            "shrink can cut out. sparsity is then the fraction of units that go."
+        },
+    )
+    structured_groups: list[str] | None = field(
+        default=None,
+        metadata={"help": "With structured: prune only units of groups that match one of these regular expressions."},
+    )
+    structured_multiple: int = field(
+        default=1,
+        metadata={"help": "With structured: what remains of every group is a multiple of this, such as 8."},
+    )
     fine_tuning_learning_rate: float | None = field(
         default=None,
         metadata={"help": "Constant learning rate after level 0 with rewind=none. Default: learning_rate / 10."},
@@ -190,8 +205,28 @@ class LotteryArguments(TrainingArguments):
         if self.rewind is not None:
             parse_rewind(self.rewind)
         self.get_scope()
+        self._check_structured()
         if self.sparsity is not None or self.levels is not None:
             self.get_sparsities()
+
+    def _check_structured(self) -> None:
+        if not self.structured:
+            for name, default in (("structured_groups", None), ("structured_multiple", 1)):
+                if (given := getattr(self, name)) != default:
+                    raise ValueError(f"{name} must come with structured; received {given!r} without it.")
+            return
+        if self.scope not in ("global", "uniform"):
+            raise ValueError(
+                f"structured must come with scope=global or uniform, which rank whole units; received {self.scope}."
+            )
+        for name in ("include", "exclude"):
+            if (given := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"{name} chooses weights, and must be left out with structured; received {given!r}. Choose groups "
+                    "of units with structured_groups."
+                )
+        if self.structured_multiple < 1:
+            raise ValueError(f"structured_multiple must be at least 1; received {self.structured_multiple}.")
 
     def _check_run(self) -> None:
         if unknown := set(self.resume_with_other or ()) - set(STARTS):

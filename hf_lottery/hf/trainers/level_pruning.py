@@ -1,21 +1,65 @@
-"""Pruning a level in a Trainer: gather evidence from its training data, and check that all processes agree."""
+"""Pruning a level in a Trainer: gather evidence from its training data, prune, and check that all processes agree."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import islice
 from typing import cast
 
 from accelerate.utils import gather_object
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...masks.mask import Mask
 from ...networks.shards import as_shards, is_sharded
 from ...pruning.evidence import Evidence, gather_evidence
+from ...pruning.mask_from_scores import prune
 from ...pruning.scores import Score, needed_by
+from ...training.levels import check_levels
 from ...training.snapshot import Snapshot
-from ..prunable_weights import Prunable
+from ..prunable_weights import Prunable, prunable
+from .arguments import LotteryArguments
 from .sparse_trainer import SparseTrainer
+
+
+class WeightPruning:
+    """Pruning single weights.
+
+    Args:
+        model: The network.
+        args: Which weights, and which of them compete.
+
+    Attributes:
+        weights: The weights that are scored, and that masks cover.
+        settings: What must be the same when a run is resumed, beside the arguments.
+
+    Raises:
+        ValueError: There are no such weights, or the scope cannot rank them.
+    """
+
+    def __init__(self, model: nn.Module, args: LotteryArguments):
+        self.weights = prunable(model, include=args.include, exclude=args.exclude)
+        self.settings: dict[str, str] = {}
+        self._scope, self._least = args.get_scope(kinds=self.weights.kinds), args.min_density
+
+    def check(self, sparsities: list[float]) -> None:
+        """Raise ValueError unless every level can be pruned, and removes weights."""
+        check_levels(self.weights, sparsities, scope=self._scope, min_density=self._least)
+
+    def dense(self) -> Mask:
+        """Make the mask that keeps all weights."""
+        return Mask.dense(self.weights)
+
+    def prune(self, scores: Mapping[str, Tensor], sparsity: float, *, within: Mask) -> Mask:
+        """Remove the weights with the lowest scores."""
+        return prune(scores, sparsity, scope=self._scope, min_density=self._least, within=within)
+
+    def shuffled(self, mask: Mask, seed: int) -> Mask:
+        """Make a random mask that keeps as many weights of each parameter."""
+        return mask.shuffled(seed)
+
+    def sparsity_of(self, mask: Mask) -> float:
+        """Return the fraction of the weights that a mask removes."""
+        return mask.sparsity
 
 
 def level_evidence(

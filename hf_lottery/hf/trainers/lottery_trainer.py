@@ -18,19 +18,18 @@ from transformers.trainer_utils import TrainOutput
 from ...masks.mask import Mask
 from ...networks.names import named_weights
 from ...networks.shards import is_sharded
-from ...pruning.mask_from_scores import prune
 from ...pruning.scores import Score, score_weights
 from ...signs.signed_mask import sign_agreement
+from ...symmetry.spec import PermutationSpec
 from ...training.levels import Level, run_levels
 from ...training.rewind import parse_rewind
 from ...training.snapshot import Snapshot
 from ..hub.reference import Reference
-from ..prunable_weights import prunable
 from .arguments import SCORES, LotteryArguments
 from .callbacks import refuse_flat_weights
 from .garbage import frozen_collector
 from .level_bar import LevelBar
-from .level_pruning import check_same_mask, level_evidence
+from .level_pruning import WeightPruning, check_same_mask, level_evidence
 from .run_folder import RunFolder
 from .run_identity import RunIdentity
 from .run_lock import locked_folder
@@ -39,6 +38,7 @@ from .search_checks import check_arguments, check_search
 from .search_on_disk import SearchOnDisk
 from .search_tickets import last_ticket, push_level, push_levels
 from .sparse_trainer import SparseTrainer, changed
+from .unit_pruning import UnitPruning
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +53,14 @@ class LotteryTrainer(SparseTrainer):
     Args:
         args: :class:`LotteryArguments`, with ``sparsity`` or ``levels``.
         score: Your own score, which replaces ``args.score``.
+        spec: The symmetries of the model, whose units a structured search prunes. Default: they are discovered on a
+            batch of the training data without its labels.
         settings: Further settings that must be the same when a run is resumed, as JSON values, such as the name of the
             data set. The other arguments are the Trainer's; a ``model_init`` is called once.
 
     Attributes:
         weights: Name -> parameter that may be pruned.
+        pruning: What is pruned: single weights, or with ``args.structured`` whole units.
         about: What the ticket will say of how it was found, beside settings, versions, date and hardware.
         history: One ``{"level", "sparsity", "metrics"}`` for each finished level; the final run also has ``"final_run":
             True``. The metric ``sign_flips`` is the fraction of kept weights whose sign changed in training.
@@ -71,7 +74,14 @@ class LotteryTrainer(SparseTrainer):
     _keeps_stops = True
     _knows_norms = False  # whether norm_interpolation means anything
 
-    def __init__(self, *args, score: Score | None = None, settings: Mapping[str, Any] | None = None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        score: Score | None = None,
+        spec: PermutationSpec | None = None,
+        settings: Mapping[str, Any] | None = None,
+        **kwargs,
+    ):
         if given := {"mask", "first_step"} & kwargs.keys():
             raise TypeError(f"a LotteryTrainer must find its own mask; received {min(given)}. Use SparseTrainer.")
         super().__init__(*args, **kwargs)
@@ -86,16 +96,22 @@ class LotteryTrainer(SparseTrainer):
         self._score_name = name_of(score) if score else self.lottery.score
         self.sparsities = self.lottery.get_sparsities()
         self.rewind_point = parse_rewind(self.lottery.rewind or self._default_rewind)
-        self.weights = prunable(self.network, include=self.lottery.include, exclude=self.lottery.exclude)
-        self.scope = self.lottery.get_scope(kinds=self.weights.kinds)
-        pruned = self.sparsities[: -1 if self.lottery.final_run else None]
-        least = self.lottery.min_density
-        check_search(self.network, self.weights, pruned, score=self.score, scope=self.scope, min_density=least)
+        self.pruning = self._what_to_prune(spec)
+        self.weights = self.pruning.weights
+        check_search(self.network, self.weights, score=self.score)
+        self.pruning.check(self.sparsities[: -1 if self.lottery.final_run else None])
         self.history: list[dict[str, Any]] = []
-        self._level, self._trained_here = 0, False
+        self._level, self._level_sparsity, self._trained_here = 0, 0.0, False
         self._identity, self._resumes = RunIdentity(self, self.lottery), False
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(LevelBar(self._describe_level))
+
+    def _what_to_prune(self, spec: PermutationSpec | None) -> WeightPruning | UnitPruning:
+        if self.lottery.structured:
+            return UnitPruning(self, self.lottery, spec)
+        if spec is not None:
+            raise ValueError("spec must come with structured=True, which prunes the units of its groups; received one.")
+        return WeightPruning(self.network, self.lottery)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, trial=None, ignore_keys_for_eval=None):
         """Find the ticket.
@@ -142,7 +158,7 @@ class LotteryTrainer(SparseTrainer):
     def _run_levels(self, ignore_keys: Any) -> None:
         """Train the levels that are not finished yet."""
         search, run = self._search, self._search.run
-        search.open(Mask.dense(self.weights), levels=len(self.sparsities))
+        search.open(self.pruning.dense(), levels=len(self.sparsities))
         if len(run.finished) == len(self.sparsities):
             self._say("The search in %s is finished: its ticket is loaded, and nothing is trained.", run.root)
         levels = run_levels(
@@ -154,7 +170,7 @@ class LotteryTrainer(SparseTrainer):
             first=len(run.finished),
         )
         for level in levels:
-            search.record(level, final_run=self.is_final_run(level.number))
+            search.record(level, sparsity=self._level_sparsity, final_run=self.is_final_run(level.number))
             del level  # free its weights before the next level loads its own
 
     @contextmanager
@@ -175,7 +191,7 @@ class LotteryTrainer(SparseTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log as the Trainer does, with level and sparsity in every record."""
-        super().log({**logs, "level": self._level, "sparsity": self._held_sparsity}, start_time)
+        super().log({**logs, "level": self._level, "sparsity": self._level_sparsity}, start_time)
 
     def rewind_step(self) -> int:
         """Return the optimizer step that levels rewind to.
@@ -206,7 +222,7 @@ class LotteryTrainer(SparseTrainer):
     def get_settings(self) -> dict[str, Any]:
         """Return the settings that must be the same when a run is resumed, as JSON values."""
         own = {**self.settings, "score": self._score_name, "rewind": str(self.rewind_point)}
-        own["data_collator"] = name_of(self.data_collator)
+        own |= {"data_collator": name_of(self.data_collator), **self.pruning.settings}
         if self.compute_loss_func is not None:
             own["compute_loss_func"] = name_of(self.compute_loss_func)
         if self.optimizer_cls_and_kwargs is not None:
@@ -216,7 +232,7 @@ class LotteryTrainer(SparseTrainer):
 
     def _begin_level(self, number: int) -> tuple[Mask, Snapshot]:
         begun = self._search.begin(number)
-        self._level = number
+        self._level, self._level_sparsity = number, self.pruning.sparsity_of(begun[0])  # counted once, not at every log
         return begun
 
     def _train_level(self, ignore_keys: Any, number: int, mask: Mask, start: Snapshot) -> TrainOutput:
@@ -250,8 +266,7 @@ class LotteryTrainer(SparseTrainer):
         count = self.lottery.score_batches
         evidence = level_evidence(self, self.weights, self.score, level.start, batches=count)
         scores = score_weights(self.weights, self.score, evidence=evidence)
-        least = self.lottery.min_density
-        pruned = prune(scores, sparsity, scope=self.scope, min_density=least, within=level.mask)
+        pruned = self.pruning.prune(scores, sparsity, within=level.mask)
         check_same_mask(pruned, level.number)
         return pruned
 

@@ -25,10 +25,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ...masks.file import CONFIG_NAME, MASK_NAME, stage_mask
+from ...masks.file import CONFIG_NAME, MASK_NAME, read_mask, stage_mask
 from ...masks.mask import Mask
 from ...storage.atomic import staged_folder, sweep, write_atomically
 from ...storage.checksums import check_files, hash_files, read_record, sealed_record
+from ...structured import UnitMask
 from ...training.snapshot import Snapshot
 from .checkpoints import checkpoints_in
 
@@ -165,7 +166,7 @@ class RunFolder:
         """Write what a level starts from: its mask, and a link to the file that holds the weights."""
         with staged_folder(self.level(number), last=FILES_NAME) as stage:
             link_or_copy(start, stage / REWIND_NAME)
-            stage_mask(stage, mask, extra={"level": number}, compress=False)
+            stage_mask(stage, mask, extra={"level": number, **mask.config_keys()}, compress=False)
             self._record(stage)
         self.handed_over.unlink(missing_ok=True)
 
@@ -175,8 +176,12 @@ class RunFolder:
 
     def read_start(self, number: int) -> tuple[Mask, Snapshot]:
         """Read the mask and the weights that a level starts from."""
+        return self.read_mask(number), Snapshot.load(self.level(number) / REWIND_NAME)
+
+    def read_mask(self, number: int) -> Mask:
+        """Read the mask that a level trains under, with its units if it has any."""
         folder = self.level(number)
-        return Mask.from_pretrained(folder), Snapshot.load(folder / REWIND_NAME)
+        return UnitMask.from_file(*read_mask(folder), path=folder / CONFIG_NAME)
 
     def clean(self, *, models: bool, checkpoints: bool) -> None:
         """Delete what no resume reads any more, now that one more level is finished.

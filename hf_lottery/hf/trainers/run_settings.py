@@ -33,6 +33,8 @@ def run_settings(args: TrainingArguments, own: Mapping[str, Any]) -> dict[str, A
         own: Further settings to include.
     """
     settings = {name: value for name, value in args.to_dict().items() if not name.startswith(_FREE)}
+    if not getattr(args, "structured", False):  # which runs of older versions do not know
+        settings = {name: value for name, value in settings.items() if not name.startswith("structured")}
     if args.load_best_model_at_end:  # only a model that was saved can be the best
         settings |= {name: getattr(args, name) for name in ("save_strategy", "save_steps")}
     settings["accelerator_config"] = {name: args.to_dict()["accelerator_config"].get(name) for name in _BATCHES}

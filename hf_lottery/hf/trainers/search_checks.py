@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import nn
 from transformers import Trainer
 
 from ...networks.display import first_names
 from ...pruning.evidence import without_inputs
-from ...pruning.scopes import Scope
 from ...pruning.scores import Score, check_score, needed_by
-from ...training.levels import check_levels
 from ...training.search import check_trainable
 from ..prunable_weights import Prunable
 
@@ -47,25 +43,19 @@ def check_arguments(trainer: Trainer, *, knows_norms: bool) -> None:
             )
 
 
-def check_search(
-    model: nn.Module, weights: Prunable, sparsities: Sequence[float], *, score: Score, scope: Scope, min_density: float
-) -> None:
-    """Check that every level can be scored and pruned.
+def check_search(model: nn.Module, weights: Prunable, *, score: Score) -> None:
+    """Check that every level can be trained and scored.
 
     Args:
         model: The model.
         weights: The weights to prune.
-        sparsities: The sparsity of every level that is pruned.
         score: The score.
-        scope: Which weights compete with each other.
-        min_density: Smallest fraction of every parameter to keep.
 
     Raises:
-        ValueError: A level cannot be trained or pruned, or the score needs evidence that it does not declare or that
-            cannot be gathered.
+        ValueError: A level cannot be trained, or the score needs evidence that it does not declare or that cannot be
+            gathered.
     """
     check_trainable(model, weights)
-    check_levels(weights, sparsities, scope=scope, min_density=min_density)
     _check_evidence(model, weights, score)
     check_score(score, weights)
 
@@ -76,5 +66,6 @@ def _check_evidence(model: nn.Module, weights: Prunable, score: Score) -> None:
         raise ValueError(
             f"{getattr(score, '__name__', 'the score')} must be given the input norm of every weight; received "
             f"{first_names(unseen)}, which no linear or convolution module shows (those inside nn.MultiheadAttention "
-            "are never called). Leave them out with exclude=[...], or choose another score."
+            "are never called). Leave them out with exclude=[...] (of units, name others with structured_groups), or "
+            "choose another score."
         )

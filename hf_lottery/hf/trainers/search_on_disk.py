@@ -107,15 +107,16 @@ class SearchOnDisk:
             )
         self.write(lambda: self.run.write_start(number, mask, begin))
 
-    def record(self, level: Level, *, final_run: bool) -> None:
+    def record(self, level: Level, *, sparsity: float, final_run: bool) -> None:
         """Record that a level is finished.
 
         Args:
             level: The level, whose metrics are a TrainOutput.
+            sparsity: The fraction of what is pruned, weights or units, that the level's mask removes.
             final_run: Whether it is the final run.
         """
         output = level.metrics
-        record = {"level": level.number, "sparsity": level.sparsity, "metrics": plain(output.metrics)}
+        record = {"level": level.number, "sparsity": sparsity, "metrics": plain(output.metrics)}
         if final_run:
             record["final_run"] = True
         self.run.finished.append({**record, "steps": output.global_step, "loss": output.training_loss})

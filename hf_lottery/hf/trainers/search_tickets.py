@@ -9,7 +9,6 @@ from typing import Any, cast
 from torch import nn
 from transformers import Trainer
 
-from ...masks.mask import Mask
 from ...masks.mask_series import MaskSeries
 from ...storage.hub_mixin import HubError
 from ...training.snapshot import Snapshot
@@ -44,10 +43,10 @@ def last_ticket(
     changed = [*changed_settings(settings, type(args)), *about.get("changed", others)]
     about = {**surroundings(processes=args.world_size), **about, "changed": changed}
     info = {"level": levels - 1, "settings": dict(settings), "history": history, "about": about}
-    series = MaskSeries(Mask.from_pretrained(run.level(number)) for number in range(levels))
+    series = MaskSeries(run.read_mask(number) for number in range(levels))
     processing = trainer.processing_class or getattr(trainer.data_collator, "tokenizer", None)
-    model = cast(nn.Module, trainer.model)
-    return Ticket.of(model, series[-1], start, info=info, series=series, processing=processing, token=args.hub_token)
+    model, mask = cast(nn.Module, trainer.model), run.read_mask(levels - 1)  # a series does not hold units
+    return Ticket.of(model, mask, start, info=info, series=series, processing=processing, token=args.hub_token)
 
 
 def push_levels(ticket: Ticket, run: RunFolder, repo_id: str, *, private: bool | None, token: str | None) -> None:
@@ -92,4 +91,4 @@ def _level_ticket(ticket: Ticket, run: RunFolder, level: int) -> Ticket:
         start = run.read_start(level)[1]
     info = {**ticket.info, "level": level, "history": ticket.info["history"][: level + 1]}
     until = series.until(level)
-    return replace(ticket, mask=until[-1], start=start, info=info, series=until, model_file=False)
+    return replace(ticket, mask=run.read_mask(level), start=start, info=info, series=until, model_file=False)

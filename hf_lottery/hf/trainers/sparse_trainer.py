@@ -61,7 +61,6 @@ class SparseTrainer(ExactResume):
             self._sparsity.release()
             self.remove_callback(self._sparsity)
         self._sparsity = None
-        self._held_sparsity = mask.sparsity if mask else 0.0  # counted once, not at every log
         if mask is not None:
             refuse_flat_weights()
             mask.check_fits(self.network)
@@ -228,7 +227,7 @@ class SparseTrainer(ExactResume):
         if self.mask is not None and self.args.should_save:
             folder = Path(output_dir or cast(str, self.args.output_dir))
             folder.mkdir(parents=True, exist_ok=True)
-            write_mask(folder, self.mask, compress=False)
+            write_mask(folder, self.mask, extra=self.mask.config_keys(), compress=False)
         super().save_model(output_dir, _internal_call)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:

@@ -56,7 +56,7 @@ def test_the_rows_differ_in_what_their_names_say(monkeypatch):
     monkeypatch.setattr("hf_lottery.hf.commands.controls.build_model", lambda *args, **fresh: {"fresh": bool(fresh)})
     mask = Mask({"a": torch.arange(100).view(10, 10) < 30, "b": torch.arange(50).view(5, 10) < 5})
     ticket = type("Ticket", (), {"mask": mask, "start": Start()})()
-    starts = {name: start(ticket, None, None, 1) for name, start in STARTS.items()}
+    starts = {name: start(ticket, None, None, 1, Mask.shuffled) for name, start in STARTS.items()}
     assert {name: start[2] for name, start in starts.items()} == {"dense": 3, "ticket": 3, "shuffled": 3, "reinit": 0}
     assert [name for name, start in starts.items() if start[0].get("weights")] == ["dense", "ticket", "shuffled"]
     assert starts["dense"][1] is None and starts["reinit"][0]["fresh"]
