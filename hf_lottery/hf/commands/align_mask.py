@@ -28,6 +28,7 @@ from ...symmetry.discovery import discover
 from ...symmetry.spec import PermutationSpec
 from ..tasks.batches import example_batch, training_batches
 from ..tasks.data import DataArguments, trainer_arguments
+from ..tasks.fit import check_fit
 from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, load_network
 from ..trainers.arguments import LotteryArguments
@@ -82,6 +83,8 @@ def main(arguments: Sequence[str]) -> Outcome | None:
     mask.check_fits(source)
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
+    for network in (source, target):
+        check_fit(network, data, args)
     trainer = Trainer(model=target, args=args, **trainer_arguments(model_args.task, data))
     source.to(args.device)
     spec = discover(source, example_batch(trainer))

@@ -29,6 +29,7 @@ from ...symmetry.permutation import permute_
 from ..hub.ticket_card import name_of
 from ..tasks.batches import example_batch
 from ..tasks.data import DataArguments, trainer_arguments
+from ..tasks.fit import check_fit
 from ..tasks.judge import Judge
 from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, load_network
@@ -83,6 +84,8 @@ def main(arguments: Sequence[str]) -> Outcome | None:
     masks = [mask for source in (which.a, which.b) if (mask := find_mask(source)) is not None]
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
+    for network in (a, b):
+        check_fit(network, data, args)
     trainer = Trainer(model=a, args=args, **trainer_arguments(model_args.task, data))
     b.to(args.device)
     judge = Judge(trainer, model_args.task, which.recalibration_sample)

@@ -14,6 +14,16 @@ from .catalogue import CATALOGUE
 from .outcome import Outcome, plain
 
 _PACKAGE = Path(__file__).parents[2]
+# Where a Trainer looks at its settings: function -> file.
+_SETTLING = {
+    "__init__": "trainer.py",
+    "create_optimizer": "trainer.py",
+    "create_scheduler": "trainer.py",
+    "_get_dataloader": "trainer.py",
+    "activation_checkpointing_enable": "modeling_utils.py",
+    "gradient_checkpointing_enable": "modeling_utils.py",  # before transformers 5.20
+    "activate_neftune": os.path.join("integrations", "neftune.py"),
+}
 INTERRUPTED = 130  # what a shell says of a process that Ctrl-C ended
 
 
@@ -21,8 +31,7 @@ def one_line(error: Exception) -> str | None:
     """Return the message of an error in one line, if the user can mend it.
 
     These are the errors of the disk, the network and missing packages, those that this library raises itself, and
-    settings that a Trainer refuses when it is made. Any other error from inside another library is a fault, whose
-    traceback is needed.
+    settings that a Trainer refuses. Any other error from inside another library is a fault, whose traceback is needed.
 
     Args:
         error: The error, as it was caught.
@@ -33,14 +42,15 @@ def one_line(error: Exception) -> str | None:
     frames = traceback.extract_tb(error.__traceback__)
     ours = Path(frames[-1].filename).is_relative_to(_PACKAGE)
     stated = isinstance(error, ValueError | TypeError | RuntimeError)  # others are slips, such as a KeyError
-    refused = isinstance(error, ValueError | RuntimeError) and any(map(_makes_a_trainer, frames))
-    if isinstance(error, OSError | ImportError) or (ours and stated) or refused:
+    if isinstance(error, OSError | ImportError) or (stated and (ours or any(map(_settles, frames)))):
         return " ".join(str(error).split()) or type(error).__name__
     return None
 
 
-def _makes_a_trainer(frame: traceback.FrameSummary) -> bool:
-    return frame.name == "__init__" and Path(frame.filename).parts[-2:] == ("transformers", "trainer.py")
+def _settles(frame: traceback.FrameSummary) -> bool:
+    """Whether a function of transformers looks at its settings."""
+    file = _SETTLING.get(frame.name)
+    return file is not None and frame.filename.endswith(f"{os.sep}{os.path.join('transformers', file)}")
 
 
 def run(name: str, load: Callable[[], Callable[[Sequence[str]], Outcome | None]], arguments: Sequence[str]) -> int:

@@ -21,6 +21,7 @@ from ..hub.about import changed_settings, command_line
 from ..hub.ticket_card import name_of
 from ..plan import plan_search
 from ..tasks.data import DataArguments, trainer_arguments
+from ..tasks.fit import check_fit
 from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, build_model
 from ..trainers.arguments import LotteryArguments
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str]) -> Outcome | None:
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
     model = build_model(model_args, data, args.seed)
+    check_fit(model, data, args)
     settings = asdict(model_args) | asdict(data_args)
     kind = LotteryTrainer if args.norm_interpolation is None else WinningSignTrainer
     # A Trainer makes its folder and its repository when it is made; a plan must leave neither.

@@ -42,6 +42,7 @@ from ..hub.reference import Reference
 from ..hub.ticket import Ticket
 from ..hub.ticket_card import name_of
 from ..tasks.data import Data, DataArguments, trainer_arguments
+from ..tasks.fit import check_fit
 from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, build_model, load_checkpoint, load_pretrained
 from ..trainers.arguments import LotteryArguments
@@ -142,6 +143,7 @@ def main(arguments: Sequence[str]) -> Outcome | None:
     with args.main_process_first():
         data = load_task_data(model_args, data_args, model_args.load_config())
     model = start_weights(ticket_args.init, ticket, model_args, data, args.seed)
+    check_fit(model, data, args)
     signed = agreement = None
     if ticket_args.signs != "none":
         source = signs_source(ticket_args, ticket, model_args, data, args.seed)

@@ -17,8 +17,8 @@ class DataArguments:
     """What a recipe trains on, as command line options.
 
     Raises:
-        ValueError: A number of samples, ``max_length`` or ``block_size`` is below 1, or a ticket that gave the
-            defaults does not know where its data are.
+        ValueError: A number of samples, ``max_length`` or ``block_size`` is below 1, the seed is negative, or a ticket
+            that gave the defaults does not know where its data are.
     """
 
     dataset_name: str = field(
@@ -86,6 +86,8 @@ class DataArguments:
                 "dataset_name must be given, as the ticket was found on data in a folder of another machine; received "
                 "none. Name the same data."
             )
+        if not 0 <= self.split_seed < 2**32:
+            raise ValueError(f"split_seed must be from 0 to {2**32 - 1}; received {self.split_seed}.")
         for name in ("max_train_samples", "max_eval_samples", "max_length", "block_size", "average_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -168,12 +168,22 @@ def build_model(model_args: ModelArguments, data: Data, seed: int, *, fresh: boo
         data: What it will train on, which decides classes and image size.
         seed: Draws the weights that are not pretrained.
         fresh: Draw all weights, even if a pretrained model is named.
+
+    Raises:
+        ValueError: No network can be made of the configuration.
     """
     set_seed(seed)
     config = model_args.load_config(**data.config_kwargs)
     auto = AUTO_MODELS[model_args.task]
     if fresh or model_args.model_name_or_path is None:
-        return auto.from_config(config, trust_remote_code=False)
+        try:
+            return auto.from_config(config, trust_remote_code=False)
+        except Exception as error:  # what a configuration can do wrong has no end
+            cause = " ".join(f"{type(error).__name__}: {error!s:.300}".split()).rstrip(".")
+            raise ValueError(
+                f"the configuration must be one that a network can be made of; received a {type(config).__name__} "
+                f"that fails with {cause}. Correct config_overrides, or the file."
+            ) from error
     return auto.from_pretrained(
         model_args.model_name_or_path,
         config=config,

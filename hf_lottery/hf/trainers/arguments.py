@@ -16,6 +16,7 @@ from ...pruning.scopes import Scope, erk, global_ranking, n_of_m, uniform
 from ...pruning.scores import Score, magnitude, movement, random_score, saliency, wanda
 from ...storage.atomic import check_folder
 from ...training.rewind import parse_rewind
+from .bounds import check_bounds
 
 SCORES: dict[str, Score] = {
     "magnitude": magnitude,
@@ -181,15 +182,10 @@ class LotteryArguments(TrainingArguments):
     def __post_init__(self):
         super().__post_init__()
         self._apply_preset()
+        check_bounds(self)
         self._check_run()
         if self.sparsity is not None and not 0 <= self.sparsity < 1:
             raise ValueError(f"sparsity must be in [0, 1); received {self.sparsity}. Pass a fraction such as 0.8.")
-        for name in ("score_batches", "recalibration_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; received {getattr(self, name)}.")
-        for name in ("dense_epochs", "level_epochs"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive; received {getattr(self, name)}.")
         tables = {"score": SCORES, "schedule": SCHEDULES, "norm_interpolation": (*NORM_INTERPOLATION, None)}
         for name, table in tables.items():
             if getattr(self, name) not in table:

@@ -10,6 +10,7 @@ from transformers import Trainer, TrainingArguments
 from hf_lottery import Mask
 from hf_lottery.hf.commands.errors import one_line, run
 from hf_lottery.hf.commands.outcome import Outcome
+from hf_lottery.hf.tasks.paper_networks import LeNetConfig, LeNetForImageClassification
 
 
 def caught(call):
@@ -40,6 +41,24 @@ def test_settings_that_a_trainer_refuses_are_one_line(tmp_path):
     settings = TrainingArguments(str(tmp_path), save_strategy="best", use_cpu=True)
     error = caught(lambda: Trainer(torch.nn.Linear(1, 1), settings))
     assert "`args.metric_for_best_model` must be provided" in str(one_line(error))
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"optim_args": "nonsense"}, "not enough values"),
+        ({"lr_scheduler_kwargs": {"a": 1}}, "unexpected keyword argument 'a'"),
+        ({"dataloader_num_workers": -1}, "num_workers option should be non-negative"),
+        ({"gradient_checkpointing": True}, "does not support"),
+        ({"neftune_noise_alpha": 1.0}, "get_input_embeddings"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")
+def test_settings_that_a_trainer_refuses_when_it_trains_are_one_line(tmp_path, settings, line):
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], **settings)
+    model = LeNetForImageClassification(LeNetConfig(image_size=8, hidden_sizes=[4]))
+    data = [{"pixel_values": torch.randn(1, 8, 8), "labels": 0}] * 2
+    assert line in str(one_line(caught(Trainer(model, arguments, train_dataset=data).train)))
 
 
 @pytest.mark.parametrize(
