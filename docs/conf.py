@@ -26,7 +26,15 @@ ROOT = Path(__file__).resolve().parent.parent
 ROOMS = sorted(page.stem for page in (ROOT / "docs" / "api").glob("*.md") if page.stem != "hf_lottery")
 NAVIGATION = {
     "Use it": ["docs/quickstart", "docs/notebook", "docs/concepts", "docs/fine-tuning", "recipes/README"],
-    "Know more": ["docs/symmetry", "docs/scaling", "docs/results", "docs/ladders", "docs/results-short", "docs/papers"],
+    "Know more": [
+        "docs/symmetry",
+        "docs/structured",
+        "docs/scaling",
+        "docs/results",
+        "docs/ladders",
+        "docs/results-short",
+        "docs/papers",
+    ],
     "Look it up": ["docs/api/hf_lottery", *(f"docs/api/{room}" for room in ROOMS), "docs/mask-format"],
     "Work on it": ["docs/design", "CONTRIBUTIONS", "docs/compatibility", "docs/changelog"],
 }

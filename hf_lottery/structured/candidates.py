@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from ..symmetry.errors import SymmetryError
@@ -41,19 +42,39 @@ def unit_candidates(spec: Structure) -> list[str]:
 
 
 def _streams(spec: Structure) -> set[str]:
-    """The free groups without which no weights lead from a group back to it; of a circle, the one on most tensors."""
-    arrows: dict[str, set[str]] = {name: set() for name in spec.free}
+    """The free groups without which no weights lead from a group back to it; of a circle, the one with most arrows."""
+    arrows: dict[str, set[str]] = {name: set() for name in spec.groups}
     for name, axes in (spec.reads or {}).items():
         for block in spec.tensors[name]:
-            read = {leaf for k in axes for leaf in block.axes[k].leaves}
             written = {leaf for k, axis in enumerate(block.axes) if k not in axes for leaf in axis.leaves}
-            for leaf in read & arrows.keys():
-                arrows[leaf] |= written & arrows.keys()
-    streams: set[str] = set()
-    for name in sorted(arrows, key=lambda group: -len(spec.members[group])):
+            for leaf in (leaf for k in axes for leaf in block.axes[k].leaves):
+                arrows[leaf] |= written
+    for gate in _gates(spec, arrows):
+        arrows[gate] = set()
+    degree = Counter(name for before, after in arrows.items() for name in (*[before] * len(after), *after))
+    streams = spec.groups.keys() - spec.free.keys()
+    for name in sorted(spec.free, key=lambda group: (-degree[group], -len(spec.members[group]))):
         if name in _reached(arrows, name, streams):
             streams.add(name)
     return streams
+
+
+def _gates(spec: Structure, arrows: dict[str, set[str]]) -> list[str]:
+    """The groups that are read from the same wider groups that they write to, as those of squeeze and excite.
+
+    Such a side path multiplies, so what it writes to is no stream because of it. The layers inside a residual block are
+    not narrower than the stream in at least one block.
+    """
+    width = dict.fromkeys(arrows, 0)
+    for blocks in spec.tensors.values():
+        for axis in (axis for block in blocks for axis in block.axes):
+            width |= {leaf: max(width[leaf], axis.positions.size) for leaf in axis.leaves if leaf in width}
+    found = []
+    for name, after in arrows.items():
+        before = {other for other, ahead in arrows.items() if name in ahead}
+        if after and after == before and all(width[name] < width[other] for other in after):
+            found.append(name)
+    return found
 
 
 def _reached(arrows: dict[str, set[str]], start: str, without: Iterable[str]) -> set[str]:
