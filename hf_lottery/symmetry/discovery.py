@@ -27,7 +27,7 @@ from .outputs import chosen_outputs
 from .passes import EVALUATION, TRAINING, Pass
 from .proof import proven
 from .rules import pointwise  # noqa: F401  # importing them registers the rules
-from .solve import solve
+from .solve import mixed_groups, solve
 from .spec import PermutationSpec
 from .spec_file import PROOFS
 from .trace import Axes, Trace, call, plain_kernels
@@ -115,7 +115,9 @@ def discover(
         warnings.warn(f"operations without a rule froze what they touch: {trace.unknown}", stacklevel=2)
     axes = {name: its_axes for name, its_axes in axes.items() if named[name].numel()}  # an empty tensor has no units
     reads = {name: sorted(trace.origins.contracted.get(name, ())) for name in axes}
-    spec = PermutationSpec(*solve(axes, trace.seen, trace.lookups), network=network, proof=proof, reads=reads)
+    solved = solve(axes, trace.seen, trace.lookups)
+    mixed = mixed_groups(axes, trace.mixed)
+    spec = PermutationSpec(*solved, network=network, proof=proof, reads=reads, mixed=mixed)
     spec.inputs, spec.outputs = kept_inputs(inputs), None if outputs is None else tuple(outputs)
     if proof == "later":
         return spec

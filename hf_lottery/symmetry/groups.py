@@ -12,6 +12,7 @@ import numpy as np
 from .errors import SymmetryError
 
 KERNEL = "a convolution kernel's axis"  # why such an axis is frozen; no unit of a network lies on it
+PRODUCT = "a product of activations"  # what mixes units that are multiplied with each other and summed, as in attention
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def _seen_by(view: Tensor, base: Tensor, axes: Origin) -> Origin:
              if size > 1]  # fmt: skip
     return tuple(
         frozenset().union(*(origin for start, stop, origin in steps if step < stop and start < step * size))
-        if size > 1 and step
+        if size > 1
         else frozenset()
         for step, size in zip(view.stride(), view.shape, strict=True)
     )

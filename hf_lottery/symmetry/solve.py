@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .groups import Axis, Block, Group
+from .groups import PRODUCT, Axis, Block, Group
 from .layout import known_child, unify
 from .nodes import Layout, Node, factors, find
 from .trace import Axes
@@ -51,6 +51,23 @@ def solve(
         for name, parts in blocks.items()
     }
     return groups, placed
+
+
+def mixed_groups(tensors: Mapping[str, Axes], mixed: Iterable[tuple[Layout, str]]) -> dict[str, str]:
+    """Name the groups whose units are combined with each other, and by what.
+
+    Args:
+        tensors: What :func:`solve` was given before.
+        mixed: Axes, and what mixes them. Of several things, a product of activations counts least.
+    """
+    names, found = _names({name: list(_blocks(axes)) for name, axes in tensors.items()}), {}
+    for axis, by in mixed:
+        todo = _nodes([tuple(factors(axis))])
+        for node in todo:
+            todo += [child for child in map(find, node.children.values()) if child not in todo]
+            if node in names and found.get(names[node], PRODUCT) == PRODUCT:
+                found[names[node]] = by
+    return found
 
 
 def _nodes(axes: Sequence[Sequence[_Entry]]) -> list[Node]:

@@ -37,6 +37,8 @@ class PermutationSpec(Structure):
         reads: Name of a tensor -> its axes that the pass summed over in products of it with an activation. What units
             send leaves through these; what units receive arrives through the other axes of such a tensor. None if that
             is not known, as for specs that were written by hand and files of older versions.
+        mixed: Group -> what combines its units with each other, other than a weight: the operation of a norm, softmax
+            or ranking, or "a product of activations". None if that is not known, as for ``reads``.
 
     Attributes:
         groups: Name -> group.
@@ -44,7 +46,8 @@ class PermutationSpec(Structure):
         shapes: Name -> shape of the tensor, as the blocks add up to.
         network: As given.
         proof: As given; "full" after a verification that found no error.
-        reads: As given, without tensors that have no such axis. Specs that differ in proof or reads alone are equal.
+        reads: As given, without tensors that have no such axis.
+        mixed: As given. Specs that differ in proof, reads or mixed alone are equal.
         inputs: The inputs that ``discover`` ran on, as copies on the CPU; None if they take more than 64 MiB or have no
             numbers, and for specs from files and those that were written by hand. Neither saved nor compared.
         outputs: The output fields that ``discover`` was given, if any; kept as ``inputs`` are.

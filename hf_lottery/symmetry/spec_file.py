@@ -41,6 +41,8 @@ def read_spec(path: Path) -> dict[str, Any]:
         raise SymmetryError(
             f"{path}: reads must be an object of lists of axes, or null; received {data['reads']!r:.80}."
         )
+    if not _are_texts(data.get("mixed")):
+        raise SymmetryError(f"{path}: mixed must be an object of texts, or null; received {data['mixed']!r:.80}.")
     for group in groups:
         if not _is_group(group):
             raise SymmetryError(
@@ -107,6 +109,10 @@ def _are_reads(reads: Any) -> bool:
     return all(
         isinstance(axes, list) and len(axes) <= _MOST_PARTS and all(map(_is_place, axes)) for axes in reads.values()
     )
+
+
+def _are_texts(texts: Any) -> bool:
+    return texts is None or (isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values()))
 
 
 def _is_place(number: Any) -> bool:

@@ -53,11 +53,13 @@ class Structure:
         network: Mapping[str, Any] | None = None,
         proof: str | None = None,
         reads: Mapping[str, Sequence[int]] | None = None,
+        mixed: Mapping[str, str] | None = None,
     ):
         groups = list(groups)
         self.network = None if network is None else dict(network)
         self.proof = proof
         self.reads = None if reads is None else {name: tuple(axes) for name, axes in reads.items() if axes}
+        self.mixed = None if mixed is None else dict(mixed)
         self.inputs: Inputs | None = None
         self.outputs: tuple[str, ...] | None = None
         self.groups = {group.name: group for group in groups}
@@ -75,6 +77,8 @@ class Structure:
                     f"reads must name axes of tensors of the spec; received {list(axes)} of {name!r}. "
                     "Discover the spec again."
                 )
+        if unknown := (self.mixed or {}).keys() - self.groups.keys():
+            raise SymmetryError(f"mixed must name groups; received {min(unknown)!r}. Discover the spec again.")
 
     @property
     def free(self) -> dict[str, Group]:
@@ -138,7 +142,8 @@ class Structure:
         """
         chosen = set(self.select(include))
         groups = [replace(g, frozen=why) if g.name in chosen and g.frozen is None else g for g in self.groups.values()]
-        spec = type(self)(groups, self.tensors, network=self.network, proof=self.proof, reads=self.reads)
+        more = {"network": self.network, "proof": self.proof, "reads": self.reads, "mixed": self.mixed}
+        spec = type(self)(groups, self.tensors, **more)
         spec.inputs, spec.outputs = self.inputs, self.outputs
         return spec
 
@@ -286,7 +291,7 @@ class Structure:
 
     def save(self, path: str | Path) -> None:
         """Write the spec to ``path`` as JSON."""
-        more = {"network": self.network, "proof": self.proof, "reads": self.reads}
+        more = {"network": self.network, "proof": self.proof, "reads": self.reads, "mixed": self.mixed}
         data = {**self._as_json(), "format_version": FORMAT_VERSION, **more}
         write_atomically(path, seal_json(data, what="a spec"))
 
@@ -309,7 +314,7 @@ class Structure:
             for name, blocks in data["tensors"].items()
         }
         try:
-            more = {key: data.get(key) for key in ("network", "proof", "reads")}
+            more = {key: data.get(key) for key in ("network", "proof", "reads", "mixed")}
             return cls(groups, tensors, **more)
         except SymmetryError as error:
             raise SymmetryError(f"{path}: {error!s:.600}") from error

@@ -62,6 +62,7 @@ class Trace(TorchDispatchMode):
         reached: ``id`` of each tensor that an operation read; of a parameter, that of its first name.
         reads: The parts of tensors that were cut out and used.
         origins: The parameters that tensors show or were copied from, and their axes that were contracted.
+        mixed: Axes along which an operation made one number of several, other than by a weight, and what did so.
         operation: Name of the current operation.
         given: Arguments of the current operation by name.
     """
@@ -80,6 +81,7 @@ class Trace(TorchDispatchMode):
         self.reached: set[int] = set()
         self.reads = Reads()
         self.origins = Origins()
+        self.mixed: list[tuple[Layout, str]] = []
         self.sources: dict[tuple[Any, ...], int] = {}
         self.written: dict[int, _Writes] = {}  # by memory
         self.as_of: dict[int, int] = {}  # tensor -> number of writes to its memory when it was labelled
@@ -166,6 +168,10 @@ class Trace(TorchDispatchMode):
         """Freeze the axis that a tensor's values index, because they are used in a way that has no rule."""
         if id(tensor) in self.values:
             freeze(self.values.pop(id(tensor)), why)
+
+    def mix(self, *axes: Layout, by: str = "") -> None:
+        """Record that the units of some axes are combined with each other, by the current operation if not named."""
+        self.mixed += [(axis, by or f"the operation {self.operation}") for axis in axes]
 
     def virtual(self, axes: Axes) -> None:
         """Record axes that must be consistent with each other, as if one tensor had them."""

@@ -65,6 +65,48 @@ def test_the_axes_that_layers_sum_over():
     assert discover(lstm, (torch.randn(5, 2, 3),)).reads == {n: (1,) for n, p in lstm.named_parameters() if p.ndim == 2}
 
 
+class Queries(nn.Module):
+    """Learned inputs: a weight reads them, and is read by nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(1, 3, 4))
+        self.keys, self.values, self.out = nn.Linear(5, 6), nn.Linear(5, 6), nn.Linear(6, 2)
+        self.inner = nn.Parameter(torch.randn(4, 6))
+
+    def forward(self, x):
+        queries = self.queries.expand(len(x), -1, -1) @ self.inner
+        weights = (queries @ self.keys(x).transpose(1, 2)).softmax(-1)
+        return self.out(weights @ self.values(x))
+
+
+def test_learned_inputs_are_no_weights():
+    spec = discover(Queries(), (torch.randn(2, 7, 5),))
+    assert spec.reads == {"inner": (0,), "keys.weight": (1,), "values.weight": (1,), "out.weight": (1,)}
+    assert spec.mixed["inner[1]"] == "a product of activations" and "values.weight[0]" not in spec.mixed
+
+
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [
+        ("bert", {"bert.embeddings.word_embeddings.weight[1]": "the operation native_layer_norm"}),
+        ("llama", {"model.embed_tokens.weight[1]": "the operation mean"}),
+        ("mixtral", {"model.layers.0.mlp.gate.weight[0]": "the operation _softmax"}),
+        ("squeeze-excite", {"a.weight[0]#2": "the operation native_group_norm"}),
+        ("codebook", {"codes[0]": "the operation argmin", "codes[1]": "the operation _cdist_forward"}),
+        ("densenet", {}),
+    ],
+)
+def test_what_mixes_the_units_of_a_group(name, groups):
+    row = ARCHITECTURES[name]
+    spec = discover(row.build().eval(), row.inputs(0), proof="later")
+    mixed = {group: by for group, by in spec.mixed.items() if group in spec.free}
+    products = {group for group, by in mixed.items() if by == "a product of activations"}
+    assert groups.items() <= mixed.items()
+    assert all("query" in group for group in products) and len(products) == 3 * (name == "bert")
+    assert len(mixed) - len(products) == 3 if name == "mixtral" else mixed.keys() - products == groups.keys()
+
+
 class Twice(nn.Module):
     def __init__(self, layer):
         super().__init__()
@@ -74,15 +116,15 @@ class Twice(nn.Module):
         return self.layer(first, second)
 
 
-@pytest.mark.parametrize("proof", ["fast", "later"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
 @pytest.mark.parametrize(
     "name", ["bert-mlm", "gpt2", "llama", "mixtral", "mobilenet_v2", "timm-qkv", "einsum-attention"]
 )
-def test_architectures_read_one_side_of_every_weight(name, proof):
+def test_architectures_read_one_side_of_every_weight(name, device):
     row = ARCHITECTURES[name]
-    with torch.device("meta" if proof == "later" else "cpu"):
+    with torch.device(device):
         model = row.build().eval()
-    spec = discover(model, row.inputs(0), proof=proof)
+    spec = discover(model, row.inputs(0), proof="later")
     for key, shape in spec.shapes.items():
         looked_up = "position" in key or "token_type" in key or "wpe" in key or key == "model.embed_tokens.weight"
         depthwise = len(shape) == 4 and shape[1] == 1
@@ -102,19 +144,23 @@ def test_reads_are_saved_and_are_no_part_of_a_spec_s_identity(tmp_path):
     bare = PermutationSpec(spec.groups.values(), spec.tensors, network=spec.network)
     assert bare.reads is None and bare == spec and bare.fingerprint == spec.fingerprint
     spec.save(tmp_path / "spec.json")
-    assert PermutationSpec.load(tmp_path / "spec.json").reads == spec.reads == spec.freeze("0", "no").reads
+    for other in (PermutationSpec.load(tmp_path / "spec.json"), spec.freeze("0", "no")):
+        assert (other.reads, other.mixed) == (spec.reads, spec.mixed)
     bare.save(tmp_path / "bare.json")
-    assert PermutationSpec.load(tmp_path / "bare.json").reads is None
+    other = PermutationSpec.load(tmp_path / "bare.json")
+    assert other.reads is None and other.mixed is None
 
 
 @pytest.mark.parametrize(
-    "reads", [[1], {"0.weight": 1}, {"0.weight": ["1"]}, {"0.weight": [2]}, {"0.weight": [-1]}, {"other": [0]}]
+    ("key", "value"),
+    [("reads", reads) for reads in ([1], {"0.weight": 1}, {"0.weight": ["1"]}, {"0.weight": [2]}, {"other": [0]})]
+    + [("mixed", mixed) for mixed in (["x"], {"0.weight[0]": 1}, {"other": "a norm"})],
 )
-def test_damaged_reads_are_refused(tmp_path, reads):
+def test_damaged_reads_are_refused(tmp_path, key, value):
     spec = discover(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), (torch.randn(5, 4),))
     spec.save(tmp_path / "spec.json")
-    data = {**json.loads((tmp_path / "spec.json").read_text()), "reads": reads}
+    data = {**json.loads((tmp_path / "spec.json").read_text()), key: value}
     del data["text_sha256"]
     (tmp_path / "spec.json").write_bytes(seal_json(data, what="a spec"))
-    with pytest.raises(SymmetryError, match="reads must"):
+    with pytest.raises(SymmetryError, match=f"{key} must"):
         PermutationSpec.load(tmp_path / "spec.json")

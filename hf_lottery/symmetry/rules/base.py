@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from ..groups import PRODUCT
 from ..layout import cut, unify
 from ..nodes import Layout, factors, find, freeze, frozen, is_frozen, size_of, wild
 from ..trace import Axes, Trace
@@ -30,6 +31,12 @@ def broadcast_axes(labelled: Sequence[tuple[Sequence[int], Axes]], shape: Sequen
             if sizes[i] != 1:
                 result[start + i] = unify(result[start + i], axis)
     return tuple(result)
+
+
+def contract(trace: Trace, *operands: tuple[Tensor, int]) -> None:
+    """Record a sum over an axis of each of some operands: one reads units by a weight, or units meet each other."""
+    if not trace.origins.contract(*operands):
+        trace.mix(*(trace.of(tensor)[axis] for tensor, axis in operands), by=PRODUCT)
 
 
 def tensors_in(*args: Any) -> list[Tensor]:

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..groups import KERNEL
+from ..groups import KERNEL, PRODUCT
 from ..layout import unify
 from ..nodes import atom, freeze, frozen, size_of
 from ..trace import Trace, rule
-from .base import ORDER, SPATIAL, broadcast_axes
+from .base import ORDER, SPATIAL, broadcast_axes, contract
 
 
 @rule("mm", "bmm")
 def matmul(trace: Trace, out: Tensor, first: Tensor, second: Tensor, *args):
     a, b = trace.of(first), trace.of(second)
-    trace.origins.contract((first, -1), (second, -2))
+    contract(trace, (first, -1), (second, -2))
     summed = unify(a[-1], b[-2])
     axes = (unify(a[0], b[0]), a[1], b[2]) if out.ndim == 3 else (a[0], b[1])
     # Every term of the sum has all of these axes; a product of a tensor with itself has some of them twice.
@@ -39,7 +39,7 @@ def addmm(trace: Trace, out: Tensor, bias: Tensor, first: Tensor, second: Tensor
 
 @rule("mv", "dot", "vdot")
 def contract_vector(trace: Trace, out: Tensor, first: Tensor, second: Tensor):
-    trace.origins.contract((second, 0), (first, -1))
+    contract(trace, (second, 0), (first, -1))
     unify(trace.of(first)[-1], trace.of(second)[0])
     return trace.of(first)[:-1]
 
@@ -70,6 +70,7 @@ def solve_triangular(trace: Trace, out: Any, first: Tensor, second: Tensor, **kw
 def distances(trace: Trace, out: Tensor, first: Tensor, second: Tensor, *args):
     a, b = trace.of(first), trace.of(second)
     summed = unify(a[-1], b[-1])
+    trace.mix(summed)
     lead = broadcast_axes([(first.shape[:-2], a[:-2]), (second.shape[:-2], b[:-2])], out.shape[:-2])
     trace.virtual((*lead, a[-2], b[-2], summed))
     return (*lead, a[-2], b[-2])
@@ -102,8 +103,8 @@ def trilinear(trace: Trace, out: Tensor, first: Tensor, second: Tensor, third: T
         operands.append((shape, axes))
     for axis in given["sumdim"]:
         named = ((first, "expand1"), (third, "expand3"), (second, "expand2"))
-        trace.origins.contract(*((tensor, axis - sum(i < axis for i in given[new])) for tensor, new in named
-                                 if axis not in given[new]))  # fmt: skip
+        contract(trace, *((tensor, axis - sum(i < axis for i in given[new])) for tensor, new in named
+                           if axis not in given[new]))  # fmt: skip
     whole = broadcast_axes(operands, torch.broadcast_shapes(*(shape for shape, _ in operands)))
     trace.virtual(whole)
     return tuple(axis for i, axis in enumerate(whole) if i not in given["sumdim"])
@@ -111,7 +112,7 @@ def trilinear(trace: Trace, out: Tensor, first: Tensor, second: Tensor, third: T
 
 @rule("linear")
 def linear(trace: Trace, out: Tensor, source: Tensor, weight: Tensor, bias: Tensor | None = None):
-    trace.origins.contract((source, -1), (weight, -1))
+    contract(trace, (source, -1), (weight, -1))
     summed = unify(trace.of(source)[-1], trace.of(weight)[-1])
     produced = trace.of(weight)[0]
     trace.virtual((*trace.of(source)[:-1], produced, summed))
@@ -128,7 +129,7 @@ def convolution(trace: Trace, out: Tensor, source: Tensor, weight: Tensor, bias:
         freeze(axis, SPATIAL if axis in x[2:] else KERNEL)
     outer, inner = (w[1], w[0]) if transposed else (w[0], w[1])
     if groups < source.shape[1]:  # in a depthwise one, the units of the output are those of the input
-        trace.origins.contract((source, 1), (weight, 0 if transposed else 1))
+        contract(trace, (source, 1), (weight, 0 if transposed else 1))
     if groups == 1:
         unify(x[1], inner)
         produced = outer
@@ -158,6 +159,7 @@ def attention(trace: Trace, out: Any, query: Tensor, key: Tensor, value: Tensor,
         shared = unify(b, c)  # one key may serve several query heads
         lead.append(unify(a, (*shared, *atom(size_of(a) // size_of(shared)))))
     summed = unify(q[-1], k[-1])
+    trace.mix(summed, by=PRODUCT)
     places = unify(k[-2], v[-2])
     mask = trace.given.get("attn_mask")
     mask = trace.given.get("attn_bias") if mask is None else mask

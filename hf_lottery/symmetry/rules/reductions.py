@@ -18,6 +18,7 @@ from .elementwise import pointwise
 def layer_norm(trace: Trace, out: Any, source: Tensor, shape: Sequence[int], weight=None, bias=None, *args):
     axes, start = list(trace.of(source)), source.ndim - len(shape)
     trace.virtual(tuple(axes[:start]))
+    trace.mix(*axes[start:])
     for parameter in (weight, bias):
         if parameter is not None:
             for i, layout in enumerate(trace.of(parameter)):
@@ -54,6 +55,7 @@ def group_norm(trace: Trace, out: Any, source: Tensor, weight, bias, n: int, c: 
     group, inner = atom(groups), atom(c // groups)
     axes[1] = unify(axes[1], (*group, *inner))
     trace.virtual((axes[0], group))
+    trace.mix(inner)
     for parameter in (weight, bias):
         if parameter is not None:
             axes[1] = unify(axes[1], trace.of(parameter)[0])
@@ -66,6 +68,7 @@ def group_norm(trace: Trace, out: Any, source: Tensor, weight, bias, n: int, c: 
 def softmax(trace: Trace, out: Tensor, source: Tensor, axis: int, *args):
     axes = trace.of(source)
     trace.virtual(tuple(layout for i, layout in enumerate(axes) if i != axis % source.ndim))
+    trace.mix(axes[axis % source.ndim])
     return axes
 
 
@@ -81,6 +84,7 @@ def reduce(trace: Trace, out: Any, source: Tensor, *args, **kwargs):
         named = [named]
     gone = {d % source.ndim for d in named} if named and source.ndim else set(range(source.ndim))
     axes = trace.of(source)
+    trace.mix(*(axes[i] for i in gone))
     if trace.given.get("keepdim"):
         left = tuple(() if i in gone else layout for i, layout in enumerate(axes))
     else:
@@ -99,6 +103,7 @@ def top(trace: Trace, out: Sequence[Tensor], source: Tensor, *args, **kwargs):
     axes = list(trace.of(source))
     axis = trace.given["dim"] % max(source.ndim, 1)
     ranked = axes[axis]
+    trace.mix(ranked)
     trace.virtual(tuple(layout for i, layout in enumerate(axes) if i != axis))
     axes[axis] = frozen(out[0].shape[axis], "ranks")
     trace.values[id(out[1])] = ranked
