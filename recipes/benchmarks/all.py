@@ -44,6 +44,7 @@ PARTS = {
     "barrier": "Barriers, over bare evaluations",
     "mask_file": "Mask files",
     "sharded_prune": "Pruning scores over several processes",
+    "structured": "Small networks, beside dense ones",
     "device": "Each part on the fastest device that is here",
 }
 

@@ -1,4 +1,4 @@
-"""How all benchmarks here measure, CPU time of the process of ways that take turns, and how most print it."""
+"""How all benchmarks here measure, mostly CPU time of the process of ways that take turns, and how most print it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,28 @@ def cpu_seconds(action: Callable[[], Any]) -> float:
     return timed(action)[0]
 
 
-def take_turns(ways: Mapping[str, Callable[[], Any]], rounds: int, *, warm_up: int = 1) -> dict[str, list[float]]:
-    """Call some ways in turn, and return the CPU seconds of each in every round after the warm-up."""
+def wall_seconds(action: Callable[[], Any]) -> float:
+    """Return the seconds on the clock for one call, with all its threads and what it put on an accelerator."""
+    wait = torch.accelerator.synchronize if torch.accelerator.is_available() else lambda: None
+    wait()
+    start = time.perf_counter()
+    action()
+    wait()
+    return time.perf_counter() - start
+
+
+def take_turns(
+    ways: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    warm_up: int = 1,
+    clock: Callable[[Callable[[], Any]], float] = cpu_seconds,
+) -> dict[str, list[float]]:
+    """Call some ways in turn, and return the seconds of each in every round after the warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(warm_up + rounds):
         for name, way in ways.items():
-            seconds[name].append(cpu_seconds(way))
+            seconds[name].append(clock(way))
     return {name: spent[warm_up:] for name, spent in seconds.items()}
 
 

@@ -10,7 +10,7 @@ import pytest
 from recipe_runs import ROOT
 
 BENCHMARKS = ROOT / "recipes" / "benchmarks"
-HELPERS = {"all", "timing", "plain_matching"}  # they measure nothing themselves
+HELPERS = {"all", "timing", "plain_matching", "small_networks"}  # they measure nothing themselves
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
 
 
