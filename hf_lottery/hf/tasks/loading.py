@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,16 @@ from .sources import check_data_set, check_id
 from .texts import prepare_blocks, prepare_labelled_texts
 
 logger = logging.getLogger(__name__)
+
+_SPLITS = ("dataset_config", "dataset_train_split", "dataset_test_split")
+# The options that only some data have: those of a task, or a built-in data set.
+_OPTIONS = {
+    "image-classification": (*_SPLITS, "image_column_name", "label_column_name", "augment"),
+    "text-classification": (*_SPLITS, "text_column_name", "label_column_name", "max_length"),
+    "causal-lm": (*_SPLITS, "text_column_name", "block_size"),
+    **dict.fromkeys(BUILT_IN, ("average_pixels", "augment")),
+    "fashion_mnist": ("average_pixels", "augment", "dataset_dir"),
+}
 
 
 def load_task_data(model_args: ModelArguments, data_args: DataArguments, config: PreTrainedConfig) -> Data:
@@ -84,13 +95,12 @@ def load_data(
     """
     if task not in AUTO_MODELS:
         raise ValueError(f"task must be one of {', '.join(AUTO_MODELS)}; received {task!r}. Choose one of them.")
-    if task != "image-classification" and (args.augment or args.dataset_name in BUILT_IN):
-        culprit = "augment" if args.augment else f"data set {args.dataset_name!r}"
+    if task != "image-classification" and args.dataset_name in BUILT_IN:
+        culprit = f"data set {args.dataset_name!r}"
         raise ValueError(f"{culprit} must go with image-classification; received task {task!r}. Change one of them.")
+    _check_options(args, args.dataset_name if args.dataset_name in BUILT_IN else task)
     if args.dataset_name in BUILT_IN:
         return _load_built_in(args, seed, image_size, num_channels)
-    if args.average_pixels > 1:
-        raise ValueError(f"average_pixels must go with built-in images; received {args.average_pixels}. Leave it out.")
     from_pretrained = dict(from_pretrained or {})
     if from_pretrained.pop("trust_remote_code", False):
         raise ValueError("trust_remote_code must be left out; received true. No code of a repository is run.")
@@ -112,6 +122,16 @@ def load_data(
         ) from error
     prepare = prepare_labelled_texts if task == "text-classification" else prepare_blocks
     return prepare(args, train, held_out, seed, tokenizer)
+
+
+def _check_options(args: DataArguments, kind: str) -> None:
+    """Refuse an option that nothing would read."""
+    for field in fields(args):
+        value, kinds = getattr(args, field.name), [kind for kind, names in _OPTIONS.items() if field.name in names]
+        if kinds and kind not in kinds and value != field.default:
+            raise ValueError(
+                f"{field.name} must go with {', '.join(kinds)}; received {value!r} with {kind}. Leave it out."
+            )
 
 
 def _load_built_in(

@@ -15,7 +15,7 @@ def test_options_that_contradict_are_refused(load):
         load("digits", "detection")
     with pytest.raises(ValueError, match=r"data set 'digits' must go with image-.*; received task 'causal-lm'\."):
         load("digits", "causal-lm")
-    with pytest.raises(ValueError, match=r"augment must go with image-.*; received task 'text-classification'\."):
+    with pytest.raises(ValueError, match=r"augment must go with image-cl.*; received True with text-classif"):
         load("somewhere", "text-classification", augment=True)
     with pytest.raises(ValueError, match=r"image_size of digits must be \[8, 8\]; received 32\."):
         load("digits", image_size=32)
@@ -25,9 +25,28 @@ def test_options_that_contradict_are_refused(load):
         load("digits", average_pixels=3)
     with pytest.raises(ValueError, match=r"image_size of digits must be \[4, 4\]; received 8\."):
         load("digits", average_pixels=2, image_size=8)
-    with pytest.raises(ValueError, match=r"average_pixels must go with built-in images; received 2\. Leave it out\."):
+    with pytest.raises(ValueError, match=r"average_pixels must go with digits, fash.*; received 2 with .* Leave"):
         load("somewhere", average_pixels=2)
     assert load("digits", image_size=8, num_channels=1).num_labels == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "option"),
+    [
+        ("digits", "image-classification", {"label_column_name": "y"}),
+        ("digits", "image-classification", {"dataset_test_split": "test"}),
+        ("digits", "image-classification", {"dataset_dir": "/data"}),
+        ("mnist1d", "image-classification", {"max_length": 4}),
+        ("pictures", "image-classification", {"block_size": 4}),
+        ("texts", "text-classification", {"image_column_name": "image"}),
+        ("texts", "causal-lm", {"label_column_name": "label"}),
+    ],
+)
+def test_an_option_that_nothing_would_read_is_refused(load, name, task, option):
+    kind = task if name in ("pictures", "texts") else name
+    ((option_name, value),) = option.items()
+    with pytest.raises(ValueError, match=rf"{option_name} must go with .*; received {value!r} with {kind}\. Leave it"):
+        load(name, task, **option)
 
 
 @pytest.mark.parametrize(
