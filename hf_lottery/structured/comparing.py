@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from ..symmetry.errors import SymmetryError
 from ..symmetry.inputs import Inputs, other_inputs
+from ..symmetry.kept import unchanged
 from ..symmetry.outputs import chosen_outputs
 from ..symmetry.trace import call, plain_kernels
 
@@ -23,6 +24,8 @@ def own_error(
     reference: nn.Module, small: nn.Module, inputs: Inputs, *, outputs: Sequence[str] | None, alike: bool
 ) -> float:
     """Return the largest change of an output, relative to the largest number of that output.
+
+    It is NaN where the outputs need not be the same.
 
     Args:
         reference: What the small network must compute.
@@ -51,7 +54,7 @@ def own_error(
             f"the smaller network must give the same outputs within {bound:g} of the largest; received a change of "
             f"{error:.2g}, although it is the same in float64. Shrink the model in float32 or float64."
         )
-    return error
+    return error if alike else float("nan")
 
 
 def _error(reference: nn.Module, small: nn.Module, inputs: Inputs, outputs: Sequence[str] | None) -> float:
@@ -64,7 +67,7 @@ def _bound(model: nn.Module) -> float:
 
 
 def _outputs(model: nn.Module, inputs: Any, outputs: Sequence[str] | None) -> dict[str, Tensor]:
-    with plain_kernels(model):
+    with plain_kernels(model), unchanged(model):
         return {name: tensor.clone() for name, tensor in chosen_outputs(call(model, inputs), outputs).items()}
 
 

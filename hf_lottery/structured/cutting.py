@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import numpy as np
 from torch import nn
 
+from ..symmetry.groups import PRODUCT
 from .attributes import Change, Place, candidates, choices, size_changes
 from .layers import layer_changes
 from .slicing import Slices, UnitError
@@ -26,6 +27,7 @@ class Cutting:
         slices: All that is to be cut.
 
     Attributes:
+        fingerprint: The fingerprint of the spec.
         kept: The units of the groups that were cut.
         changes: The attributes that were set, in order.
         reasons: Why a group is kept whole.
@@ -33,6 +35,7 @@ class Cutting:
 
     def __init__(self, workshop: Workshop, slices: Slices):
         self._workshop, self._wanted, self._spec = workshop, slices.units, slices.spec
+        self.fingerprint = slices.spec.fingerprint
         self.kept: dict[str, np.ndarray] = {}
         self.changes: list[Change] = []
         self.reasons: dict[str, str] = {}
@@ -88,7 +91,7 @@ class Cutting:
                 self._learned[key] = kinds
                 return ""
             undo()
-            if (len(errors) > 3 and key in self._failed) or (self._norms(names) and isinstance(errors[-1], float)):
+            if (len(errors) > 3 and key in self._failed) or (self._mixed(names) and isinstance(errors[-1], float)):
                 break
         put_back()
         self._failed.add(key)
@@ -152,16 +155,21 @@ class Cutting:
             bool(a.parents and a.parents == b.parents) or not set(self._owners(one)).isdisjoint(self._owners(two))
         )
 
-    def _norms(self, names: Sequence[str]) -> list[str]:
-        """Return the norms that compute with all units of one of the groups at once."""
+    def _mixed(self, names: Sequence[str]) -> str:
+        """Say what computes with all units of one of the groups at once, other than weights; empty if nothing does."""
         modules = self._workshop.modules
-        found = dict.fromkeys(owner for name in names for owner in self._owners(name))
-        return [owner for owner in found if _mixes_channels(modules[owner])]
+        for owner in (owner for name in names for owner in self._owners(name)):
+            if _mixes_channels(modules[owner]):
+                return f"{type(modules[owner]).__name__} {owner!r}"
+        mixed = self._spec.mixed or {}
+        found = [mixed[name] for name in names if name in mixed and mixed[name] != PRODUCT]
+        return f"the operation {found[0]}" if found else ""
 
     def _reason(self, names: Sequence[str], errors: Sequence[float | Exception]) -> str:
         changes = [error for error in errors if isinstance(error, float)]
-        if norms := self._norms(names):
-            return f"{type(self._workshop.modules[norms[0]]).__name__} {norms[0]!r} reads all of its units at once"
+        mixed = self._mixed(names)
+        if changes and mixed:
+            return f"{mixed} reads all of its units at once; the outputs change by {min(changes):.2g}"
         if changes:
             return f"the outputs change by {min(changes):.2g}: something reads all of its units at once, or its size"
         error = errors[0]

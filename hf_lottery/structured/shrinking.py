@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..masks.mask import Mask
 from ..networks.generators import kept_generators
@@ -15,12 +15,13 @@ from ..networks.names import named_tensors, unwrap
 from ..networks.numbers import check_numbers
 from ..networks.selection import Patterns
 from ..symmetry.errors import SpecMismatchError, SymmetryError
-from ..symmetry.inputs import checked_inputs
+from ..symmetry.inputs import Inputs, checked_inputs
 from ..symmetry.structure import Structure
 from .attributes import Attributes
 from .comparing import own_error
 from .copies import copied, first_names
 from .cutting import Cutting
+from .folding import fold_, live_units
 from .outgoing import outgoing_axes, zeroed
 from .shrunk import GroupCut, Shrunk, shapes_of
 from .slicing import Slices, checked_units
@@ -65,21 +66,43 @@ def shrunk(
     inner = unwrap(model)
     spec.check_fits(inner)
     check_numbers(inner)
-    slices = Slices(spec, checked_units(spec, _units_of(units, spec)))
     outputs = spec.outputs if inputs is None and outputs is None else outputs
     inputs = checked_inputs(inner, _inputs_of(inputs, spec))
     later = set(spec.select(retrain)) if retrain else set()
+    task = _task(inner, spec, units, inputs)
+    slices = Slices(spec, checked_units(spec, task.units))
     with kept_generators(accelerators=torch.cuda.is_initialized()):
         workshop = Workshop(inner, slices, inputs, outputs=outputs)
         cutting = Cutting(workshop, slices)
         cutting.cut([name for name in slices.units if name not in later])
         error = _proven(workshop, cutting, slices)
-        proven = dict(cutting.kept)
+        proven = Slices(spec, dict(cutting.kept))
         cutting.cut([name for name in slices.units if name in later], prove=False)
-        return _built(inner, workshop, cutting, slices, proven, inputs, outputs, error)
+        small = _small(inner, task.weights, cutting, spec)
+        reference = task.reference or _without_what_is_sent(inner, proven)
+        alike = proven.units.keys() == cutting.kept.keys()
+        own = own_error(reference, small, inputs, outputs=outputs, alike=alike)
+    rows = [
+        GroupCut(
+            name, kept.shape[-1], Slices(spec, cutting.kept).size(name), cutting.reasons.get(name), name not in later
+        )
+        for name, kept in slices.units.items()
+    ]
+    return _result(inner, small, cutting, rows, (error, own), workshop.inputs)
 
 
-def _units_of(units: Any, spec: Structure) -> Mapping[str, Any]:
+@dataclass
+class _Task:
+    """What to cut, the weights to cut it from, and the model to compare with if it is not the given one."""
+
+    units: Mapping[str, Any]
+    weights: nn.Module
+    reference: nn.Module | None = None
+
+
+def _task(model: nn.Module, spec: Structure, units: Any, inputs: Inputs) -> _Task:
+    if isinstance(units, Mask) and not hasattr(units, "units"):
+        return _masked(model, spec, units, inputs)
     fingerprint = getattr(units, "spec_fingerprint", spec.fingerprint)
     if fingerprint != spec.fingerprint:
         raise SpecMismatchError(
@@ -89,10 +112,22 @@ def _units_of(units: Any, spec: Structure) -> Mapping[str, Any]:
     found = getattr(units, "units", units)
     if not isinstance(found, Mapping):
         raise TypeError(
-            f"units must be a mapping from group to bools, or a mask of units; received {type(units).__name__}. "
-            "prune_units chooses units."
+            f"units must be a mapping from group to bools, or a mask; received {type(units).__name__}. "
+            "prune_units chooses units; of a ticket, pass ticket.mask."
         )
-    return found
+    return _Task(found, model)
+
+
+def _masked(model: nn.Module, spec: Structure, mask: Mask, inputs: Inputs) -> _Task:
+    """Return the units that a mask leaves alive, and the masked model before and after constants were folded."""
+    units, folds = live_units(model, spec, mask, inputs)
+    tensors, first = named_tensors(model), first_names(model)
+    masked = {first[name]: tensors[name].detach().masked_fill(~kept.to(tensors[name].device), 0)
+              for name, kept in mask.items()}  # fmt: skip
+    folded = {first[name]: tensors[name].detach().clone() for name in (*folds.added, *folds.removed)}
+    weights = copied(model, {**folded, **{name: tensor.clone() for name, tensor in masked.items()}}, share=True)
+    fold_(weights, folds)
+    return _Task(units, weights, copied(model, masked, share=True))
 
 
 def _inputs_of(inputs: Any, spec: Structure) -> Any:
@@ -120,30 +155,36 @@ def _proven(workshop: Workshop, cutting: Cutting, slices: Slices) -> float:
     return error
 
 
-def _built(
-    model: nn.Module,
-    workshop: Workshop,
-    cutting: Cutting,
-    slices: Slices,
-    proven: Mapping[str, np.ndarray],
-    inputs: Any,
-    outputs: Sequence[str] | None,
-    error: float,
-) -> Shrunk:
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     first = first_names(model)
-    tensors = {name: t.detach() for name, t in named_tensors(model).items() if first[name] == name}
-    kept = Slices(slices.spec, cutting.kept)
-    small = copied(model, {name: kept.cut(name, tensor) for name, tensor in tensors.items() if kept.touches(name)})
+    return {name: tensor.detach() for name, tensor in named_tensors(model).items() if first[name] == name}
+
+
+def _small(model: nn.Module, weights: nn.Module, cutting: Cutting, spec: Structure) -> nn.Module:
+    """Return a copy of a model with those weights, without what was cut."""
+    kept, given = Slices(spec, cutting.kept), _own_tensors(model)
+    tensors = {
+        name: kept.cut(name, tensor) if kept.touches(name) else tensor.clone()
+        for name, tensor in _own_tensors(weights).items()
+        if kept.touches(name) or tensor is not given[name]
+    }
+    small = copied(model, tensors)
     Attributes(small).set(cutting.changes)
-    sends, same = outgoing_axes(slices.spec, first), Slices(slices.spec, proven)
-    quiet = {name: new for name, tensor in tensors.items() if (new := zeroed(name, tensor, same, sends)) is not tensor}
-    reference = copied(model, quiet, share=True)
-    own = own_error(reference, small, inputs, outputs=outputs, alike=proven.keys() == cutting.kept.keys())
-    rows = [
-        GroupCut(name, units.shape[-1], kept.size(name), cutting.reasons.get(name), name in proven)
-        for name, units in slices.units.items()
-    ]
-    old, new = shapes_of(tensors), shapes_of(named_tensors(small))
+    return small
+
+
+def _without_what_is_sent(model: nn.Module, slices: Slices) -> nn.Module:
+    """Return the model with zeros in all weights through which units that are cut send."""
+    sends = outgoing_axes(slices.spec, first_names(model))
+    new = {name: zeroed(name, tensor, slices, sends) for name, tensor in _own_tensors(model).items()}
+    return copied(model, new, share=True)
+
+
+def _result(
+    model: nn.Module, small: nn.Module, cutting: Cutting, rows: list[GroupCut], error: tuple[float, float],
+    inputs: list[str],
+) -> Shrunk:  # fmt: skip
+    old, new = shapes_of(_own_tensors(model)), shapes_of(_own_tensors(small))
     return Shrunk(
         model=small,
         report=rows,
@@ -151,8 +192,9 @@ def _built(
         changes=cutting.changes,
         shapes={name: (shape, new[name]) for name, shape in old.items() if new[name] != shape},
         parameters=(_count(model), _count(small)),
-        error=(error, own),
-        inputs=workshop.inputs,
+        error=error,
+        inputs=inputs,
+        fingerprint=cutting.fingerprint,
     )
 
 

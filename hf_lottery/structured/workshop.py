@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..symmetry.changes import Baseline
 from ..symmetry.inputs import Inputs, describe, other_inputs
+from ..symmetry.kept import unchanged
 from ..symmetry.prover import Prover
 from ..symmetry.randomised import Randomised
 from .attributes import Attributes, Change
@@ -81,7 +82,8 @@ class Workshop:
 
     def _outputs(self, inputs: Inputs) -> dict[str, Tensor]:
         self._prover.inputs = inputs
-        with warnings.catch_warnings():
+        # A pass over other sizes may change attributes for good, such as the size of a window.
+        with warnings.catch_warnings(), unchanged(self.model):
             warnings.simplefilter("ignore")  # such as of a length that the model was not trained for
             return self._prover.rerun()
 
