@@ -12,11 +12,12 @@ from ..symmetry.structure import Structure
 def unit_candidates(spec: Structure) -> list[str]:
     """Name the groups whose units may be cut by default.
 
-    These are the free groups of more than one unit that send through weights (see ``spec.reads``), are no streams, and
-    lie inside no other candidate: whole heads and not their dimensions, key-value heads with their queries, the units
+    These are the free groups of more than one unit that send through weights (see ``spec.reads``), are no streams, are
+    not mixed, and lie inside no other candidate: whole heads and not their dimensions, key-value heads with their queries, the units
     of each expert. A *stream* is a group that weights read and add to again, as a residual stream or a recurrent state
-    does. Norms and all layers at once read it, so a user must name it to cut it. Experts and query dimensions send
-    through no weight of their own and must be named too.
+    does. Streams are read by all layers at once, and groups that a norm, softmax or ranking mixes (see ``spec.mixed``)
+    change what the others compute: a user must name them to cut them. Experts and query dimensions send through no
+    weight of their own and must be named too.
 
     Args:
         spec: The symmetries.
@@ -29,7 +30,7 @@ def unit_candidates(spec: Structure) -> list[str]:
             "the spec must know which axes its weights read, to choose groups by default; received one that was "
             "written by hand or by an older version. Name the groups with include, or discover the spec again."
         )
-    streams = _streams(spec)
+    out = _streams(spec) | (spec.mixed or {}).keys()
     sending = {
         leaf
         for name, axes in spec.reads.items()
@@ -37,7 +38,7 @@ def unit_candidates(spec: Structure) -> list[str]:
         for k in axes
         for leaf in block.axes[k].leaves
     }
-    found = {name for name, group in spec.free.items() if group.size > 1 and name in sending and name not in streams}
+    found = {name for name, group in spec.free.items() if group.size > 1 and name in sending and name not in out}
     return [name for name in spec.groups if name in found and not found & set(spec.groups[name].parents)]
 
 

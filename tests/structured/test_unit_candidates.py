@@ -58,6 +58,11 @@ def test_the_units_of_experts_are_candidates_and_experts_are_not():
     assert [group for group in found if "experts" in group] and not [group for group in found if "mlp.gate." in group]
 
 
+@pytest.mark.parametrize("name, mixed", [("albert", "word_embeddings"), ("codebook", "codes")])
+def test_groups_that_a_norm_or_ranking_mixes_are_no_candidates(name, mixed):
+    assert not any(mixed in group for group in unit_candidates(spec_of(name)))
+
+
 def test_they_are_the_default():
     architecture = ARCHITECTURES["llama"]
     model = architecture.build().eval()
