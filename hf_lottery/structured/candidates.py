@@ -13,11 +13,11 @@ def unit_candidates(spec: Structure) -> list[str]:
     """Name the groups whose units may be cut by default.
 
     These are the free groups of more than one unit that send through weights (see ``spec.reads``), are no streams, are
-    not mixed, and lie inside no other candidate: whole heads and not their dimensions, key-value heads with their queries, the units
-    of each expert. A *stream* is a group that weights read and add to again, as a residual stream or a recurrent state
-    does. Streams are read by all layers at once, and groups that a norm, softmax or ranking mixes (see ``spec.mixed``)
-    change what the others compute: a user must name them to cut them. Experts and query dimensions send through no
-    weight of their own and must be named too.
+    not mixed, and lie inside no other candidate: whole heads and not their dimensions, key-value heads with their
+    queries, the units of each expert. A *stream* is a group that weights read and add to again, as a residual stream or
+    a recurrent state does. Streams are read by all layers at once, and groups that a norm, softmax or ranking mixes
+    (see ``spec.mixed``) change what the others compute: a user must name them to cut them. Experts and query dimensions
+    send through no weight of their own and must be named too.
 
     Args:
         spec: The symmetries.
