@@ -18,6 +18,7 @@ _BEGINS = re.compile(r"(/|~[\w.-]*[/\\]|~$|\.{1,2}/|\.{1,2}\\\w\w|[A-Za-z]:[/\\]
 _WITHIN = re.compile(
     r"(?<![\w/\\.~-])(/[\w.]|~[\w.-]*[/\\]|\.{1,2}[/\\]\w\w|[A-Za-z]:[/\\](?!/)|\\\\\w+\\|file:/)[^\s'\",;)\]}>`]*"
 )
+_FOLDER = re.compile(r"\bcheckpoint:[^\s'\",;)\]}>`]+")  # as options name a trained network, which lies in a folder
 _NAMING_KEYS = re.compile(r"name|path|dir|folder|file|dataset|model|checkpoint|source|license|parent|^id$|_id$")
 
 
@@ -44,7 +45,8 @@ def without_local_paths(value: Any, *, names: bool = False) -> Any:
         names: Whether texts name folders, files or repositories; under keys such as ``dataset_name``, they do.
     """
     if isinstance(value, str):
-        return LOCAL if is_local_path(value, names=names) else _WITHIN.sub(LOCAL, value)
+        told = _WITHIN.sub(LOCAL, _FOLDER.sub(f"checkpoint:{LOCAL}", value))
+        return LOCAL if is_local_path(value, names=names) else told
     if isinstance(value, Path):
         return LOCAL
     if isinstance(value, Mapping):

@@ -14,6 +14,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    constants,
     get_cached_repo_tree,
     hf_hub_download,
     try_to_load_from_cache,
@@ -26,6 +27,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
     RevisionResolutionError,
 )
+from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.hf_api import ModelInfo
 from transformers import PreTrainedConfig
 
@@ -169,15 +171,22 @@ def push(
 
 
 def base_model(config: PreTrainedConfig, *, token: str | bool | None = None) -> dict[str, str | None] | None:
-    """Return the repository that a model's configuration names and its commit in the cache; None without one."""
+    """Return the repository that a model's configuration names and its commit in the cache; None without one.
+
+    A repository that the cache does not know may be a folder that is gone, and is none.
+
+    Args:
+        config: The configuration.
+        token: The token for the Hub.
+    """
     name = getattr(config, "_name_or_path", None)
     if not name or Path(name).exists() or not REPO_ID.fullmatch(name):
         return None
     try:
-        commit = _api(token).resolve_revision(name, local_files_only=True).resolved
+        return {"id": name, "revision": _api(token).resolve_revision(name, local_files_only=True).resolved}
     except (HfHubHTTPError, RevisionResolutionError, OfflineModeIsEnabled):
-        commit = None
-    return {"id": name, "revision": commit}
+        known = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
+        return {"id": name, "revision": None} if known.is_dir() else None  # it was loaded by the name of a commit
 
 
 def _download(

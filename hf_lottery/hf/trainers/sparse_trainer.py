@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, default_data_collator
+from transformers import PreTrainedConfig, PreTrainedModel, default_data_collator
 from transformers.trainer_utils import TrainOutput, has_length
 
 from ...masks.file import write_mask
 from ...masks.mask import Mask
 from ...networks.names import named_weights
 from ..hub.errors import hub_errors
-from ..hub.local_paths import is_local_path
+from ..hub.transfer import base_model
 from .callbacks import SparsityCallback, refuse_flat_weights
 from .exact_resume import ExactResume
 from .ready_batch import ReadyCollator
@@ -126,9 +126,9 @@ class SparseTrainer(ExactResume):
             super().init_hf_repo(*args, **kwargs)
 
     def create_model_card(self, *args, **kwargs):
-        """Write the card as the Trainer does, without the local path of the model that training began from."""
-        base = getattr(getattr(self.network, "config", None), "_name_or_path", None)
-        if isinstance(base, str) and is_local_path(base, names=True):
+        """Write the card as the Trainer does, but never name a local folder as the model that training began from."""
+        config = getattr(self.network, "config", None)
+        if isinstance(config, PreTrainedConfig) and base_model(config) is None:
             kwargs.setdefault("finetuned_from", "")
         super().create_model_card(*args, **kwargs)
 

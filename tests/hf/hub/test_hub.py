@@ -1,12 +1,13 @@
 """Push to a Hub and pull from it, with the real client."""
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, constants, hf_hub_download
 from small_task import Points, arguments, net, vit
 from small_tickets import mask, permutation, ticket
 from transformers import ViTForImageClassification
@@ -188,9 +189,20 @@ def test_the_base_model_and_its_commit_are_recorded(hub, tmp_path):
     model = ViTForImageClassification.from_pretrained("alice/base")
     found = base_model(model.config)
     assert found == {"id": "alice/base", "revision": HfApi().model_info("alice/base").sha}
+    by_commit = vit(0).config
+    for name, revision in (("alice/base", found["revision"]), ("runs/gone", None)):
+        by_commit._name_or_path = name
+        assert base_model(by_commit) == ({"id": name, "revision": revision} if revision else None)
     model.save_pretrained(tmp_path)
     assert base_model(ViTForImageClassification.from_pretrained(tmp_path).config) is None
     assert base_model(vit(0).config) is None
+
+
+def test_a_base_model_of_which_the_cache_knows_no_branch(hub):
+    vit(0).push_to_hub("alice/base")
+    model = ViTForImageClassification.from_pretrained("alice/base", revision=HfApi().model_info("alice/base").sha)
+    shutil.rmtree(Path(constants.HF_HUB_CACHE) / "models--alice--base/refs")
+    assert base_model(model.config) == {"id": "alice/base", "revision": None}
 
 
 def test_two_threads_may_load_at_once(hub):

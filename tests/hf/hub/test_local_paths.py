@@ -7,8 +7,10 @@ import pytest
 from huggingface_hub import ModelCard
 from small_task import Points, arguments, vit
 from small_tickets import mask, ticket
+from transformers import ViTForImageClassification
 
-from hf_lottery import SparseTrainer, Ticket
+from hf_lottery import Snapshot, SparseTrainer, Ticket
+from hf_lottery.hf import SparseModel
 from hf_lottery.hf.hub.card import merge_cards
 from hf_lottery.hf.hub.local_paths import LOCAL, is_local_path, without_local_paths
 from hf_lottery.hf.hub.reference import Reference
@@ -124,12 +126,30 @@ def test_a_card_keeps_every_line_of_a_person():
     assert merge_cards("Only text.\n", ticket().card("a/b")).endswith("---\nOnly text.\n")
 
 
-@pytest.mark.parametrize("base", ["/home/me/secret", "gone/where/secret", "C:\\secret"])
-def test_the_card_of_a_trainer_names_no_path(tmp_path, base):
+@pytest.mark.parametrize("base", ["/home/me/secret", "gone/where/secret", "gone/secret", "secret", "C:\\secret"])
+def test_the_card_of_a_trainer_names_no_path(hub, tmp_path, base):
+    vit(0).push_to_hub("alice/base")
+    model = ViTForImageClassification.from_pretrained("alice/base")
+    for name in (base, "alice/base"):
+        model.config._name_or_path = name
+        SparseTrainer(model, arguments(tmp_path), train_dataset=Points()).create_model_card(license="mit")
+        card = (tmp_path / "README.md").read_text()
+        assert "secret" not in card and ("base_model: alice/base" in card) == (name == "alice/base")
+
+
+@pytest.mark.parametrize("base", ["runs/secret", "secret"])
+def test_a_folder_that_is_gone_is_no_base_model(hub, tmp_path, base):
     model = vit(0)
     model.config._name_or_path = base
-    for name in (base, "org/base"):
-        model.config._name_or_path = name
-        SparseTrainer(model, arguments(tmp_path), train_dataset=Points()).create_model_card()
-        card = (tmp_path / "README.md").read_text()
-        assert "secret" not in card and ("base_model: org/base" in card) == (name == "org/base")
+    made = Ticket.of(model, mask(), Snapshot.capture(model))
+    assert "base_model" not in made.info and "secret" not in made.card("a/b")
+    pruned = mask()
+    pruned.apply_(model)
+    assert "secret" not in SparseModel.of(model, pruned).card("a/b")
+
+
+def test_the_network_of_an_option_is_a_folder():
+    command = ["hf-lottery", "train", "--init", "checkpoint:runs/secret", "--signs=checkpoint:secret"]
+    told = without_local_paths({"command": command, "text": f"see {' '.join(command)}."})
+    assert told["command"][3:] == [f"checkpoint:{LOCAL}", f"--signs=checkpoint:{LOCAL}"]
+    assert "secret" not in told["text"] and without_local_paths("checkpoint: a") == "checkpoint: a"
