@@ -1,20 +1,27 @@
 """Structured: whole units are cut, and what is left is a smaller network."""
 
 from .candidates import unit_candidates
+from .folding import Folds, fold_, live_units
 from .semi_structured import PackedWeight, to_semi_structured_
 from .shrinking import shrink, shrunk
-from .shrunk import GroupCut, Shrunk
+from .shrunk import GroupCut, Shrunk, load_shrunk
 from .slicing import UnitError
 from .unit_mask import UnitMask
 from .unit_pruning import prune_units
 from .unit_scoring import unit_max, unit_mean, unit_scores, unit_sum
+from .wiring import dead_units
 
 __all__ = [
+    "Folds",
     "GroupCut",
     "PackedWeight",
     "Shrunk",
     "UnitError",
     "UnitMask",
+    "dead_units",
+    "fold_",
+    "live_units",
+    "load_shrunk",
     "prune_units",
     "shrink",
     "shrunk",
