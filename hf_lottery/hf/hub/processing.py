@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,8 +15,8 @@ from ...storage.checksums import check_sha256
 from ...storage.encoding import MaskFileError
 from .local_paths import is_local_path
 
-# What a tokenizer, image processor or chat template is saved in: data alone, neither code nor a pickle.
-SUFFIXES = (".json", ".txt", ".model", ".jinja")
+# What the tokenizers, image processors and chat templates of transformers are saved in: data, neither code nor pickles.
+SUFFIXES = (".json", ".txt", ".model", ".jinja", ".spm", ".codes", ".bpe", ".vocab", ".tiktoken", ".tokenizer")
 _NAME = re.compile(rf"[A-Za-z0-9][\w.-]{{0,127}}({'|'.join(map(re.escape, SUFFIXES))})")
 # Files of the ticket and of a model, in any case: some file systems take Config.json for config.json.
 _NOT_ITS_OWN = re.compile(r"(config|generation_config|mask_config|adapter_config)\.json|(model|mask|rewind)\..*", re.I)
@@ -40,7 +41,15 @@ def processing_files(thing: Any) -> dict[str, bytes]:
         return {}
     with TemporaryDirectory() as folder:
         thing.save_pretrained(folder)
-        return {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir()) if _is_allowed(file.name)}
+        written = sorted(Path(folder).iterdir())
+        kept = {file.name: file.read_bytes() for file in written if file.is_file() and _is_allowed(file.name)}
+    if left := [file.name for file in written if file.name not in kept]:
+        warnings.warn(
+            f"{type(thing).__name__} also writes {', '.join(left)}, which is left out: only plain files that end in "
+            f"{', '.join(SUFFIXES)} are kept with a mask. Save it beside the ticket with save_pretrained.",
+            stacklevel=2,
+        )
+    return kept
 
 
 def stage_processing(stage: Path, files: Mapping[str, bytes]) -> dict[str, str]:
