@@ -3,7 +3,8 @@
 The networks (``--seeds``) form a ring. Each is the target once, and the network before it is the source. Every row
 trains the target from the same point of its own dense training on, for as many steps on the same schedule; only mask,
 signs and norm parameters differ. ``dense`` is trained from the initialization on. ``--help`` lists the rows. With
-``--scan``, a pilot on seeds of its own first chooses how long to train, and the sparsity.
+``--scan``, a pilot on seeds of its own first chooses how long to train, and the sparsity. With ``--structured``, the
+searches prune whole units, and all that the mask of a row says is which units stay.
 
 ``minus naive`` is paired by target. The gap that is closed is the mean gain over ``naive`` as a share of ``lth`` minus
 ``naive``. The barrier is between the solutions of a row and of ``lth``. For rows that reuse what a search for signs
