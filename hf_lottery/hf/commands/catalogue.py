@@ -96,6 +96,15 @@ CATALOGUE: dict[str, Entry] = {
         ("outputs/ladder/ladder.json", "a/ladder.json b/ladder.json --compare minus_naive"),
         plain=True,
     ),
+    "shrink": Entry(
+        "commands.shrink",
+        "cut units out of a network: those that its ticket removed, dead ones, or a share of the smallest",
+        (
+            "outputs/digits-structured/ticket --output outputs/small",
+            "outputs/again --output outputs/small --sparsity 0.5 --multiple 8",
+        ),
+        plain=True,
+    ),
     "inspect": Entry(
         "commands.inspect_source",
         "show what a mask, signed mask, series, ticket or permutation holds",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from ...masks.config import CONFIG_NAME, read_config
 from ...masks.file import MASK_NAME
 from ...masks.mask import Mask
 from ...report import level_table, markdown_table
+from ...structured.unit_file import read_units
 from ..hub.ticket_info import check_info
 from .outcome import Outcome
 from .plain_parser import PlainParser
@@ -55,6 +57,8 @@ def _inspect_permutation(folder: Path) -> Outcome:
 def _inspect_mask(args: argparse.Namespace) -> Outcome:
     folder = find_source(args.source, args, (CONFIG_NAME, MASK_NAME))
     mask, config = Mask.from_pretrained(folder), read_config(folder / CONFIG_NAME)
+    if "units" in config:
+        read_units(config["units"], folder / CONFIG_NAME)  # which checks them
     check_info(info := config.get("info", {}))
     facts: dict[str, Any] = {
         "kind": f"ticket, {config['mask_type']} mask" if "rewind" in config else f"{config['mask_type']} mask",
@@ -85,6 +89,10 @@ def _facts(config: Mapping[str, Any]) -> dict[str, Any]:
     if rewind := config.get("rewind"):
         how = rewind.get("repo_id") or (f"seed {rewind['seed']}" if "seed" in rewind else "by value")
         facts["starts from"] = f"step {rewind.get('step', 0)}, {how}, sha256 {str(rewind.get('sha256'))[:12]}"
+    if units := config.get("units"):
+        groups = units["groups"].values()
+        kept, count = sum(group["kept"] for group in groups), sum(math.prod(group["shape"]) for group in groups)
+        facts["units"] = f"{kept:,} of {count:,} kept, in {len(groups)} groups"
     if config["mask_type"] == "series":
         facts["levels"] = config["levels"]
     if signs := config.get("signs"):

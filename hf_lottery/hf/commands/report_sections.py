@@ -18,7 +18,7 @@ from ...report import (
     Section,
     Table,
     barrier_rows,
-    dead_units,
+    empty_rows,
     level_rows,
     plot_against_density,
     plot_barriers,
@@ -31,9 +31,11 @@ from ...report import (
 from ...report.style import PICTURE_BYTES
 from ...report.tables import number_text
 from ...signs.signed_mask import SignAgreement
+from ...structured import UnitMask, dead_units
+from ...symmetry.spec import PermutationSpec
 from ..hub.about import changed_settings, command_line, surroundings
 from ..hub.local_paths import without_local_paths
-from ..hub.ticket_card import LIMITS, changed_facts, measured, name_of, search_facts
+from ..hub.ticket_card import changed_facts, limits_of, measured, name_of, search_facts
 from ..trainers.lottery_trainer import LotteryTrainer
 from ..trainers.run_settings import run_settings
 
@@ -105,19 +107,19 @@ def search_sections(trainer: LotteryTrainer, path: NormPath, folder: Path) -> li
     """
     info, history, mask = trainer.ticket.info, trainer.history, trainer.ticket.mask
     name = name_of(type(trainer.network).__name__, info)
-    what = (
-        f"A lottery ticket of {name}: {mask.kept:,} of {mask.weights:,} prunable weights stay, so it is "
-        f"{mask.sparsity:.2%} sparse. It is in the folder ticket beside this page."
-    )
+    stay = f"{mask.kept:,} of {mask.weights:,} prunable weights stay, so it is {mask.sparsity:.2%} sparse"
+    if isinstance(mask, UnitMask):
+        stay = f"{mask.kept_units:,} of {mask.unit_count:,} units stay, and with them {mask.kept:,} weights"
+    what = f"A lottery ticket of {name}: {stay}. It is in the folder ticket beside this page."
     flips = plot_sign_flips(folder / "sign_flips.png", history, title=f"{name}, one seed")
     flips_text = "The share of the kept weights whose sign changed in training."
     return [
         Section("What it is", what),
         _good_section(trainer, name, folder),
         found_section("How it was found", info),
-        Section("Limits", LIMITS),
+        Section("Limits", limits_of(mask).replace("`", "")),
         Section("Levels", "Every level of the search: one training each.", level_rows(history)),
-        *mask_sections(trainer.mask, trainer.network, name, folder),
+        *mask_sections(trainer.mask, trainer.network, name, folder, getattr(trainer.pruning, "spec", None)),
         Section("Sign flips", flips_text, picture=flips),
         *_norm_sections(path, measure_of(history[0]["metrics"]).removeprefix("eval_"), name, folder),
     ]
@@ -148,16 +150,30 @@ def _samples(dataset: Any) -> int | None:
     return len(dataset) if isinstance(dataset, Sized) and not isinstance(dataset, Mapping) else None
 
 
-def mask_sections(mask: Mask | None, model: Any, name: str, folder: Path) -> list[Section]:
-    """Describe the sparsity of every layer, with dead neurons and heads; there is no section without a mask."""
+def mask_sections(
+    mask: Mask | None, model: Any, name: str, folder: Path, spec: PermutationSpec | None = None
+) -> list[Section]:
+    """Describe the sparsity of every layer, with empty neurons and heads; there is no section without a mask.
+
+    Args:
+        mask: The mask.
+        model: The network.
+        name: Title of the picture.
+        folder: Where the picture is written.
+        spec: The symmetries of the network, to say which units are dead.
+    """
     if mask is None:
         return []
-    dead = dead_units(mask, heads=heads_of(model))
-    picture = plot_layers(folder / "layers.png", mask, dead=dead, title=name)
-    counts = {kind: sum(len(getattr(d, lost)) for d in dead.values()) for kind, lost in _UNITS.items()}
+    empty = empty_rows(mask, heads=heads_of(model))
+    picture = plot_layers(folder / "layers.png", mask, dead=empty, title=name)
+    counts = {kind: sum(len(getattr(rows, lost)) for rows in empty.values()) for kind, lost in _UNITS.items()}
     lost = " and ".join(f"{count:,} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
     text = f"{mask.kept:,} of {mask.weights:,} weights stay. Without any weight left: {lost or 'no neuron'}."
-    return [Section("Sparsity of every layer", text, picture=picture)]
+    sections = [Section("Sparsity of every layer", text, picture=picture)]
+    if spec is not None:
+        text = "Dead units send nothing, or receive nothing. Without them the network can be smaller."
+        sections.append(Section("Dead units", text, dead_units(mask, spec)))
+    return sections
 
 
 def training_sections(

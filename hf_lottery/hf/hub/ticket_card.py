@@ -14,6 +14,7 @@ from ...masks.mask import Mask
 from ...report import Table, level_table, markdown_table
 from ...report.tables import number_text
 from ...storage.hub_mixin import REPO_ID
+from ...structured import UnitMask
 from ...training.snapshot import Snapshot
 from .card import TAGS, code_block, loading_code, parameters, whole_card
 from .difference import Difference
@@ -26,6 +27,11 @@ _PIPELINES = {"causal-lm": "text-generation"}  # the other tasks have the Hub's 
 LIMITS = (
     "The mask belongs to these weights: on another initialization it is no winning ticket by itself. It makes the "
     "network sparse, not faster: dense kernels multiply by zero at the same speed."
+)
+UNIT_LIMITS = (
+    "Which units stay belongs to these weights: on another initialization it is no winning ticket by itself. The "
+    "masked network is as large as the dense one; `hf-lottery shrink` cuts the units out, and what is left is smaller "
+    "and faster."
 )
 
 
@@ -61,7 +67,7 @@ def ticket_card(
         f"## How to load it\n\n{loading}",
         f"## How it was found\n\n{_how_found(info)}",
         f"<details><summary>What stays, by parameter</summary>\n\n{parameters(mask)}\n\n</details>",
-        f"## Limits\n\n{LIMITS}",
+        f"## Limits\n\n{limits_of(mask)}",
     ]
     return whole_card(_metadata(info, source, loads=stored is not None), "\n\n".join(parts) + "\n")
 
@@ -111,9 +117,26 @@ def _what(mask: Mask, start: Snapshot | Reference | Difference, info: Mapping[st
     else:
         held = f"seed of the weights that training starts from, {start.seed}"
     return (
-        f"# A lottery ticket{of}\n\n{mask.kept:,} of {mask.weights:,} prunable weights stay: sparsity "
-        f"**{mask.sparsity:.2%}**{f', {origin}' if origin else ''}. It is a mask, and the {held}."
+        f"# A lottery ticket{of}\n\n{_stays(mask)}{f', {origin}' if origin else ''}. It is a mask, and the {held}."
     )
+
+
+def _stays(mask: Mask) -> str:
+    if isinstance(mask, UnitMask):  # its sparsity is that of its search
+        return (
+            f"{mask.kept_units:,} of {mask.unit_count:,} units in {len(mask.units)} groups stay, and with them "
+            f"{mask.kept:,} of {mask.weights:,} weights: sparsity **{mask.unit_sparsity:.2%}** of the units"
+        )
+    return f"{mask.kept:,} of {mask.weights:,} prunable weights stay: sparsity **{mask.sparsity:.2%}**"
+
+
+def limits_of(mask: Mask) -> str:
+    """Return what a ticket does not give, which depends on whether whole units go.
+
+    Args:
+        mask: Its mask.
+    """
+    return UNIT_LIMITS if isinstance(mask, UnitMask) else LIMITS
 
 
 def _how_good(info: Mapping[str, Any], picture: str | None) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers.trainer_utils import has_length
 
 from ...masks.mask import Mask, matrices_of
+from ...networks.selection import Patterns
 from ...structured import UnitMask, prune_units, unit_candidates
 from ...structured.unit_choices import shuffle_units
 from ...symmetry.discovery import discover
@@ -81,10 +82,7 @@ class UnitPruning:
 
     def _pruned(self, scores: Mapping[str, Tensor], sparsity: float, *, within: UnitMask | None = None) -> UnitMask:
         args = self._args
-        chosen = unit_candidates(self.spec)
-        if args.structured_groups:  # a pattern such as "mlp" names frozen groups too
-            named = self.spec.select(args.structured_groups)
-            chosen = [name for name in named if name in self.spec.free] or named
+        chosen = chosen_groups(self.spec, args.structured_groups)
         least = {name: max(1, math.ceil(args.min_density * self.spec.groups[name].size)) for name in chosen}
         return prune_units(
             self._model,
@@ -97,6 +95,23 @@ class UnitPruning:
             minimum=least,
             within=within,
         )
+
+
+def chosen_groups(spec: PermutationSpec, patterns: Patterns | None) -> list[str]:
+    """Return the groups to prune: the candidates, or the free groups that patterns name.
+
+    Args:
+        spec: The symmetries.
+        patterns: Regular expressions, as for ``spec.select``. One such as "mlp" may name frozen groups too, which are
+            left out, unless it names no others.
+
+    Raises:
+        SymmetryError: A pattern matches no group.
+    """
+    if not patterns:
+        return unit_candidates(spec)
+    named = spec.select(patterns)
+    return [name for name in named if name in spec.free] or named
 
 
 def _discovered(trainer: SparseTrainer) -> PermutationSpec:

@@ -9,6 +9,7 @@ from small_task import KillAt, Killed, Points, arguments, net, vit
 from torch import nn
 
 from hf_lottery import LotteryArguments, LotteryTrainer, Mask, Ticket, WinningSignTrainer, discover
+from hf_lottery.hf.commands.main import main
 from hf_lottery.structured import UnitMask
 
 
@@ -213,3 +214,13 @@ def test_a_stream_must_bring_a_spec(tmp_path):
 def test_the_settings_of_other_searches_do_not_change(tmp_path):
     search = quick_aws(tmp_path)
     assert not any(name.startswith(("structured", "spec")) for name in search.get_settings())
+
+
+def test_card_and_inspection_speak_of_units(tmp_path, capsys):
+    structured(tmp_path, sparsity=None, levels=1, save_strategy="no").train()
+    card = (tmp_path / "ticket/README.md").read_text()
+    assert "22 of 32 units in 2 groups stay" in card and "sparsity **31.25%** of the units" in card
+    assert "`hf-lottery shrink` cuts the units out" in card and "structured" in card
+    capsys.readouterr()
+    assert main(["inspect", str(tmp_path / "ticket")]) == 0
+    assert "22 of 32 kept, in 2 groups" in capsys.readouterr().out
