@@ -6,6 +6,7 @@ from .semi_structured import PackedWeight, to_semi_structured_
 from .shrinking import shrink, shrunk
 from .shrunk import GroupCut, Shrunk, load_shrunk
 from .slicing import UnitError
+from .unit_choices import choose_units, shuffle_units
 from .unit_mask import UnitMask
 from .unit_pruning import prune_units
 from .unit_scoring import unit_max, unit_mean, unit_scores, unit_sum
@@ -18,6 +19,7 @@ __all__ = [
     "Shrunk",
     "UnitError",
     "UnitMask",
+    "choose_units",
     "dead_units",
     "fold_",
     "live_units",
@@ -25,6 +27,7 @@ __all__ = [
     "prune_units",
     "shrink",
     "shrunk",
+    "shuffle_units",
     "to_semi_structured_",
     "unit_candidates",
     "unit_max",
