@@ -108,9 +108,9 @@ def _renewed(value: Any, sizes: Sizes) -> Iterator[Any]:
         yield tuple(min(sizes.get(number, [number])) for number in value)
 
 
-def says_size(path: Path) -> bool:
-    """Return whether the name of an attribute of a module itself says that it is a size of the network."""
-    return len(path) == 1 and bool(_SAYS_SIZE.search(path[0])) and not _OF_DATA.search(path[0])
+def _says_size(path: Path) -> bool:
+    """Return whether the name of an attribute says that it is a size of the network."""
+    return bool(_SAYS_SIZE.search(path[-1])) and not _OF_DATA.search(path[-1])
 
 
 def choices(
@@ -127,9 +127,9 @@ def choices(
     by_kind: dict[Kind, list[Change]] = {}
     for change in changes:
         by_kind.setdefault((classes[change.module], change.path, change.value), []).append(change)
-    sized = [kind for kind, some in by_kind.items() if says_size(kind[1]) and {c.module for c in some} & {*near}]
+    around = [kind for kind, some in by_kind.items() if _says_size(kind[1]) and {c.module for c in some} & {*near}]
     seen: set[frozenset[Kind]] = set()
-    for chosen in _subsets([*by_kind], sized, learned):
+    for chosen in _subsets([*by_kind], around, learned):
         some = [change for kind in by_kind if kind in chosen for change in by_kind[kind]]
         if len({(change.module, change.path) for change in some}) == len(some) and chosen not in seen:
             seen.add(chosen)
@@ -138,16 +138,19 @@ def choices(
             return
 
 
-def _subsets(kinds: list[Kind], sized: list[Kind], learned: Collection[Place] | None) -> Iterator[frozenset[Kind]]:
+def _subsets(kinds: list[Kind], around: list[Kind], learned: Collection[Place] | None) -> Iterator[frozenset[Kind]]:
+    own = [kind for kind in around if len(kind[1]) == 1]  # without those of configurations, which others may share
     if learned is not None:
         yield frozenset(kind for kind in kinds if kind[:2] in learned)
-    yield from _one_value_each(sized)
+    yield from _one_value_each(own)
     yield frozenset()
-    for some in (sized, kinds):
-        for count in (1, 2):
+    yield from _one_value_each(around)
+    for count in (1, 2):
+        for some in (own, around):
             yield from map(frozenset, combinations(some, count))
-        yield from (frozenset(some) - {kind} for kind in some)
+            yield from (frozenset(some) - {*left} for left in combinations(some, count))
     yield from _one_value_each(kinds)
+    yield from map(frozenset, combinations(kinds, 1))
 
 
 def _one_value_each(kinds: list[Kind]) -> Iterator[frozenset[Kind]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 from torch import nn
@@ -58,8 +58,9 @@ class Cutting:
             if first in self.reasons or (others and not self._try(others, prove)):
                 for name in others:
                     self._try([name], prove)
-        for some in self._together([name for name in ordered if name in self.reasons]):
-            self._try(some, prove)
+        for related in (self._beside, self._alike):
+            for some in _together([name for name in ordered if name in self.reasons], related):
+                self._try(some, prove)
 
     def _try(self, names: Sequence[str], prove: bool) -> bool:
         """Cut some groups at once if that can be done; else note why not."""
@@ -137,23 +138,17 @@ class Cutting:
             places.add((type(modules.get(owner)), _NUMBER.sub("#", tensor), axis))
         return frozenset(places), len(self._spec.groups[group].parents)
 
-    def _together(self, names: Sequence[str]) -> Iterator[list[str]]:
-        """Yield groups that may have to be cut at once: of the same size, with a parent or a module in common."""
-        left = list(names)
-        while left:
-            some, left = [left[0]], left[1:]
-            while found := [name for name in left if any(self._related(name, other) for other in some)]:
-                some += found
-                left = [name for name in left if name not in found]
-            if len(some) > 1:
-                yield some
-
-    def _related(self, one: str, two: str) -> bool:
+    def _beside(self, one: str, two: str) -> bool:
+        """Tell whether groups may share a size: as many units, with a parent or a module in common."""
         a, b = self._spec.groups[one], self._spec.groups[two]
         counts = {(self._wanted[name].shape[-1], int(self._wanted[name].sum(-1).max())) for name in (one, two)}
         return len(counts) == 1 and (
             bool(a.parents and a.parents == b.parents) or not set(self._owners(one)).isdisjoint(self._owners(two))
         )
+
+    def _alike(self, one: str, two: str) -> bool:
+        """Tell whether groups are of the same place in two layers, which may add what their units make."""
+        return self._key(one) == self._key(two)
 
     def _mixed(self, names: Sequence[str]) -> str:
         """Say what computes with all units of one of the groups at once, other than weights; empty if nothing does."""
@@ -174,6 +169,18 @@ class Cutting:
             return f"the outputs change by {min(changes):.2g}: something reads all of its units at once, or its size"
         error = errors[0]
         return f"the model does not run with less: {type(error).__name__}: {str(error).strip()[:200]}"
+
+
+def _together(names: Sequence[str], related: Callable[[str, str], bool]) -> Iterator[list[str]]:
+    """Yield groups that may have to be cut at once, since each is related to another one of them."""
+    left = list(names)
+    while left:
+        some, left = [left[0]], left[1:]
+        while found := [name for name in left if any(related(name, other) for other in some)]:
+            some += found
+            left = [name for name in left if name not in found]
+        if len(some) > 1:
+            yield some
 
 
 def _mixes_channels(module: nn.Module) -> bool:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..symmetry.structure import Structure
@@ -50,11 +48,7 @@ def zeroed(name: str, tensor: Tensor, slices: Slices, sends: Mapping[str, list[t
     Returns:
         A new tensor, or the very same object if it sends nothing of these units.
     """
-    new = tensor
     for group in slices.units:
         for axis in (axis for at, axis in sends[group] if at == name):
-            new = tensor.clone() if new is tensor else new
-            for positions, gone in slices.cut_elements(name, axis, group):
-                at = tuple(torch.from_numpy(np.ascontiguousarray(index)).to(tensor.device) for index in positions)
-                new[at] = new[at].masked_fill(torch.from_numpy(np.ascontiguousarray(gone)).to(tensor.device), 0)
-    return new
+            tensor = slices.without(name, tensor, axis, group)
+    return tensor

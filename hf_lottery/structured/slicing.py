@@ -168,17 +168,16 @@ class Slices:
         sizes = [self.size(slot.group) for slot in slots]
         return tuple(along_axes(block, positions, sizes) for positions in _positions(block, old))
 
-    def cut_elements(self, name: str, axis: int, group: str) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
-        """Yield, for each block of a tensor with a group on an axis, its positions and which of them are cut.
+    def without(self, name: str, tensor: Tensor, axis: int, group: str) -> Tensor:
+        """Return a tensor of the same shape with zeros where a cut unit of a group lies on an axis.
 
         Args:
             name: The tensor's name.
+            tensor: The tensor; not changed.
             axis: The axis.
             group: A group that is cut.
-
-        Yields:
-            The positions of the block as an open grid, and bools that broadcast to it: True where the unit is cut.
         """
+        new = tensor.clone()
         for block in self.spec.tensors[name]:
             if group not in block.axes[axis].leaves:
                 continue
@@ -188,7 +187,9 @@ class Slices:
             slot = next(s for s, at in enumerate(slots) if (at.axis, at.group) == (axis, group))
             kept = self.units[group][(*(grid[parent] for parent in slots[slot].parents), grid[slot])]
             gone = along_axes(block, np.broadcast_to(~kept, np.broadcast_shapes(kept.shape, (1,) * len(sizes))), sizes)
-            yield np.ix_(*(one.positions.reshape(-1) for one in block.axes)), gone
+            at = _on(tensor, np.ix_(*(one.positions.reshape(-1) for one in block.axes)))
+            new[at] = new[at].masked_fill(torch.tensor(gone, device=tensor.device), 0)
+        return new
 
 
 def _positions(block: Block, indices: list[np.ndarray]) -> Iterator[np.ndarray]:
@@ -221,4 +222,4 @@ def along_axes(block: Block, values: np.ndarray, sizes: list[int]) -> np.ndarray
 
 
 def _on(tensor: Tensor, indices: tuple[np.ndarray, ...]) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(np.ascontiguousarray(index)).to(tensor.device) for index in indices)
+    return tuple(torch.tensor(index, device=tensor.device) for index in indices)
