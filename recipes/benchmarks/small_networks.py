@@ -68,7 +68,7 @@ NETWORKS = {
 def ours(network: Network, model: nn.Module, inputs: Inputs, sparsity: float) -> nn.Module:
     """Cut units with our functions, from the dense network on."""
     spec = discover(model, inputs)
-    scores, groups = score_weights(prunable(model), magnitude), select_names(spec.free, include=network.groups)
+    scores, groups = score_weights(model, magnitude), select_names(spec.free, include=network.groups)
     return shrink(model, spec, prune_units(model, spec, scores, sparsity=sparsity, scope=uniform, include=groups))
 
 

@@ -210,6 +210,16 @@ def alive(ways: Mapping[str, Way], actions: Mapping[str, Callable[[], Any]], opt
     return failures
 
 
+def repeated(actions: Mapping[str, Callable[[], Any]], options: Options) -> dict[str, list[float]]:
+    """Let ways that are warm take turns, for as long as there is time, and return the seconds of every call."""
+    start = time.perf_counter()
+    spent = take_turns(actions, FEWEST, warm_up=0, clock=options.clock)
+    took = time.perf_counter() - start
+    more = FEWEST * (min(options.seconds, options.left()) - took) / took
+    again = take_turns(actions, int(min(max(more, 0), MOST - FEWEST)), warm_up=0, clock=options.clock)
+    return {name: seconds + again[name] for name, seconds in spent.items()}
+
+
 def measure(case: tuple[str, str, int], ways: Mapping[str, Way], inputs: Inputs, options: Options) -> list[Row]:
     """Measure all ways of one network, in one mode, on one batch; they take turns."""
     network, mode, batch = case
@@ -224,12 +234,10 @@ def measure(case: tuple[str, str, int], ways: Mapping[str, Way], inputs: Inputs,
         rows[name].failure = failure
     actions = {name: action for name, action in actions.items() if not rows[name].failure}
     if actions:
-        start = time.perf_counter()
-        take_turns(actions, 1, warm_up=0, clock=options.clock)
-        rounds = int(min(options.seconds, options.left()) / (time.perf_counter() - start))
-        spent = take_turns(actions, min(MOST, max(FEWEST, rounds)), warm_up=0, clock=options.clock)
-        for name, seconds in spent.items():
-            rows[name].seconds, rows[name].base = seconds, spent.get("dense", [])
+        for name, seconds in repeated(actions, options).items():
+            rows[name].seconds = seconds
+        for row in rows.values():
+            row.base = rows["dense"].seconds if row.seconds else []
     free()
     return list(rows.values())
 
@@ -256,8 +264,8 @@ def cases(parts: Sequence[str], options: Options) -> Iterator[list[Row]]:
 
 
 def rows(*, quick: bool = False) -> list[list[str]]:
-    """Return the rows of all networks on the CPU, under ``HEADER``; quick ones are of small networks, not compiled."""
-    options = Options(quick=True, seconds=0) if quick else Options(compile=tuple(NETWORKS))
+    """Return the rows on the CPU, under ``HEADER``; BERT-base is compiled too. Quick ones are of small networks."""
+    options = Options(quick=True, seconds=0) if quick else Options(compile=["bert-base"])
     parts = ["networks", "n_of_m"] if quick else ["networks"]
     return [row.cells() for found in cases(parts, options) for row in found]
 
