@@ -10,9 +10,9 @@ from ..lazy import lazy_names
 if TYPE_CHECKING:
     from .bars import plot_layers, plot_match
     from .curves import plot_against_density, plot_barriers, plot_norm_path, plot_sign_flips
-    from .dead import DeadUnits, dead_units
     from .maps import plot_overlap, plot_plane
     from .page import Section, write_report
+    from .rows import EmptyRows, empty_rows
     from .style import Picture
     from .tables import Table, barrier_rows, level_rows, level_table, markdown_table
 else:
@@ -21,21 +21,25 @@ else:
         {
             "bars": ["plot_layers", "plot_match"],
             "curves": ["plot_against_density", "plot_barriers", "plot_norm_path", "plot_sign_flips"],
-            "dead": ["DeadUnits", "dead_units"],
             "maps": ["plot_overlap", "plot_plane"],
             "page": ["Section", "write_report"],
+            "rows": ["EmptyRows", "empty_rows"],
             "style": ["Picture"],
             "tables": ["Table", "barrier_rows", "level_rows", "level_table", "markdown_table"],
+        },
+        deprecated={
+            "DeadUnits": "hf_lottery.report.EmptyRows",
+            "dead_units": "hf_lottery.report.empty_rows",
         },
     )
 
 __all__ = [
-    "DeadUnits",
+    "EmptyRows",
     "Picture",
     "Section",
     "Table",
     "barrier_rows",
-    "dead_units",
+    "empty_rows",
     "level_rows",
     "level_table",
     "markdown_table",

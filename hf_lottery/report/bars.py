@@ -9,7 +9,7 @@ from typing import Any
 from ..alignment.match import Match
 from ..alignment.match_report import MatchReport
 from ..masks.mask import Mask
-from .dead import DeadUnits
+from .rows import EmptyRows
 from .style import COLORS, HATCHES, Picture, check_filled, described, label, picture, write_csv
 
 _WIDTH = 6.4  # inches; a wider picture cannot be read on a phone
@@ -20,15 +20,16 @@ def plot_layers(
     path: str | Path,
     masks: Mask | Mapping[str, Mask] | Mapping[str, float],
     *,
-    dead: Mapping[str, DeadUnits] | None = None,
+    dead: Mapping[str, EmptyRows] | None = None,
     title: str = "",
 ) -> Picture:
-    """Draw the sparsity of every layer of one mask or several, with the dead neurons and heads of one marked.
+    """Draw the sparsity of every layer of one mask or several, with the empty neurons and heads of one marked.
 
     Args:
         path: The PNG to write; the numbers go beside it as CSV.
         masks: A mask, or label -> mask, or parameter name -> fraction removed.
-        dead: Parameter name -> what is dead in it, as :func:`dead_units` finds it; for one mask only.
+        dead: Parameter name -> its neurons and heads without a weight, as :func:`empty_rows` finds them; for one
+            mask only.
         title: Title of the picture.
 
     Returns:
@@ -36,7 +37,7 @@ def plot_layers(
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: There is nothing to draw, or dead units are to be marked on several masks.
+        ValueError: There is nothing to draw, or empty rows are to be marked on several masks.
     """
     check_filled("masks", masks)
     series = _sparsities(masks)
@@ -44,7 +45,7 @@ def plot_layers(
         (sparsities,) = series.values()
         _plot_mask(path, sparsities, dead or {}, title)
     elif dead:
-        raise ValueError(f"dead units can be marked on one mask; received {len(series)} masks. Draw each by itself.")
+        raise ValueError(f"empty rows can be marked on one mask; received {len(series)} masks. Draw each by itself.")
     else:
         _plot_masks(path, series, title)
     return described(path, "sparsity of every layer", title)
@@ -103,8 +104,8 @@ def _sparsities(masks: Mask | Mapping[str, Mask] | Mapping[str, float]) -> dict[
     return found or {"mask": {name: value for name, value in masks.items() if not isinstance(value, Mask)}}
 
 
-def _plot_mask(path: str | Path, sparsities: Mapping[str, float], dead: Mapping[str, DeadUnits], title: str) -> None:
-    units = [dead.get(name, DeadUnits(0, ())) for name in sparsities]
+def _plot_mask(path: str | Path, sparsities: Mapping[str, float], dead: Mapping[str, EmptyRows], title: str) -> None:
+    units = [dead.get(name, EmptyRows(0, ())) for name in sparsities]
     with picture(path, _WIDTH, _height(len(sparsities), 0.3)) as axes:
         axes.barh(range(len(units)), [100 * value for value in sparsities.values()], 0.7, color=COLORS[5])
         _mark_dead(axes, units)
@@ -136,7 +137,7 @@ def _plot_masks(path: str | Path, series: Mapping[str, Mapping[str, float]], tit
     write_csv(path, ["mask", "parameter", "sparsity"], rows)
 
 
-def _mark_dead(axes: Any, units: Sequence[DeadUnits]) -> None:
+def _mark_dead(axes: Any, units: Sequence[EmptyRows]) -> None:
     """Put a marker at the share of the units that is dead, and the count at the right edge."""
     notes: list[list[str]] = [[] for _ in units]
     for kind, offset, marker, color, counts in (
@@ -149,7 +150,7 @@ def _mark_dead(axes: Any, units: Sequence[DeadUnits]) -> None:
         if lost:
             style = {"color": color, "markeredgecolor": "white", "markersize": 8, "clip_on": False}
             shares = [100 * some / many for some, many in lost.values()]
-            axes.plot(shares, [i + offset for i in lost], marker, label=f"{kind} that are dead (%)", **style)
+            axes.plot(shares, [i + offset for i in lost], marker, label=f"{kind} without a weight (%)", **style)
     for i, note in enumerate(notes):
         axes.text(102, i, " · ".join(note), va="center", fontsize=8)
     if any(notes):

@@ -66,7 +66,7 @@ class Section:
         title: The heading, also in the table of contents.
         text: Paragraphs, with empty lines between them.
         table: A table, such as :func:`level_rows` or :func:`barrier_rows` makes; or what the functions
-            ``overlap_by_...`` and :func:`dead_units` return; or None.
+            ``overlap_by_...`` and :func:`empty_rows` return; or None.
         picture: A picture, as the functions ``plot_...`` return it; or None. If a CSV of the same stem lies beside it,
             the page links to it.
     """

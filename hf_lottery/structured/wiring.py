@@ -9,13 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..networks.display import TableDict
 from ..networks.names import named_tensors
 from ..symmetry.groups import PRODUCT, Slot
 from ..symmetry.structure import Structure
 from .slicing import UnitError, Units
 
 
-def dead_units(weights: nn.Module | Mapping[str, Tensor], spec: Structure) -> dict[str, Tensor]:
+class DeadTable(TableDict[Tensor]):
+    """Group -> bool tensor, True for dead units; a dict that prints as a table."""
+
+    header = ("group", "dead units", "units")
+
+    def row(self, name: str, value: Tensor) -> Sequence[str]:
+        return name, f"{int(value.sum()):,}", f"{value.numel():,}"
+
+
+def dead_units(weights: nn.Module | Mapping[str, Tensor], spec: Structure) -> DeadTable:
     """Find the units that do nothing for a network, in its weights or under a mask.
 
     A unit is dead if all that it sends is zero: the weights by which others read it. It is also dead if all that it
@@ -40,7 +50,8 @@ def dead_units(weights: nn.Module | Mapping[str, Tensor], spec: Structure) -> di
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> spec = discover(model, (torch.randn(5, 4),))
         >>> dead_units({"2.weight": torch.tensor([[True, False, True], [False, False, True]])}, spec)
-        {'0.weight[0]': tensor([False,  True, False])}
+        group        dead units  units
+        0.weight[0]           1      3
     """
     spec.check_fits(weights)
     tensors = named_tensors(weights) if isinstance(weights, nn.Module) else weights
@@ -48,7 +59,7 @@ def dead_units(weights: nn.Module | Mapping[str, Tensor], spec: Structure) -> di
     dead = _either(wiring.silent(), wiring.deaf())
     while wiring.remove(dead):
         dead = _either(wiring.silent(), wiring.deaf())
-    return {group: torch.from_numpy(units) for group, units in dead.items()}
+    return DeadTable({group: torch.from_numpy(units) for group, units in dead.items()})
 
 
 class Wiring:

@@ -25,7 +25,7 @@ from hf_lottery.connectivity.plane import loss_plane
 from hf_lottery.report import (
     Section,
     barrier_rows,
-    dead_units,
+    empty_rows,
     level_rows,
     level_table,
     plot_against_density,
@@ -107,14 +107,14 @@ def masks():
 
 def test_masks_layer_by_layer(tmp_path):
     a, b = masks()
-    drawn = plot_layers(tmp_path / "layers.png", a, dead=dead_units(a, heads={"0.weight": 2}))
+    drawn = plot_layers(tmp_path / "layers.png", a, dead=empty_rows(a, heads={"0.weight": 2}))
     assert [(row["parameter"], float(row["sparsity"]), row["heads"]) for row in rows_of(drawn)] == [
         (name, sparsity, "2" if name == "0.weight" else "0") for name, sparsity in a.layer_sparsities().items()
     ]
     both = plot_layers(tmp_path / "both.png", {"a": a, "b": Mask({"0.weight": b["0.weight"]})})
     assert [(row["mask"], row["parameter"]) for row in rows_of(both)] == [*(("a", n) for n in a), ("b", "0.weight")]
-    with pytest.raises(ValueError, match="dead units can be marked on one mask; received 2 masks"):
-        plot_layers(tmp_path / "no.png", {"a": a, "b": b}, dead=dead_units(a))
+    with pytest.raises(ValueError, match="empty rows can be marked on one mask; received 2 masks"):
+        plot_layers(tmp_path / "no.png", {"a": a, "b": b}, dead=empty_rows(a))
     assert not (tmp_path / "no.png").exists()
 
 
@@ -214,7 +214,7 @@ def test_a_page_of_all_that(tmp_path):
     sections = [
         Section("Levels", table=level_rows(HISTORY)),
         Section("Barrier", table=barrier_rows(barriers), picture=plot_barriers(tmp_path / "barrier.png", barriers)),
-        Section("Layers", table=dead_units(mask), picture=plot_layers(tmp_path / "layers.png", mask)),
+        Section("Layers", table=empty_rows(mask), picture=plot_layers(tmp_path / "layers.png", mask)),
         Section("Overlap", table=overlap_by_parameter(mask, other)),
     ]
     write_report(tmp_path / "report.html", sections, title="All of it")

@@ -10,13 +10,14 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from notebook_view import as_html
 
+from hf_lottery import report
 from hf_lottery.connectivity.plane import Plane
 from hf_lottery.report import (
-    DeadUnits,
+    EmptyRows,
     Picture,
     Section,
     Table,
-    dead_units,
+    empty_rows,
     level_table,
     markdown_table,
     plot_against_density,
@@ -140,24 +141,30 @@ def test_picture_of_a_match(tmp_path, drawn):
     ]  # fmt: skip
 
 
-def test_dead_units():
+def test_empty_rows():
     entry = torch.ones(6, 2, 3, dtype=torch.bool)
     entry[1:4] = False
     entry[5, 0] = False
     mask = {"q.weight": entry, "fc.weight": entry, "fc.bias": torch.zeros(6, dtype=torch.bool)}
-    found = dead_units(mask, heads={"^q": 3, "q": 2, "value": 5})
-    assert found == {"q.weight": DeadUnits(6, (1, 2, 3), 3, (1,)), "fc.weight": DeadUnits(6, (1, 2, 3))}
-    assert dead_units(mask, exclude="^q") == {"fc.weight": found["fc.weight"]} == dead_units(mask, include="fc.weight")
-    assert repr(found["q.weight"]) == "DeadUnits(3 of 6 neurons, 1 of 3 heads)"
+    found = empty_rows(mask, heads={"^q": 3, "q": 2, "value": 5})
+    assert found == {"q.weight": EmptyRows(6, (1, 2, 3), 3, (1,)), "fc.weight": EmptyRows(6, (1, 2, 3))}
+    assert empty_rows(mask, exclude="^q") == {"fc.weight": found["fc.weight"]} == empty_rows(mask, include="fc.weight")
+    assert repr(found["q.weight"]) == "EmptyRows(3 of 6 neurons, 1 of 3 heads)"
     assert repr(found).splitlines()[1].split() == ["q.weight", "3", "6", "1", "3"]
     with pytest.raises(ValueError, match=r"the rows of 'q.weight' must be divisible among its heads; received 6 rows"):
-        dead_units(mask, heads={"^q": 4})
+        empty_rows(mask, heads={"^q": 4})
     with pytest.raises(ValueError, match="include must match the name of a parameter; received 'none'"):
-        dead_units(mask, include="none")
+        empty_rows(mask, include="none")
+
+
+def test_the_old_names_still_work():
+    for old, new in (("dead_units", empty_rows), ("DeadUnits", EmptyRows)):
+        with pytest.warns(DeprecationWarning, match=f"use hf_lottery.report.{new.__name__}"):
+            assert getattr(report, old) is new
 
 
 def test_picture_of_the_layers(tmp_path, drawn):
-    dead = {"q": DeadUnits(8, (1, 2), 4, (0, 1)), "fc": DeadUnits(4, ())}
+    dead = {"q": EmptyRows(8, (1, 2), 4, (0, 1)), "fc": EmptyRows(4, ())}
     plot_layers(tmp_path / "l.png", {"q": 0.5, "fc": 0.25}, dead=dead, title="t")
     (axes,) = drawn[0].axes
     assert [bar.get_width() for bar in axes.patches] == [50, 25]

@@ -232,7 +232,8 @@ def test_units_that_others_depend_on_otherwise_are_alive():
         with torch.no_grad():
             model.b.weight[0, 0] = 0
             assert not dead_units(model, spec)["a.weight[0]"].any()
-            model.a.weight[0], model.a.bias[0] = 0, 0
+            for parameter in [*model.a.parameters(), *(model.norm.parameters() if norm else ())]:
+                parameter[0] = 0
             assert dead_units(model, spec)["a.weight[0]"].tolist() == [not norm, *[False] * 4]
 
 

@@ -170,7 +170,7 @@ def mask_sections(
     lost = " and ".join(f"{count:,} {kind}{'s' if count > 1 else ''}" for kind, count in counts.items() if count)
     text = f"{mask.kept:,} of {mask.weights:,} weights stay. Without any weight left: {lost or 'no neuron'}."
     sections = [Section("Sparsity of every layer", text, picture=picture)]
-    if spec is not None:
+    if spec is not None and spec.reads is not None:  # older versions saved none
         text = "Dead units send nothing, or receive nothing. Without them the network can be smaller."
         sections.append(Section("Dead units", text, dead_units(mask, spec)))
     return sections

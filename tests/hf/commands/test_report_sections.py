@@ -5,10 +5,10 @@ import torch
 from recipe_runs import SMALL, titles
 from transformers import ViTConfig, ViTForImageClassification
 
-from hf_lottery import Mask, Ticket
+from hf_lottery import Mask, PermutationSpec, Ticket, discover
 from hf_lottery.hf.commands import report_sections, train_ticket
 from hf_lottery.hf.hub.ticket_card import LIMITS, name_of
-from hf_lottery.report import dead_units
+from hf_lottery.report import empty_rows
 
 
 def test_the_page_of_a_search(digits_search):
@@ -64,13 +64,25 @@ def test_a_network_is_named_with_its_data(tmp_path):
     assert name_of("FormerModel", {}) == "FormerModel"
 
 
+def test_with_a_spec_the_page_says_which_units_are_dead(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    mask = Mask({"2.weight": torch.tensor([[True, False, True], [False, False, True]])})
+    spec = discover(model, (torch.randn(5, 4),))
+    first, second = report_sections.mask_sections(mask, model, "a name", tmp_path, spec)
+    assert first.text.endswith("Without any weight left: no neuron.") and second.title == "Dead units"
+    assert second.table.rows == [("0.weight[0]", "1", "3")]
+    older = PermutationSpec(spec.groups.values(), spec.tensors)
+    for known in (None, older):
+        assert len(report_sections.mask_sections(mask, model, "a name", tmp_path, known)) == 1
+
+
 def test_heads_are_found():
     config = ViTConfig(
         hidden_size=16, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8, image_size=8, patch_size=4
     )
     model = ViTForImageClassification(config)
     mask = Mask.dense(model)
-    found = dead_units(mask, heads=report_sections.heads_of(model))
+    found = empty_rows(mask, heads=report_sections.heads_of(model))
     with_heads = {name for name, dead in found.items() if dead.heads == 4}
     assert sorted(name.rsplit(".", 2)[1] for name in with_heads) == ["k_proj", "q_proj", "v_proj"]
     assert report_sections.heads_of(torch.nn.Linear(2, 2)) == {}
