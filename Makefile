@@ -4,11 +4,19 @@ RUN := .venv/bin/
 # One thread a process: on few cores, two threads of a small network wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: ticket test slow-test lint docs clean
+.PHONY: ticket structured test slow-test lint docs clean
 
 ticket: .venv/installed
 	$(RUN)accelerate launch --config_file recipes/accelerate/one_process.yaml \
 		recipes/find_ticket.py --config recipes/digits/imp.yaml --compare 5
+
+# Three structured searches with their controls, and a table of them: a few minutes.
+structured: .venv/installed
+	for seed in 0 1 2; do \
+		$(RUN)python recipes/find_ticket.py --config recipes/digits/structured.yaml \
+			--seed $$seed --output_dir outputs/digits-structured/seed-$$seed || exit 1; \
+	done
+	$(RUN)hf-lottery levels outputs/digits-structured/seed-* --intervals
 
 # worksteal keeps neighbours together, which share what they set up.
 test: .venv/installed

@@ -16,6 +16,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from ...report import markdown_table, plot_against_density
+from ..ladder.paired import interval
 from .launch import check_launch
 from .outcome import Outcome
 from .plain_parser import PlainParser
@@ -56,8 +57,16 @@ def read_runs(runs: list[Path], measure: str) -> Series:
     return series
 
 
-def table(series: Series) -> str:
-    """Make a table with a row for every level: the weights that stay, and mean and standard deviation in percent."""
+def table(series: Series, *, intervals: bool = False) -> str:
+    """Make a table with a row for every level: what stays, and mean and standard deviation in percent.
+
+    Args:
+        series: What :func:`read_runs` returned.
+        intervals: Whether to show 95 % intervals instead of standard deviations, and those of the paired differences to
+            the ticket.
+    """
+    if intervals:
+        return _interval_table(series)
     rows = []
     for sparsity in series["ticket"]:
         cells = [f"{100 * (1 - sparsity):.2f} %"]
@@ -66,6 +75,26 @@ def table(series: Series) -> str:
             cells.append(f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else "-")
         rows.append(cells)
     return markdown_table(["kept", *series], rows)
+
+
+def _interval_table(series: Series) -> str:
+    rows = []
+    for sparsity, ticket in series["ticket"].items():
+        cells = [f"{100 * (1 - sparsity):.2f} %", _interval(ticket)]
+        for points in (points for name, points in series.items() if name != "ticket"):
+            values = points.get(sparsity, [])
+            paired = [ours - theirs for ours, theirs in zip(ticket, values, strict=bool(values))]
+            cells += [_interval(values), _interval(paired, sign="+")]
+        rows.append(cells)
+    controls = [column for name in series if name != "ticket" for column in (name, "ticket minus it")]
+    return markdown_table(["kept", "ticket", *controls], rows)
+
+
+def _interval(values: Sequence[float], *, sign: str = "") -> str:
+    if len(values) < 2:
+        return "-"
+    mean, half = interval(100 * np.array(values))
+    return f"{mean:{sign}.1f} ± {half:.1f}"
 
 
 def main(arguments: Sequence[str]) -> Outcome | None:
@@ -77,6 +106,9 @@ def main(arguments: Sequence[str]) -> Outcome | None:
     parser = PlainParser("levels")
     parser.add_argument("runs", nargs="+", type=Path, help="Output folders of hf-lottery find, one for each seed.")
     parser.add_argument("--measure", default="eval_accuracy", help="Metric to compare, which must be a fraction.")
+    parser.add_argument(
+        "--intervals", action="store_true", help="Show 95 %% intervals, also of the paired differences to the ticket."
+    )
     parser.add_argument("--picture", type=Path, help="PNG to write.")
     parser.add_argument("--title", default="", help="Title of the picture.")
     parser.add_json()
@@ -89,4 +121,5 @@ def main(arguments: Sequence[str]) -> Outcome | None:
     if args.picture:
         label = args.measure.removeprefix("eval_")
         plot_against_density(args.picture, series, ylabel=label, title=args.title)
-    return Outcome({"measure": args.measure, "series": series, "picture": args.picture}, text=table(series))
+    facts = {"measure": args.measure, "series": series, "picture": args.picture}
+    return Outcome(facts, text=table(series, intervals=args.intervals))

@@ -116,9 +116,7 @@ def _what(mask: Mask, start: Snapshot | Reference | Difference, info: Mapping[st
         held = f"name of the weights that training starts from, those of `{start.repo_id}` at `{start.revision}`"
     else:
         held = f"seed of the weights that training starts from, {start.seed}"
-    return (
-        f"# A lottery ticket{of}\n\n{_stays(mask)}{f', {origin}' if origin else ''}. It is a mask, and the {held}."
-    )
+    return f"# A lottery ticket{of}\n\n{_stays(mask)}{f', {origin}' if origin else ''}. It is a mask, and the {held}."
 
 
 def _stays(mask: Mask) -> str:

@@ -34,6 +34,14 @@ def test_a_table_and_a_picture(runs, tmp_path, capsys):
     assert picture.stat().st_size > 1000 and "shuffled,0.2,1,0.5" in picture.with_suffix(".csv").read_text()
 
 
+def test_intervals_and_paired_differences(runs, capsys):
+    assert main(["levels", *map(str, runs), "--intervals"]) == 0
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["kept", "ticket", "shuffled", "ticket minus it"]
+    assert lines[2] == ["100.00 %", "91.0 ± 12.7", "-", "-"]
+    assert lines[3] == ["80.00 %", "81.0 ± 12.7", "50.0 ± 0.0", "+31.0 ± 12.7"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
