@@ -30,7 +30,7 @@ def layer_changes(name: str, module: nn.Module, before: Slices, after: Slices) -
 
     Args:
         name: The module's name.
-        module: The module, as it was before.
+        module: The module, with the attributes that it had before.
         before: What was kept before.
         after: What is kept now.
     """
@@ -47,7 +47,7 @@ def layer_changes(name: str, module: nn.Module, before: Slices, after: Slices) -
         yield Change(name, ("normalized_shape",), shape("weight"))
     if isinstance(module, nn.RNNBase):
         inner = shape("weight_hh_l0")
-        gates = module.get_parameter("weight_hh_l0").shape[0] // module.hidden_size
+        gates = before.shape(f"{name}.weight_hh_l0".lstrip("."))[0] // module.hidden_size
         yield Change(name, ("hidden_size",), inner[0] // gates)
         yield Change(name, ("proj_size",), inner[1] if module.proj_size else 0)
     if isinstance(module, nn.GroupNorm) and shape("weight"):

@@ -70,7 +70,10 @@ def test_a_tensor_that_loses_nothing_is_the_same_object():
         ({"heads": bools(1, 0)}, r"must be bool of shape \[4\].*received bool \[2\]"),
         ({"heads": np.ones(HEADS)}, r"must be bool of shape \[4\].*received float64"),
         ({"heads": bools(0, 0, 0, 0)}, r"must keep at least one unit.*received \[0\] of 4"),
-        ({"dims": np.arange(6) >= np.array([[1], [2], [2], [2]])}, r"equally many for every index.*received \[4, 5\] of 6"),
+        (
+            {"dims": np.arange(6) >= np.array([[1], [2], [2], [2]])},
+            r"equally many for every index.*received \[4, 5\] of 6",
+        ),
     ],
 )
 def test_units_that_do_not_fit_are_refused(cut, message):
