@@ -9,8 +9,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,8 @@ def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None)
                 ladder = asked[i].ladder
                 if finished >= {ladder.file(needed) for needed in ladder.needs(cell)}:
                     del waiting[file]
-                    running[pool.submit(_compute, i, cell)] = file
+                    with _no_interrupts():  # in the workers that this starts
+                        running[pool.submit(_compute, i, cell)] = file
             if not running:  # everything left needs a cell that failed
                 return [*failed, *(str(cell) for _, cell in waiting.values())]
             for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -74,7 +76,9 @@ def run_all(asked: Sequence[Point], command: Sequence[str], workers: int | None)
     return failed
 
 
-def _pool(command: Sequence[str], workers: int | None) -> ProcessPoolExecutor:
+@contextmanager
+def _pool(command: Sequence[str], workers: int | None) -> Iterator[ProcessPoolExecutor]:
+    """Open the workers for a block; Ctrl-C in it ends them at once, and not when they have computed their cells."""
     gpus = torch.cuda.device_count()
     count = workers or gpus or os.cpu_count() or 1
     context = multiprocessing.get_context("spawn")
@@ -82,13 +86,34 @@ def _pool(command: Sequence[str], workers: int | None) -> ProcessPoolExecutor:
     for slot in range(count):
         slots.put(slot % gpus if gpus else None)
     initial = (command, slots, os.getpid())
-    return ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=initial)
+    with ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=initial) as pool:
+        try:
+            yield pool
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():
+                worker.terminate()
+            raise
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Hold Ctrl-C back in a block, and in the processes that it starts; those must let it through."""
+    if sys.platform == "win32":  # which has no masks of signals
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(command: Sequence[str], slots: Any, parent: int) -> None:
     """Build the ladders in a worker, and end it with its parent; the next run would train the same cell otherwise."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as in the background of a script
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all; only the parent says so
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     gpu = slots.get()
     if gpu is not None:

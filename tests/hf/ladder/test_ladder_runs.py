@@ -241,3 +241,22 @@ def test_killed_at_five_random_moments(ladder, tmp_path):
     assert first.keys() == second.keys()
     for name, cell in first.items():
         assert {**cell, **untimed} == {**second[name], **untimed}
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_workers_and_says_one_line(tmp_path):
+    command = [sys.executable, "-m", "hf_lottery", "ladder", *TINY, "--output_dir", str(tmp_path), "--rows", *ROWS]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet) as process:
+        deadline, workers = time.monotonic() + 120, []
+        while len(workers) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+            workers = [c for c in psutil.Process(process.pid).children() if "spawn_main" in str(c.cmdline())]
+        time.sleep(2)  # in the middle of their imports
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    line = "hf-lottery ladder: interrupted. What is finished is kept. The same command computes what is missing.\n"
+    assert [text for text in said.splitlines(keepends=True) if "%|" not in text] == [line]
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert not alive
