@@ -60,6 +60,8 @@ def read_runs(runs: list[Path], measure: str) -> Series:
 def table(series: Series, *, intervals: bool = False) -> str:
     """Make a table with a row for every level: what stays, and mean and standard deviation in percent.
 
+    The value of a single run stands alone.
+
     Args:
         series: What :func:`read_runs` returned.
         intervals: Whether to show 95 % intervals instead of standard deviations, and those of the paired differences to
@@ -72,7 +74,8 @@ def table(series: Series, *, intervals: bool = False) -> str:
         cells = [f"{100 * (1 - sparsity):.2f} %"]
         for points in series.values():
             values = 100 * np.array(points.get(sparsity, []))
-            cells.append(f"{values.mean():.2f} ± {values.std(ddof=1):.2f}" if len(values) > 1 else "-")
+            spread = f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else ""
+            cells.append(f"{values.mean():.2f}{spread}" if len(values) else "-")
         rows.append(cells)
     return markdown_table(["kept", *series], rows)
 
@@ -92,7 +95,7 @@ def _interval_table(series: Series) -> str:
 
 def _interval(values: Sequence[float], *, sign: str = "") -> str:
     if len(values) < 2:
-        return "-"
+        return f"{100 * values[0]:{sign}.1f}" if values else "-"
     mean, half = interval(100 * np.array(values))
     return f"{mean:{sign}.1f} ± {half:.1f}"
 

@@ -43,6 +43,19 @@ def test_intervals_and_paired_differences(runs, capsys):
 
 
 @pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        ([], ["80.00 %", "82.00", "50.00"]),
+        (["--intervals"], ["80.00 %", "82.0", "50.0", "+32.0"]),
+    ],
+)
+def test_the_value_of_one_run_stands_alone(runs, options, last, capsys):
+    assert main(["levels", str(runs[1]), *options]) == 0
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    assert lines[-1] == last
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nothing"], "a run must be a folder with lottery_state.json"),
