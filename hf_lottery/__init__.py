@@ -11,6 +11,7 @@
     alignment  weight_matching, activation_matching: which permutation brings two networks together
     signs      SignedMask, norm parameters
     connectivity   error_barrier, overlap, loss_plane: are two networks in one basin
+    structured prune_units --> UnitMask --> shrink: whole units go, and a smaller network is left
     report     tables, pictures, one page
     hf         everything of transformers: prunable, Ticket, the Trainers, the Hub, the command line
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from . import report as report
     from . import signs as signs
     from . import storage as storage
+    from . import structured as structured
     from . import symmetry as symmetry
     from . import training as training
     from .alignment.matching import Match, activation_matching, weight_matching
@@ -59,6 +61,9 @@ if TYPE_CHECKING:
     from .signs.norms import interpolated_norms, norm_parameters
     from .signs.signed_mask import SignedMask
     from .storage.encoding import MaskFileError
+    from .structured.shrinking import shrink
+    from .structured.unit_mask import UnitMask
+    from .structured.unit_pruning import prune_units
     from .symmetry.discovery import discover
     from .symmetry.errors import SpecMismatchError, SymmetryError
     from .symmetry.permutation import Permutation, permute_
@@ -94,6 +99,9 @@ else:
             "signs.norms": ["interpolated_norms", "norm_parameters"],
             "signs.signed_mask": ["SignedMask"],
             "storage.encoding": ["MaskFileError"],
+            "structured.shrinking": ["shrink"],
+            "structured.unit_mask": ["UnitMask"],
+            "structured.unit_pruning": ["prune_units"],
             "symmetry.discovery": ["discover"],
             "symmetry.errors": ["SpecMismatchError", "SymmetryError"],
             "symmetry.permutation": ["Permutation", "permute_"],
@@ -104,8 +112,8 @@ else:
             "training.sparsity": ["SparsityLeakError", "keep_sparse"],
         },
         modules=[
-            "alignment", "connectivity", "hf", "masks", "networks", "pruning", "report", "signs", "storage", "symmetry",
-            "training",
+            "alignment", "connectivity", "hf", "masks", "networks", "pruning", "report", "signs", "storage",
+            "structured", "symmetry", "training",
         ],
     )  # fmt: skip
 
@@ -128,6 +136,7 @@ __all__ = [
     "SpecMismatchError",
     "SymmetryError",
     "Ticket",
+    "UnitMask",
     "WinningSignTrainer",
     "__version__",
     "activation_matching",
@@ -151,11 +160,13 @@ __all__ = [
     "permute_",
     "prunable",
     "prune",
+    "prune_units",
     "random_score",
     "recalibrated",
     "rewind",
     "saliency",
     "score_weights",
+    "shrink",
     "uniform",
     "wanda",
     "weight_matching",
