@@ -27,10 +27,6 @@ else:
             "style": ["Picture"],
             "tables": ["Table", "barrier_rows", "level_rows", "level_table", "markdown_table"],
         },
-        deprecated={
-            "DeadUnits": "hf_lottery.report.EmptyRows",
-            "dead_units": "hf_lottery.report.empty_rows",
-        },
     )
 
 __all__ = [

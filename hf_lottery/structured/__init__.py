@@ -1,7 +1,6 @@
 """Structured: whole units are cut, and what is left is a smaller network."""
 
 from .candidates import unit_candidates
-from .folding import Folds, fold_, live_units
 from .semi_structured import PackedWeight, to_semi_structured_
 from .shrinking import shrink, shrunk
 from .shrunk import GroupCut, Shrunk, load_shrunk
@@ -13,7 +12,6 @@ from .unit_scoring import unit_max, unit_mean, unit_scores, unit_sum
 from .wiring import dead_units
 
 __all__ = [
-    "Folds",
     "GroupCut",
     "PackedWeight",
     "Shrunk",
@@ -21,8 +19,6 @@ __all__ = [
     "UnitMask",
     "choose_units",
     "dead_units",
-    "fold_",
-    "live_units",
     "load_shrunk",
     "prune_units",
     "shrink",

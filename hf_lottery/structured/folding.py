@@ -46,7 +46,7 @@ class Folds:
 
 @torch.no_grad()
 def fold_(model: nn.Module, folds: Folds) -> None:
-    """Add constants to biases and set to zero the weights that brought them; the model computes the same.
+    """Add constants to biases, in place, and set to zero the weights that brought them; outputs stay the same.
 
     Args:
         model: The model that :func:`live_units` saw, under the mask that it was given.
@@ -144,7 +144,7 @@ class _Bench:
         self._values = dict(self._own)
         for name, entry in (mask or {}).items():
             self._values[self._first[name]] = self._values[self._first[name]] * entry.to(self._stage.device)
-        self._parameters = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._named = {plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)}
         self._readers = self._find_readers(spec)
         self._runs = [self._stage.inputs(inputs)]
         self._run(self._runs[0])
@@ -175,7 +175,7 @@ class _Bench:
             weight, reads, writes = f"{name}.weight".lstrip("."), read_channels(module), written_channels(module)
             if reads and writes and reads[0] in (spec.reads or {}).get(weight, ()):
                 bias = f"{name}.bias".lstrip(".")
-                usable = bias in self._parameters and shared[id(module.bias)] == 1 and not _pads_with_zeros(module)
+                usable = bias in self._named and shared[id(module.bias)] == 1 and not _pads_with_zeros(module)
                 found[weight] = _Reader(module, *reads, writes[0], self._first[bias] if usable else None)
         return found
 
@@ -188,7 +188,7 @@ class _Bench:
         noisy = self._watched({
             name: (self._stage.value(name) - self._own[name]) * (value != 0)
             for name, value in self._values.items()
-            if name in self._parameters
+            if name in self._named
         })  # fmt: skip
         found = {}
         for name in real.keys() & noisy.keys():

@@ -10,7 +10,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from notebook_view import as_html
 
-from hf_lottery import report
 from hf_lottery.connectivity.plane import Plane
 from hf_lottery.report import (
     EmptyRows,
@@ -155,12 +154,6 @@ def test_empty_rows():
         empty_rows(mask, heads={"^q": 4})
     with pytest.raises(ValueError, match="include must match the name of a parameter; received 'none'"):
         empty_rows(mask, include="none")
-
-
-def test_the_old_names_still_work():
-    for old, new in (("dead_units", empty_rows), ("DeadUnits", EmptyRows)):
-        with pytest.warns(DeprecationWarning, match=f"use hf_lottery.report.{new.__name__}"):
-            assert getattr(report, old) is new
 
 
 def test_picture_of_the_layers(tmp_path, drawn):

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from hf_lottery import Mask, PermutationSpec, discover
 from hf_lottery.masks import MaskMismatchError
-from hf_lottery.structured import UnitError, dead_units, fold_, live_units
+from hf_lottery.structured import UnitError, dead_units
+from hf_lottery.structured.folding import fold_, live_units
 from hf_lottery.symmetry import Axis, Block, Group, SpecMismatchError
 
 
