@@ -9,13 +9,20 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformers import HfArgumentParser
+from transformers import HfArgumentParser, TrainingArguments
 
 from .catalogue import CATALOGUE
 from .plain_parser import JSON_HELP, mistake, nearest
+
+# The options of the Trainer that everybody needs.
+_USUAL = {
+    "output_dir", "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "seed", "use_cpu",
+    "resume_from_checkpoint",
+}  # fmt: skip
 
 
 class RecipeParser(HfArgumentParser):
@@ -45,9 +52,24 @@ class RecipeParser(HfArgumentParser):
         self.add_argument("--config", help="A YAML file of defaults. The command line wins, then the last file.")
         if name is not None:
             self.add_argument("--json", action="store_true", help=JSON_HELP)
+            output = next(action for action in self._actions if action.dest == "output_dir")
+            output.default = str(Path("outputs", name))
+            output.help = f"Folder to write to. Default: {output.default}."
         self.taken: Mapping[str, Any] = {}
         if not sys.stderr.isatty():  # a bar would fill a log file
             self.set_defaults(disable_tqdm=True)
+
+    def format_help(self) -> str:
+        """Return the help: first the library's own options and the usual ones, then the others of the Trainer."""
+        others = {field.name for field in fields(TrainingArguments)} - _USUAL
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        formatter.add_text(self.description)
+        for title, is_other in (("options", False), ("other options of the Trainer of transformers", True)):
+            formatter.start_section(title)
+            formatter.add_arguments([action for action in self._actions if (action.dest in others) == is_other])
+            formatter.end_section()
+        return formatter.format_help()
 
     def parse(
         self,

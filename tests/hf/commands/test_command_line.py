@@ -55,6 +55,16 @@ def test_every_help_shows_an_example_and_the_examples_are_right(call, name):
     assert out.startswith(f"usage: hf-lottery {name} ") and ("--json" in out) == (name not in ("show", "completion"))
 
 
+@pytest.mark.parametrize("name", ["find", "train", "align", "connect", "ladder"])
+def test_the_help_shows_the_options_of_the_library_before_those_of_the_trainer(call, name):
+    _, out, _ = call(name, "--help")
+    ours, others = out.split("other options of the Trainer of transformers:")
+    for flag in ("--dataset_name", "--sparsity", "--resume_with_other", "--output_dir", "--learning_rate", "--config"):
+        assert f"  {flag} " in ours and f"  {flag} " not in others
+    assert "  --weight_decay " in others and "  --weight_decay " not in ours
+    assert f"Default: outputs/{name}." in " ".join(ours.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -169,3 +169,9 @@ def test_bars_are_for_terminals(monkeypatch, terminal):
     parser = RecipeParser([LotteryArguments])
     assert parser.parse(["--sparsity", "0.5"])[0].disable_tqdm is not terminal
     assert parser.parse(["--sparsity", "0.5", "--disable_tqdm", "false"])[0].disable_tqdm is False
+
+
+@pytest.mark.parametrize(("given", "folder"), [([], "outputs/find"), (["--output_dir", "mine"], "mine")])
+def test_where_a_command_writes(given, folder):
+    (args,) = RecipeParser([LotteryArguments], "find").parse(["--sparsity", "0.5", *given])
+    assert args.output_dir == folder
