@@ -3,8 +3,8 @@
 from .candidates import unit_candidates
 from .semi_structured import PackedWeight, to_semi_structured_
 from .shrinking import shrink, shrunk
-from .shrunk import GroupCut, Shrunk, load_shrunk
 from .slicing import UnitError
+from .small_network import GroupCut, Shrunk, load_shrunk
 from .unit_choices import choose_units, shuffle_units
 from .unit_mask import UnitMask
 from .unit_pruning import prune_units

@@ -170,13 +170,13 @@ class Attributes:
     """
 
     def __init__(self, model: nn.Module):
-        self._modules = dict(model.named_modules(remove_duplicate=False))
+        self._by_name = dict(model.named_modules(remove_duplicate=False))
 
     def set(self, changes: Iterable[Change]) -> list[Callable[[], None]]:
         """Set attributes, and return functions that put them back, to be called in reverse order."""
         undo: list[Callable[[], None]] = []
         for change in changes:
-            module, (first, *inner) = self._modules[change.module], change.path
+            module, (first, *inner) = self._by_name[change.module], change.path
             old = getattr(module, first)
             value = _as(old, change.value)
             if inner:

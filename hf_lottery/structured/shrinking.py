@@ -23,8 +23,8 @@ from .copies import copied, first_names
 from .cutting import Cutting
 from .folding import fold_, live_units
 from .outgoing import outgoing_axes, zeroed
-from .shrunk import GroupCut, Shrunk, shapes_of
 from .slicing import Slices, checked_units
+from .small_network import GroupCut, Shrunk, shapes_of
 from .workshop import PROVEN, Workshop
 
 

@@ -18,9 +18,9 @@ from ...networks.shards import class_name
 from ...storage.atomic import staged_folder
 from ...structured.attributes import size_changes
 from ...structured.comparing import own_error
-from ...structured.shrunk import Shrunk
-from ...structured.shrunk import load_shrunk as load_into
 from ...structured.slicing import Slices
+from ...structured.small_network import Shrunk
+from ...structured.small_network import load_shrunk as load_into
 from ...symmetry.errors import SymmetryError
 from ...symmetry.structure import Structure
 from .model_config import check_no_kernels, read_model_config
