@@ -1,4 +1,4 @@
-"""Tickets that version 0.1 wrote are read for ever. The files in tests/samples are its own, never written anew."""
+"""Tickets that version 0.1 wrote are read for ever. tests/samples is never rewritten."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import pytest
 from transformers import ViTForImageClassification
 
 from hf_lottery import MaskSeries, Snapshot, Ticket
+from hf_lottery.hf.hub.difference import Difference
 from hf_lottery.hf.hub.reference import Reference
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -19,6 +20,10 @@ BY_SEED = (
     "42d7ef0d9ccecf0966efdb20d7e2f187c772d2e90cfa57b921c67e7caa9215f8",
 )
 BUILT = "8d35e8bc5f72edcccc111f955a4f505c8e304395ff0e30509b14342ed648e111"  # by value, under its mask
+
+# The fine-tuning of that model: what is taken from the base, and the model that results.
+BASE = "4f18acdc18f6dcdf5d57a2e7f184cc308d0a381f35d4f13bbe1ac5bd81fb2f54"
+TUNED = "ef7c3b693500edf3b51308bb5d9c91249e54950a167a402a235753b6bee1a880"
 
 
 def test_a_ticket_by_value():
@@ -35,6 +40,15 @@ def test_a_ticket_by_seed():
     ticket = Ticket.from_pretrained(SAMPLES / "ticket-0.1-by-seed")
     assert (ticket.mask.sha256(), ticket.start) == (BY_SEED[0], Reference("seed", BY_SEED[1], seed=0))
     assert ticket.info["settings"]["dataset_name"] == "digits"
+
+
+def test_a_ticket_of_a_fine_tuning():
+    model = Ticket.from_pretrained(SAMPLES / "ticket-0.1-by-value").build_model()
+    ticket = Ticket.from_pretrained(SAMPLES / "ticket-0.1-difference")
+    assert isinstance(ticket.start, Difference)
+    assert (ticket.mask.sha256(), ticket.start.base_sha256, ticket.start.step) == (BY_VALUE[0], BASE, 7)
+    ticket.apply_(model)
+    assert Snapshot.capture(model).sha256() == TUNED
 
 
 @pytest.mark.parametrize("kind", ["value", "seed"])
