@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -23,7 +24,7 @@ Sizes = Mapping[int, Collection[int]]  # a size -> what it may have become
 _SAYS_SIZE = re.compile(r"(^|_)(size|dim|width|features|channels|heads|groups|experts|embed|inner|nx|nf)(_|$)|dim$")
 _OF_DATA = re.compile(r"(^|_)(kernel|patch|window|pool|image|vocab|chunk|position|seq|max|label)")
 _MOST_NUMBERS = 16  # of a list
-_MOST_TRIALS = 64
+_MOST_TRIALS = 96
 
 
 @dataclass(frozen=True)
@@ -127,9 +128,9 @@ def choices(
     by_kind: dict[Kind, list[Change]] = {}
     for change in changes:
         by_kind.setdefault((classes[change.module], change.path, change.value), []).append(change)
-    around = [kind for kind, some in by_kind.items() if _says_size(kind[1]) and {c.module for c in some} & {*near}]
+    close = [kind for kind, some in by_kind.items() if {c.module for c in some} <= {*near}]
     seen: set[frozenset[Kind]] = set()
-    for chosen in _subsets([*by_kind], around, learned):
+    for chosen in _subsets([*by_kind], close, learned):
         some = [change for kind in by_kind if kind in chosen for change in by_kind[kind]]
         if len({(change.module, change.path) for change in some}) == len(some) and chosen not in seen:
             seen.add(chosen)
@@ -138,7 +139,8 @@ def choices(
             return
 
 
-def _subsets(kinds: list[Kind], around: list[Kind], learned: Collection[Place] | None) -> Iterator[frozenset[Kind]]:
+def _subsets(kinds: list[Kind], close: list[Kind], learned: Collection[Place] | None) -> Iterator[frozenset[Kind]]:
+    around = [kind for kind in close if _says_size(kind[1])]
     own = [kind for kind in around if len(kind[1]) == 1]  # without those of configurations, which others may share
     if learned is not None:
         yield frozenset(kind for kind in kinds if kind[:2] in learned)
@@ -149,8 +151,10 @@ def _subsets(kinds: list[Kind], around: list[Kind], learned: Collection[Place] |
         for some in (own, around):
             yield from map(frozenset, combinations(some, count))
             yield from (frozenset(some) - {*left} for left in combinations(some, count))
-    yield from _one_value_each(kinds)
+    for count in (1, 2):
+        yield from map(frozenset, combinations(close, count))
     yield from map(frozenset, combinations(kinds, 1))
+    yield from _one_value_each(kinds)
 
 
 def _one_value_each(kinds: list[Kind]) -> Iterator[frozenset[Kind]]:
@@ -184,6 +188,14 @@ class Attributes:
                 setattr(value, inner[0], _as(getattr(old, inner[0]), change.value))
             undo.append(lambda module=module, first=first, old=old: setattr(module, first, old))
             setattr(module, first, value)
+        return undo
+
+    def unset(self, changes: Iterable[Change]) -> list[Callable[[], None]]:
+        """Remove attributes of modules, as if they had never been set, and return functions that put them back."""
+        undo: list[Callable[[], None]] = []
+        for change in changes:
+            held, (name,) = vars(self._by_name[change.module]), change.path
+            undo.append(partial(held.__setitem__, name, held.pop(name)))
         return undo
 
 

@@ -82,14 +82,17 @@ class Cutting:
         except UnitError as error:
             return str(error)
         errors: list[float | Exception] = []
-        for changes in self._choices(names, before, after):
-            undo = self._workshop.set(changes)
+        for fixed, chosen in self._choices(names, before, after):
+            undo = self._workshop.set([*fixed, *chosen])
             errors.append(self._error(prove))
-            if isinstance(errors[-1], float) and errors[-1] <= PROVEN:
+            if _same(errors[-1]):
+                if key not in self._learned:
+                    undo()
+                    chosen = self._without_chance(fixed, chosen, prove)
+                    self._workshop.set([*fixed, *chosen])
                 self.kept = dict(after.units)
-                self.changes += changes
-                kinds = {(type(self._workshop.modules[change.module]), change.path) for change in changes}
-                self._learned[key] = kinds
+                self.changes += [*fixed, *chosen]
+                self._learned[key] = {self._place(change) for change in (*fixed, *chosen)}
                 return ""
             undo()
             if (len(errors) > 3 and key in self._failed) or (self._mixed(names) and isinstance(errors[-1], float)):
@@ -98,16 +101,43 @@ class Cutting:
         self._failed.add(key)
         return self._reason(names, errors)
 
-    def _error(self, prove: bool) -> float | Exception:
+    def _place(self, change: Change) -> Place:
+        return type(self._workshop.modules[change.module]), change.path
+
+    def _without_chance(self, fixed: list[Change], chosen: list[Change], prove: bool) -> list[Change]:
+        """Leave out attributes that the model uses as they were: a size of something else, by chance the same number.
+
+        What no pass uses is set, so that it says no size that is gone; but not in an object that others may share.
+        """
+        left = chosen
+        for place in dict.fromkeys(map(self._place, chosen)):
+            fewer = [change for change in left if self._place(change) != place]
+            if not self._holds([*fixed, *fewer], prove):
+                continue
+            unset = [change for change in left if self._place(change) == place]
+            if len(place[1]) > 1 or not self._holds([*fixed, *fewer], prove, unset=unset):
+                left = fewer
+        return left
+
+    def _holds(self, changes: list[Change], prove: bool, unset: Sequence[Change] = ()) -> bool:
+        """Return whether the outputs are the same with changes of attributes, also where some do not exist."""
+        undo = self._workshop.set(changes, unset)
+        error = self._error(prove, others=True)
+        undo()
+        return _same(error)
+
+    def _error(self, prove: bool, *, others: bool = False) -> float | Exception:
         try:
             if prove:
-                return self._workshop.error(others=False)
+                return self._workshop.error(others=others)
             return 0.0 if self._workshop.runs() else float("inf")
         except Exception as error:  # whatever the model raises says that it cannot be cut like this
             return error
 
-    def _choices(self, names: Sequence[str], before: Slices, after: Slices) -> Iterator[list[Change]]:
-        """Yield the attributes to set: always those of torch's own layers, and what else may be needed."""
+    def _choices(
+        self, names: Sequence[str], before: Slices, after: Slices
+    ) -> Iterator[tuple[list[Change], list[Change]]]:
+        """Yield the attributes to set: always those of torch's own layers, and then what else may be needed."""
         modules, near, possible = self._workshop.modules, set[str](), dict[Change, None]()
         fixed: dict[Change, None] = {}
         for name in names:
@@ -124,7 +154,7 @@ class Cutting:
         rest = [change for change in possible if (change.module, change.path) not in done]
         classes = {change.module: type(modules[change.module]) for change in rest}
         for chosen in choices(rest, classes, near, self._learned.get(self._key(names[0]))):
-            yield [*fixed, *chosen]
+            yield [*fixed], chosen
 
     def _owners(self, group: str) -> list[str]:
         first, owners = self._workshop.first, self._workshop.places.owners
@@ -158,7 +188,7 @@ class Cutting:
                 return f"{type(modules[owner]).__name__} {owner!r}"
         mixed = self._spec.mixed or {}
         found = [mixed[name] for name in names if name in mixed and mixed[name] != PRODUCT]
-        return f"the operation {found[0]}" if found else ""
+        return found[0] if found else ""
 
     def _reason(self, names: Sequence[str], errors: Sequence[float | Exception]) -> str:
         changes = [error for error in errors if isinstance(error, float)]
@@ -169,6 +199,10 @@ class Cutting:
             return f"the outputs change by {min(changes):.2g}: something reads all of its units at once, or its size"
         error = errors[0]
         return f"the model does not run with less: {type(error).__name__}: {str(error).strip()[:200]}"
+
+
+def _same(error: float | Exception) -> bool:
+    return isinstance(error, float) and error <= PROVEN
 
 
 def _together(names: Sequence[str], related: Callable[[str, str], bool]) -> Iterator[list[str]]:
