@@ -5,10 +5,13 @@ The config of a ticket states the checksum of each such file, and so claims it. 
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
@@ -30,8 +33,26 @@ _WEIGHTS = (
 
 def stage_model(stage: Path, model: PreTrainedModel) -> dict[str, Any]:
     """Write a model as anyone loads it, in one file; return the key of the config that claims it."""
-    model.save_pretrained(stage, max_shard_size="1000TB")  # the weights to start from are one file too
+    save_model(stage, model, max_shard_size="1000TB")  # the weights to start from are one file too
     return {_CLAIM: sha256_of(stage / MODEL_NAME)}
+
+
+def save_model(folder: Path, model: PreTrainedModel, **options: Any) -> None:
+    """Save a model as transformers does, but state the widest precision of its weights.
+
+    Transformers loads all weights in the one precision that ``config.json`` states, and writes that of the first.
+
+    Args:
+        folder: Where to save it.
+        model: The model.
+        options: As for ``save_pretrained``.
+    """
+    model.save_pretrained(folder, **options)
+    kinds = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    if len(kinds) > 1:
+        config = copy.deepcopy(model.config)
+        config.dtype = functools.reduce(torch.promote_types, kinds)
+        config.save_pretrained(folder)
 
 
 def stale_model(folder: Path, stage: Path, processing: Iterable[str]) -> Path | None:

@@ -22,6 +22,7 @@ from ...structured import UnitMask
 from .card import TAGS, code_block, loading_code, merged_card, parameters, whole_card
 from .checkpoint import load_model
 from .local_paths import clean_config_, is_local_path
+from .model_file import save_model
 from .processing import loaders, processing_files, read_processing, stage_processing, without_places
 from .transfer import base_model, model_folder
 
@@ -91,7 +92,7 @@ class SparseModel(HubMixin):
         """Write model, mask, tokenizer and card into ``folder``; none of the files is a pickle."""
         card = merged_card(Path(folder) / "README.md", self.card("."))
         with staged_folder(folder, last=CONFIG_NAME) as stage:
-            self.model.save_pretrained(stage)
+            save_model(stage, self.model)
             extra = {"processing": stage_processing(stage, self.processing)}
             if card is not None:
                 (stage / "README.md").write_text(card, encoding="utf-8")

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
@@ -21,7 +20,7 @@ from ...masks.mask_series import MaskSeries
 from ...networks.configuration import configuration_differences, configuration_of, deciding
 from ...networks.display import first_names, html_table
 from ...networks.names import base_of, named_state
-from ...networks.shards import class_name, local, part_of
+from ...networks.shards import class_name
 from ...report import plot_against_density
 from ...storage.atomic import staged_folder
 from ...storage.encoding import MaskFileError
@@ -46,7 +45,14 @@ from .ticket_files import (
     stated_generation,
 )
 from .ticket_info import base_id, check_info
-from .ticket_model import build_start, defined_in, known_class, structural_differences
+from .ticket_model import (
+    build_start,
+    defined_in,
+    known_class,
+    loads_alike,
+    restore_fitting_,
+    structural_differences,
+)
 from .transfer import base_model
 
 if TYPE_CHECKING:
@@ -178,7 +184,7 @@ class Ticket(HubMixin):
             )
         if differences:
             warnings.warn(f"the ticket is for another model: {_listed(differences)}", stacklevel=2)
-            _restore_fitting_(model, self.start)
+            restore_fitting_(model, self.start)
         else:
             self.start.restore_(model)
         self.mask.apply_(model)
@@ -238,6 +244,12 @@ class Ticket(HubMixin):
         model = build_start(kind, self.model_config, self.start, generation=self.generation_config)
         return None if structural_differences(self.start.tensors, named_state(model, numbers=False)) else model
 
+    def _writes(self, model: PreTrainedModel | None) -> bool:
+        """Whether the model at the stored weights is saved too."""
+        if model is None or not isinstance(self.start, Snapshot):
+            return False
+        return self.model_file and loads_alike(model, self.start)
+
     def differences(self, model: nn.Module) -> list[str]:
         """List how a model differs from the one that the ticket is for: in class, base model, configuration, structure.
 
@@ -270,9 +282,10 @@ class Ticket(HubMixin):
         """Write mask, start, model configuration and card into ``folder``; none of the files is a pickle.
 
         Where the start is stored and the class is known, ``model.safetensors`` is the model at the start under the
-        mask, for ``AutoModel.from_pretrained(folder)``; with ``model_file=False`` it is left out. A new folder appears
-        in one step. In an existing folder the files are replaced, but of a README.md only the library's own part. If
-        matplotlib is installed and the history has more than one level, a picture of accuracy against density is added.
+        mask, for ``AutoModel.from_pretrained(folder)``; with ``model_file=False`` it is left out. Weights of several
+        precisions are loaded from it in the widest. A new folder appears in one step. In an existing folder the files
+        are replaced, but of a README.md only the library's own part. If matplotlib is installed and the history has
+        more than one level, a picture of accuracy against density is added.
 
         Raises:
             FileExistsError: The folder holds a model, tokenizer or image processor that is not the ticket's.
@@ -281,10 +294,10 @@ class Ticket(HubMixin):
         if isinstance(self.start, Snapshot):
             self.mask.check_fits(self.start.tensors)
         model = self._stored_model()
-        card = merged_card(Path(folder) / "README.md", self._card(".", fits=model is not None))
+        card = merged_card(Path(folder) / "README.md", self._card(".", model))
         with staged_folder(folder, last=CONFIG_NAME) as stage:
             extra = {"rewind": stage_start(stage, self.start), "processing": stage_processing(stage, self.processing)}
-            if model is not None and self.model_file:
+            if model is not None and self._writes(model):
                 self.start.restore_(model)
                 self.mask.apply_(model)
                 extra |= stage_model(stage, model)
@@ -342,12 +355,12 @@ class Ticket(HubMixin):
 
     def card(self, source: str) -> str:
         """Write the README.md of a ticket that will be loaded from ``source``."""
-        return self._card(source, fits=self._stored_model() is not None)
+        return self._card(source, self._stored_model())
 
-    def _card(self, source: str, *, fits: bool) -> str:
-        """Write the card; ``fits`` tells whether the stored weights are those of the named class."""
+    def _card(self, source: str, model: PreTrainedModel | None) -> str:
+        """Write the card, given the model at the stored weights, if there is one."""
         kind = self._class()
-        builds = fits or (kind is not None and self._is_named())
+        builds = model is not None or (kind is not None and self._is_named())
         drawn = len(self._accuracies()) > 1 and _can_draw()
         return ticket_card(
             self.mask,
@@ -355,7 +368,7 @@ class Ticket(HubMixin):
             self.info,
             source,
             builds=builds,
-            stored=kind if fits and self.model_file else None,
+            stored=kind if self._writes(model) else None,
             processing=self.processing,
             picture=_PICTURE_NAME if drawn else None,
         )
@@ -378,17 +391,6 @@ def _further_names(folder: Path) -> list[str]:
 def _listed(differences: list[str]) -> str:
     more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
     return "; ".join(differences[:8]) + more
-
-
-def _restore_fitting_(model: nn.Module, rewind: Snapshot | Reference | Difference) -> None:
-    if isinstance(rewind, Reference):
-        return  # nothing is stored that could be restored
-    if isinstance(rewind, Difference):
-        return rewind.restore_(model)  # which fits wholly, or not at all
-    with torch.no_grad():
-        for name, tensor in named_state(model).items():
-            if name in rewind.tensors and rewind.tensors[name].shape == tensor.shape:
-                local(tensor).copy_(part_of(rewind.tensors[name], tensor))
 
 
 def _can_draw() -> bool:

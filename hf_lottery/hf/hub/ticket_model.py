@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
+import torch
 import transformers
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, set_seed
@@ -14,8 +16,9 @@ from transformers.models.auto import modeling_auto
 
 from ...networks.generators import kept_generators
 from ...networks.names import base_of, named_state
-from ...networks.shards import own_class
+from ...networks.shards import local, own_class, part_of
 from ...training.snapshot import Snapshot
+from .difference import Difference
 from .reference import Reference
 
 
@@ -91,6 +94,31 @@ def _build(
     return model
 
 
+def loads_alike(model: PreTrainedModel, start: Snapshot) -> bool:
+    """Tell whether ``from_pretrained`` gives a model the buffers that its file does not hold; if not, warn.
+
+    Transformers makes the model without numbers, so that a class of one's own must fill them in ``_init_weights``.
+
+    Args:
+        model: The model; its own values do not count.
+        start: The weights and buffers that it should have.
+    """
+    lost = sorted(named_state(model, numbers=False).keys() - model.state_dict().keys())
+    if defined_in(model) == "transformers" or not lost:
+        return True
+    stored = {name: tensor for name, tensor in start.tensors.items() if name not in lost}
+    with kept_generators():
+        again = cast(Any, type(model)).from_pretrained(None, config=copy.deepcopy(model.config), state_dict=stored)
+    found = named_state(again, numbers=False)
+    if differing := [n for n in lost if not torch.equal(found[n], start.tensors[n].to(found[n].dtype))]:
+        warnings.warn(
+            f"no model.safetensors is written, as from_pretrained of {type(model).__name__} would lose the values of "
+            f"{', '.join(differing)}. Fill these buffers in its _init_weights, or load the ticket with build_model.",
+            stacklevel=4,
+        )
+    return not differing
+
+
 def structural_differences(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> list[str]:
     """List how the weights and buffers of a ticket differ from those of a model in name, shape and precision.
 
@@ -107,6 +135,23 @@ def structural_differences(theirs: Mapping[str, Tensor], ours: Mapping[str, Tens
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             found.append(f"{name!r} {list(a.shape)} {a.dtype} in the ticket, {list(b.shape)} {b.dtype} here")
     return found
+
+
+def restore_fitting_(model: nn.Module, start: Snapshot | Reference | Difference) -> None:
+    """Put the stored weights and buffers that fit a model into it, in place.
+
+    Args:
+        model: The model.
+        start: The weights that a ticket starts from.
+    """
+    if isinstance(start, Reference):
+        return  # nothing is stored that could be restored
+    if isinstance(start, Difference):
+        return start.restore_(model)  # which fits wholly, or not at all
+    with torch.no_grad():
+        for name, tensor in named_state(model).items():
+            if name in start.tensors and start.tensors[name].shape == tensor.shape:
+                local(tensor).copy_(part_of(start.tensors[name], tensor))
 
 
 def _registered(config: type[PreTrainedConfig]) -> Iterator[Any]:
