@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from ..networks.selection import Patterns
 from ..symmetry.errors import SpecMismatchError, SymmetryError
 from ..symmetry.inputs import Inputs, checked_inputs
 from ..symmetry.structure import Structure
-from .attributes import Attributes
+from .attributes import Attributes, size_changes
 from .comparing import own_error
+from .configuration import configure_
 from .copies import copied, first_names
 from .cutting import Cutting
 from .folding import fold_, live_units
@@ -46,7 +47,8 @@ def shrunk(
 
     Every tensor loses the indices of the units that are cut, and the sizes that modules know are set. The outputs must
     then be those of ``model`` with zeros in all weights through which these units send. A group for which this is not
-    so, such as one that a norm reads as a whole, is kept, with the reason.
+    so, such as one that a norm reads as a whole, is kept, with the reason. If a configuration of the model's class can
+    express the new sizes, the small network has it.
 
     Args:
         model: The network; not changed.
@@ -79,6 +81,7 @@ def shrunk(
         proven = Slices(spec, dict(cutting.kept))
         cutting.cut([name for name in slices.units if name in later], prove=False)
         small = _small(inner, task.weights, cutting, spec)
+        fits = configure_(small, inner, _sizes(cutting, spec), inputs, outputs=outputs)
         reference = task.reference or _without_what_is_sent(inner, proven)
         alike = proven.units.keys() == cutting.kept.keys()
         own = own_error(reference, small, inputs, outputs=outputs, alike=alike)
@@ -88,7 +91,7 @@ def shrunk(
         )
         for name, kept in slices.units.items()
     ]
-    return _result(inner, small, cutting, rows, (error, own), workshop.inputs)
+    return _result(inner, small, cutting, rows, (error, own), workshop.inputs, fits)
 
 
 @dataclass
@@ -182,7 +185,7 @@ def _without_what_is_sent(model: nn.Module, slices: Slices) -> nn.Module:
 
 def _result(
     model: nn.Module, small: nn.Module, cutting: Cutting, rows: list[GroupCut], error: tuple[float, float],
-    inputs: list[str],
+    inputs: list[str], config_fits: bool,
 ) -> Shrunk:  # fmt: skip
     old, new = shapes_of(_own_tensors(model)), shapes_of(_own_tensors(small))
     return Shrunk(
@@ -195,7 +198,16 @@ def _result(
         error=error,
         inputs=inputs,
         fingerprint=cutting.fingerprint,
+        config_fits=config_fits,
     )
+
+
+def _sizes(cutting: Cutting, spec: Structure) -> Iterator[tuple[int, int]]:
+    """Yield sizes before the cut and behind it: of groups, of those that lie together on an axis, and of axes."""
+    after = Slices(spec, cutting.kept)
+    axes = [(name, axis) for name, shape in spec.shapes.items() if after.touches(name) for axis in range(len(shape))]
+    for old, news in size_changes(Slices(spec, {}), after, axes).items():
+        yield from ((old, new) for new in news)
 
 
 def _count(model: nn.Module) -> int:

@@ -67,6 +67,8 @@ class Shrunk:
             cut that must be retrained. The change in float64 is that of the other groups.
         inputs: Name and shape of the inputs that it was proven on.
         fingerprint: The fingerprint of the spec of the large network.
+        config_fits: Whether the model has a configuration that says its sizes, so that ``save_pretrained`` and
+            ``from_pretrained`` work as always.
     """
 
     model: nn.Module
@@ -78,6 +80,7 @@ class Shrunk:
     error: tuple[float, float]
     inputs: list[str]
     fingerprint: str
+    config_fits: bool = False
 
     def save(self, folder: str | Path) -> None:
         """Write what was cut and the small network's tensors into a folder, in one step, without pickle.

@@ -39,13 +39,14 @@ def cut(large, groups=None, **options):
     chosen = unit_candidates(spec) if groups is None else [g for g in spec.select(groups) if g in spec.free]
     options = {"sparsity": 0.5, "scope": uniform, "include": chosen, **options}
     found = shrunk(large, spec, prune_units(large, spec, score_weights(large), **options), inputs=inputs)
-    return found, {"large": large, "spec": spec, "inputs": inputs}
+    return found, {"large": large, "inputs": inputs}
 
 
 def saved(name, folder, groups=None, **options):
     """Cut half of the units and save what is left; return the small model, its inputs, and whether it is plain."""
     found, rest = cut(model(name), groups, **options)
-    return found.model, rest["inputs"], save_shrunk(found, folder, **rest)
+    save_shrunk(found, folder, large=rest["large"])
+    return found.model, rest["inputs"], found.config_fits
 
 
 def logits(network, inputs):

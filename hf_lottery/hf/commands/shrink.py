@@ -59,8 +59,8 @@ def main(arguments: Sequence[str]) -> Outcome:
     inputs = example_inputs(model)
     spec = discover(model, inputs)
     found = shrunk(model, spec, choose_units(args, model, spec, mask), inputs=inputs)
-    plain = save_shrunk(found, args.output, large=model, spec=spec, inputs=inputs, processing=processing)
-    return show_shrunk(found, model, Path(args.output), plain=plain)
+    save_shrunk(found, args.output, large=model, processing=processing)
+    return show_shrunk(found, model, Path(args.output), plain=found.config_fits)
 
 
 def load_source(source: str, place: Any) -> tuple[PreTrainedModel, Mask | None, Mapping[str, bytes]]:

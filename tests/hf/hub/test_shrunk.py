@@ -98,14 +98,14 @@ def test_saving_changes_neither_model(tmp_path):
     before = {name: tensor.clone() for name, tensor in large.state_dict().items()}
     found, rest = cut(large)
     shown = found.model.config.to_dict()
-    save_shrunk(found, tmp_path, **rest)
+    save_shrunk(found, tmp_path, large=rest["large"])
     assert found.model.config.to_dict() == shown and large.config.to_dict() == model("BERT").config.to_dict()
     assert all(torch.equal(before[name], tensor) for name, tensor in large.state_dict().items())
 
 
 def test_tokenizer_files_go_along(tmp_path):
     found, rest = cut(model("BERT"))
-    save_shrunk(found, tmp_path, **rest, processing={"tokenizer_config.json": b"{}"})
+    save_shrunk(found, tmp_path, large=rest["large"], processing={"tokenizer_config.json": b"{}"})
     assert (tmp_path / "tokenizer_config.json").read_bytes() == b"{}"
 
 

@@ -3,10 +3,13 @@
 import copy
 
 import pytest
+import torch
 import transformers as hf
 
-from hf_lottery.hf.hub.shrunk_config import expressed_config
+from hf_lottery import discover
 from hf_lottery.networks.names import named_tensors
+from hf_lottery.structured import shrunk
+from hf_lottery.structured.configuration import expressed_config
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
 GROUPED = {**SMALL, "num_key_value_heads": 2}
@@ -71,3 +74,32 @@ def test_a_field_that_changes_no_shape_is_tried_where_the_proof_asks_for_it():
         proves=lambda given: given.num_attention_heads == 2,
     )  # fmt: skip
     assert found is not None and found.num_attention_heads == 2
+
+
+def small_llama(shares):
+    """Cut half of what the patterns name from a small Llama."""
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED, intermediate_size=48)).eval()
+    spec = discover(model, {"input_ids": torch.arange(20).reshape(2, 10)})
+    units = {name: torch.arange(spec.groups[name].size) >= cut for pattern, cut in shares.items()
+             for name in spec.select(pattern)}  # fmt: skip
+    return model, shrunk(model, spec, units)
+
+
+def test_a_small_model_knows_its_sizes_and_is_saved_and_loaded_as_any_model(tmp_path):
+    model, found = small_llama({"mlp": 24, r"q_proj.weight\[0\]$": 1})
+    assert found.config_fits and not found.refused
+    config = found.model.config
+    assert (config.intermediate_size, config.num_attention_heads, config.num_key_value_heads) == (24, 2, 1)
+    assert all(getattr(module, "config", config) is config for module in found.model.modules())
+    assert model.config.intermediate_size == 48 and model.model.layers[0].self_attn.config.num_key_value_heads == 2
+    found.model.save_pretrained(tmp_path)
+    loaded = hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.arange(12).reshape(1, 12)
+    with torch.no_grad():
+        assert torch.allclose(loaded(tokens).logits, found.model(tokens).logits, rtol=0, atol=1e-6)
+
+
+def test_a_small_model_that_its_class_cannot_express_keeps_its_configuration():
+    model, found = small_llama({r"layers\.0\.mlp": 24})
+    assert not found.config_fits and not found.refused
+    assert found.model.config.to_dict() == model.config.to_dict()

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import nn
 
-from ...networks.names import named_tensors
+from ..networks.names import named_tensors
+from ..symmetry.errors import SymmetryError
+from ..symmetry.inputs import Inputs
+from .comparing import own_error
+from .copies import named_modules
 
 Sizes = Mapping[str, tuple[int, ...]]
 # A field of a configuration: attributes and positions that lead to it, and the number to put there.
@@ -18,14 +22,88 @@ _Change = tuple[tuple[str | int, ...], int]
 _MOST = 1024  # models that are built to find the fields, on the meta device
 
 
+def configure_(
+    small: nn.Module,
+    large: nn.Module,
+    sizes: Iterable[tuple[int, int]],
+    inputs: Inputs,
+    *,
+    outputs: Sequence[str] | None,
+) -> bool:
+    """Give a small model, in place, a configuration that says its sizes, if its class can express them.
+
+    A model made of the configuration must compute the same, and so must the small model with it.
+
+    Args:
+        small: The small model.
+        large: The model that it was cut from. A model without a configuration, an object with ``to_dict`` in its
+            attribute ``config``, is none of these.
+        sizes: Sizes before the cut, each with the size behind it.
+        inputs: One call's arguments.
+        outputs: Output fields that count, as for ``discover``.
+
+    Returns:
+        Whether it has such a configuration now.
+    """
+    config, kind = getattr(large, "config", None), type(large)
+    if not hasattr(config, "to_dict"):
+        return False
+
+    def proves(found: Any) -> bool:
+        return _alike(small, _filled(kind, found, small), inputs, outputs)
+
+    found = expressed_config(config, kind, _shapes_of(small), sizes=sizes, proves=proves)
+    if found is None:
+        return False
+    held = _put(small, large, found)
+    if _alike(_filled(kind, found, small), small, inputs, outputs):
+        return True
+    for module, old in held:
+        module.config = old
+    return False
+
+
+def _alike(reference: nn.Module, model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None) -> bool:
+    try:
+        own_error(reference, model, inputs, outputs=outputs, alike=True)
+    except SymmetryError:
+        return False
+    return True
+
+
+def _filled(kind: Callable[[Any], nn.Module], config: Any, small: nn.Module) -> nn.Module:
+    """Make a model of a configuration, with the tensors of the small one, which have the same shapes."""
+    model = kind(copy.deepcopy(config)).to(next(small.parameters()).device)
+    model.load_state_dict(small.state_dict(), assign=True)
+    return model.eval()
+
+
+def _put(small: nn.Module, large: nn.Module, config: Any) -> list[tuple[Any, Any]]:
+    """Put a configuration, and its parts, into the modules that hold them; return the modules and what they held."""
+    new, modules, held = {id(old): one for old, one in _parts(large.config, config)}, named_modules(small), []
+    for name, module in named_modules(large).items():
+        if (one := new.get(id(vars(module).get("config")))) is not None:
+            held.append((modules[name], modules[name].config))
+            modules[name].config = one
+    return held
+
+
+def _parts(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield a configuration and those inside it, each with its counterpart in another."""
+    yield old, new
+    for name, value in vars(old).items():
+        if hasattr(value, "to_dict"):
+            yield from _parts(value, getattr(new, name))
+
+
 def expressed_config(
-    config: PreTrainedConfig,
-    kind: type[PreTrainedModel],
+    config: Any,
+    kind: Callable[[Any], nn.Module],
     wanted: Sizes,
     *,
     sizes: Iterable[tuple[int, int]],
-    proves: Callable[[PreTrainedConfig], bool],
-) -> PreTrainedConfig | None:
+    proves: Callable[[Any], bool],
+) -> Any:
     """Find a configuration whose model has the tensors of a small model, and computes the same.
 
     Which fields hold a size is not known beforehand: every number in the configuration that is a size before the cut
@@ -58,7 +136,7 @@ def expressed_config(
     return None
 
 
-def _changes(config: PreTrainedConfig, sizes: set[tuple[int, int]]) -> list[_Change]:
+def _changes(config: Any, sizes: set[tuple[int, int]]) -> list[_Change]:
     """List the fields that hold a size, and what may be put there."""
     news = {old: sorted(new for before, new in sizes if before == old) for old, _ in sizes}
     return [(path, new) for path, value in _numbers(config, ()) for new in news.get(value, ())]
@@ -66,7 +144,7 @@ def _changes(config: PreTrainedConfig, sizes: set[tuple[int, int]]) -> list[_Cha
 
 def _numbers(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], int]]:
     """Yield the place and value of each whole number in a configuration; tables of labels hold no sizes."""
-    if isinstance(value, PreTrainedConfig):
+    if hasattr(value, "to_dict"):
         for name in value.to_dict():
             if name not in ("id2label", "label2id") and not name.endswith("token_id") and hasattr(value, name):
                 yield from _numbers(getattr(value, name), (*path, name))
@@ -88,7 +166,7 @@ def _subsets(changes: list[_Change]) -> Iterator[tuple[_Change, ...]]:
                 yield chosen
 
 
-def _changed(config: PreTrainedConfig, changes: Iterable[_Change]) -> PreTrainedConfig:
+def _changed(config: Any, changes: Iterable[_Change]) -> Any:
     config = copy.deepcopy(config)
     for path, new in changes:
         _set(config, path, new)
@@ -109,11 +187,15 @@ def _set(holder: Any, path: tuple[str | int, ...], new: int) -> Any:
     return holder
 
 
-def _shapes(kind: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, tuple[int, ...]] | None:
+def _shapes(kind: Callable[[Any], nn.Module], config: Any) -> dict[str, tuple[int, ...]] | None:
     """The shapes of a model's parameters and buffers; None if the configuration makes no model."""
     try:
         with torch.device("meta"):
-            model = cast(Any, kind)(copy.deepcopy(config))
+            model = kind(copy.deepcopy(config))
     except Exception:  # what a configuration can do wrong has no end
         return None
+    return _shapes_of(model)
+
+
+def _shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model, numbers=False).items()}
