@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -23,6 +23,7 @@ Sizes = Mapping[int, Collection[int]]  # a size -> what it may have become
 # Attributes that are set even where no pass shows that they must be: others would speak of a size that is gone.
 _SAYS_SIZE = re.compile(r"(^|_)(size|dim|width|features|channels|heads|groups|experts|embed|inner|nx|nf)(_|$)|dim$")
 _OF_DATA = re.compile(r"(^|_)(kernel|patch|window|pool|image|vocab|chunk|position|seq|max|label)")
+_OF_STREAM = re.compile(r"(^|_)(hidden|embed|model)(_|$)")
 _MOST_NUMBERS = 16  # of a list
 _MOST_TRIALS = 96
 
@@ -190,13 +191,30 @@ class Attributes:
             setattr(module, first, value)
         return undo
 
-    def unset(self, changes: Iterable[Change]) -> list[Callable[[], None]]:
-        """Remove attributes of modules, as if they had never been set, and return functions that put them back."""
-        undo: list[Callable[[], None]] = []
-        for change in changes:
-            held, (name,) = vars(self._by_name[change.module]), change.path
-            undo.append(partial(held.__setitem__, name, held.pop(name)))
-        return undo
+
+def says_what_stays(module: nn.Module, attribute: str) -> bool:
+    """Return whether an attribute says how wide the stream is that a module reads, and it still is that wide.
+
+    As many units of its own, such as heads times their dimensions, say nothing of it.
+    """
+    left = {length for tensor in module.parameters() for length in tensor.shape}
+    return bool(_OF_STREAM.search(attribute)) and getattr(module, attribute) in left
+
+
+@contextmanager
+def attributes_used() -> Iterator[set[tuple[int, str]]]:
+    """Note which attributes of modules are looked up in a block: pairs of the ``id`` of a module and a name."""
+    used: set[tuple[int, str]] = set()
+
+    def noting(module: nn.Module, name: str) -> Any:
+        used.add((id(module), name))
+        return object.__getattribute__(module, name)
+
+    nn.Module.__getattribute__ = noting
+    try:
+        yield used
+    finally:
+        del nn.Module.__getattribute__
 
 
 def _as(old: Any, value: Any) -> Any:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from ..symmetry.groups import PRODUCT
-from .attributes import Change, Place, candidates, choices, size_changes
+from .attributes import Change, Place, attributes_used, candidates, choices, says_what_stays, size_changes
 from .layers import layer_changes
 from .slicing import Slices, UnitError
 from .workshop import PROVEN, Workshop
@@ -107,24 +107,21 @@ class Cutting:
     def _without_chance(self, fixed: list[Change], chosen: list[Change], prove: bool) -> list[Change]:
         """Leave out attributes that the model uses as they were: a size of something else, by chance the same number.
 
-        What no pass uses is set, so that it says no size that is gone; but not in an object that others may share.
+        What no pass uses is set if it says a size that is gone; but not in an object that others may share.
         """
-        left = chosen
+        left, modules = chosen, self._workshop.modules
         for place in dict.fromkeys(map(self._place, chosen)):
             fewer = [change for change in left if self._place(change) != place]
-            if not self._holds([*fixed, *fewer], prove):
-                continue
-            unset = [change for change in left if self._place(change) == place]
-            if len(place[1]) > 1 or not self._holds([*fixed, *fewer], prove, unset=unset):
+            undo = self._workshop.set([*fixed, *fewer])
+            with attributes_used() as used:
+                error = self._error(prove, others=True)
+            undo()
+            mine = [(modules[change.module], change.path[0]) for change in left if self._place(change) == place]
+            if _same(error) and (
+                len(place[1]) > 1 or any((id(m), at) in used or says_what_stays(m, at) for m, at in mine)
+            ):
                 left = fewer
         return left
-
-    def _holds(self, changes: list[Change], prove: bool, unset: Sequence[Change] = ()) -> bool:
-        """Return whether the outputs are the same with changes of attributes, also where some do not exist."""
-        undo = self._workshop.set(changes, unset)
-        error = self._error(prove, others=True)
-        undo()
-        return _same(error)
 
     def _error(self, prove: bool, *, others: bool = False) -> float | Exception:
         try:

@@ -163,6 +163,45 @@ def test_sizes_in_an_object_that_layers_share_are_set_for_one_layer_alone():
     assert small.layers[0].config.layers == 2  # a number that is a size by chance stays where the rest suffices
 
 
+class Windowed(nn.Module):
+    """A length that is as large as the inner layer, and a size that the network never reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.context_size = self.inner_size = 16
+        self.embed, self.up, self.down = nn.Embedding(20, 8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, ids):
+        x = self.embed(ids[:, -self.context_size :])
+        return (x + self.down(self.up(x).relu())).cumsum(1)
+
+
+def test_a_length_that_is_as_large_as_what_is_cut_stays():
+    torch.manual_seed(0)
+    model = Windowed()
+    spec = discover(model, (torch.randint(0, 20, (2, 4)),))
+    small = shrink(model, spec, half(spec, ["up.weight[0]"]))
+    assert (small.context_size, small.inner_size) == (16, 8)
+    assert small(torch.randint(0, 20, (2, 12))).shape == (2, 12, 8)  # no proof ran on as many
+
+
+def test_a_size_that_no_pass_reads_stays_where_it_is_one_of_what_is_left():
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16))
+    layer.hidden_size = 16
+    spec = discover(layer, (torch.randn(3, 6),))
+    assert shrink(layer, spec, half(spec, ["0.weight[0]"])).hidden_size == 16
+
+
+def test_the_number_of_queries_of_a_head_stays_when_heads_go():
+    model, spec, _ = built("llama")
+    heads = [name for name in spec.free if "self_attn.q_proj" in name and not spec.groups[name].parents]
+    small = shrink(model, spec, half(spec, heads))
+    before, after = (one.model.layers[0].self_attn for one in (model, small))
+    assert after.k_proj.out_features == before.k_proj.out_features // 2
+    assert after.num_key_value_groups == before.num_key_value_groups == 2
+
+
 def test_what_a_view_hard_codes_is_kept_whole():
     model, spec, _ = built("timm-qkv")
     found = shrunk(model, spec, half(spec))
