@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hf_lottery import Mask, discover
-from hf_lottery.structured import UnitError, UnitMask, shrink, shrunk
+from hf_lottery.structured import UnitError, UnitMask, shrink, shrinking, shrunk
 from hf_lottery.symmetry import SpecMismatchError, SymmetryError
 from hf_lottery.symmetry.spec import PermutationSpec
 
@@ -270,3 +270,48 @@ def test_what_differs_in_its_own_precision_is_not_returned(monkeypatch):
     monkeypatch.setattr("hf_lottery.structured.comparing._OWN", {torch.float32: -1.0})
     with pytest.raises(SymmetryError, match="although it is the same in float64"):
         shrink(model, spec, half(spec))
+
+
+def test_outputs_that_cancel_may_differ_as_much_as_by_another_rounding():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 1000), nn.ReLU(), nn.Linear(1000, 1)), torch.randn(1, 8)
+    spec = discover(model, (x,))
+    with torch.no_grad():
+        kept = copy.deepcopy(model)
+        kept[2].weight[0, ::2] = 0
+        model[2].bias -= kept(x).squeeze()  # next to nothing is left of the sum
+    small = shrink(model, spec, {"0.weight[0]": torch.arange(1000) % 2 == 1})
+    assert small[2].in_features == 500
+
+
+def test_what_is_off_by_more_than_rounding_is_refused(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    spec = discover(model, (torch.randn(3, 4),))
+    kept = {"0.weight[0]": torch.arange(6) < 3}
+    cut = shrinking._small
+
+    def off(*args):
+        small = cut(*args)
+        with torch.no_grad():
+            small[2].bias += 1e-4
+        return small
+
+    monkeypatch.setattr(shrinking, "_small", off)
+    with pytest.raises(SymmetryError, match="more than another rounding makes"):
+        shrink(model, spec, kept)
+
+
+def test_what_runs_in_the_proof_alone_is_not_returned():
+    class Aligned(Two):
+        def forward(self, x):
+            x = self.a(x).relu()
+            if torch.backends.mha.get_fastpath_enabled() and x.shape[-1] % 4:  # a kernel that proofs do without
+                raise RuntimeError("strides should be multiple of 16 bytes")
+            return self.head(self.b(x).tanh())
+
+    torch.manual_seed(0)
+    model = Aligned()
+    spec = discover(model, (torch.randn(4, 6),))
+    with pytest.raises(SymmetryError, match="kernels that the model uses; received RuntimeError: strides"):
+        shrink(model, spec, {"a.weight[0]": torch.arange(8) < 5})
+    assert shrink(model, spec, {"a.weight[0]": torch.arange(8) < 4})(torch.randn(2, 6)).shape == (2, 3)
