@@ -19,7 +19,7 @@ from .copies import named_modules
 Sizes = Mapping[str, tuple[int, ...]]
 # A field of a configuration: attributes and positions that lead to it, and the number to put there.
 _Change = tuple[tuple[str | int, ...], int]
-_MOST = 1024  # models that are built to find the fields, on the meta device
+_MOST = 256  # models that are built to find the fields, on the meta device
 
 
 def configure_(
@@ -121,17 +121,20 @@ def expressed_config(
         The configuration; None if the class cannot express the small model.
     """
     active, inert = [], []
+    if (given := _shapes(kind, config)) is None:
+        return None
     for change in _changes(config, {pair for pair in sizes if pair[0] != pair[1]}):
         shapes = _shapes(kind, _changed(config, [change]))
         # A field that breaks the model on its own may be right beside another one, such as heads with their dimension.
-        (inert if shapes == _shapes(kind, config) else active).append(change)
+        (inert if shapes == given else active).append(change)
     for chosen in _subsets(active):
         found = _changed(config, chosen)
         if _shapes(kind, found) != dict(wanted):
             continue
         # A number of heads or of norm groups may change what is computed, but no shape.
         for more in ((), *((change,) for change in inert), tuple(inert)):
-            if proves(found := _changed(config, [*chosen, *more])):
+            found = _changed(config, [*chosen, *more])
+            if found is not None and proves(found):
                 return found
     return None
 
@@ -167,9 +170,13 @@ def _subsets(changes: list[_Change]) -> Iterator[tuple[_Change, ...]]:
 
 
 def _changed(config: Any, changes: Iterable[_Change]) -> Any:
+    """Return a copy of a configuration with other numbers; None if the configuration refuses them."""
     config = copy.deepcopy(config)
-    for path, new in changes:
-        _set(config, path, new)
+    try:
+        for path, new in changes:
+            _set(config, path, new)
+    except Exception:  # some check themselves when they are set
+        return None
     return config
 
 
@@ -188,7 +195,9 @@ def _set(holder: Any, path: tuple[str | int, ...], new: int) -> Any:
 
 
 def _shapes(kind: Callable[[Any], nn.Module], config: Any) -> dict[str, tuple[int, ...]] | None:
-    """The shapes of a model's parameters and buffers; None if the configuration makes no model."""
+    """The shapes of a model's parameters and buffers; None if there is no configuration, or it makes no model."""
+    if config is None:
+        return None
     try:
         with torch.device("meta"):
             model = kind(copy.deepcopy(config))

@@ -103,3 +103,9 @@ def test_a_small_model_that_its_class_cannot_express_keeps_its_configuration():
     model, found = small_llama({r"layers\.0\.mlp": 24})
     assert not found.config_fits and not found.refused
     assert found.model.config.to_dict() == model.config.to_dict()
+
+
+def test_fields_that_check_themselves_and_classes_that_take_more_are_left():
+    config = hf.ResNetConfig(**STAGES, hidden_sizes=[8, 16], out_indices=[1, 2])
+    assert expressed_config(config, hf.ResNetModel, {}, sizes=[(1, 2)], proves=lambda _: True) is None
+    assert expressed_config(config, lambda _: 1 / 0, {}, sizes=[(8, 4)], proves=lambda _: True) is None

@@ -67,6 +67,8 @@ def test_half_of_every_group(name):
     assert len(cut) >= CUT.get(name, 1)
     assert all(REASONS.search(why) for why in found.refused.values())
     assert found.error[0] <= 1e-10 and found.error[1] <= 1e-5
+    if not cut:
+        return
     masked = copy.deepcopy(model)
     with torch.no_grad():
         for tensor, keep in UnitMask(found.units, spec).items():
