@@ -18,7 +18,7 @@ from .copies import named_modules
 
 Sizes = Mapping[str, tuple[int, ...]]
 # A field of a configuration: attributes and positions that lead to it, and the number to put there.
-_Change = tuple[tuple[str | int, ...], int]
+FieldChange = tuple[tuple[str | int, ...], int]
 _MOST = 256  # models that are built to find the fields, on the meta device
 
 
@@ -61,6 +61,23 @@ def configure_(
     for module, old in held:
         module.config = old
     return False
+
+
+def field_changes(large: nn.Module, small: nn.Module) -> list[FieldChange]:
+    """Return the numbers in which the configuration of a small model differs from that of the large one."""
+    before, after = (dict(_numbers(getattr(model, "config", None), ())) for model in (large, small))
+    return [(path, value) for path, value in after.items() if before.get(path, value) != value]
+
+
+def has_fields(model: nn.Module, changes: Iterable[FieldChange]) -> bool:
+    """Tell whether the configuration of a model has a number in every field that is to change."""
+    return {path for path, _ in changes} <= dict(_numbers(getattr(model, "config", None), ())).keys()
+
+
+def put_fields_(small: nn.Module, large: nn.Module, changes: Sequence[FieldChange]) -> None:
+    """Give a small model, in place, the configuration of the large one with some numbers changed."""
+    if changes:
+        _put(small, large, _changed(large.config, changes))
 
 
 def _alike(reference: nn.Module, model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None) -> bool:
@@ -139,7 +156,7 @@ def expressed_config(
     return None
 
 
-def _changes(config: Any, sizes: set[tuple[int, int]]) -> list[_Change]:
+def _changes(config: Any, sizes: set[tuple[int, int]]) -> list[FieldChange]:
     """List the fields that hold a size, and what may be put there."""
     news = {old: sorted(new for before, new in sizes if before == old) for old, _ in sizes}
     return [(path, new) for path, value in _numbers(config, ()) for new in news.get(value, ())]
@@ -158,7 +175,7 @@ def _numbers(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[st
         yield path, value
 
 
-def _subsets(changes: list[_Change]) -> Iterator[tuple[_Change, ...]]:
+def _subsets(changes: list[FieldChange]) -> Iterator[tuple[FieldChange, ...]]:
     """Yield the choices that change every field once at most, the smallest first."""
     tried = 0
     for count in range(1, len(changes) + 1):
@@ -169,7 +186,7 @@ def _subsets(changes: list[_Change]) -> Iterator[tuple[_Change, ...]]:
                 yield chosen
 
 
-def _changed(config: Any, changes: Iterable[_Change]) -> Any:
+def _changed(config: Any, changes: Iterable[FieldChange]) -> Any:
     """Return a copy of a configuration with other numbers; None if the configuration refuses them."""
     config = copy.deepcopy(config)
     try:

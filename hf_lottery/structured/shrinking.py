@@ -19,7 +19,7 @@ from ..symmetry.inputs import Inputs, checked_inputs
 from ..symmetry.structure import Structure
 from .attributes import Attributes, size_changes
 from .comparing import own_error
-from .configuration import configure_
+from .configuration import configure_, field_changes
 from .copies import copied, first_names
 from .cutting import Cutting
 from .folding import fold_, live_units
@@ -199,6 +199,7 @@ def _result(
         inputs=inputs,
         fingerprint=cutting.fingerprint,
         config_fits=config_fits,
+        fields=field_changes(model, small),
     )
 
 

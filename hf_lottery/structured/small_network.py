@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..symmetry.errors import SpecMismatchError
 from ..symmetry.structure import SHOWN
 from ..version import __version__
 from .attributes import Attributes, Change
+from .configuration import FieldChange, has_fields, put_fields_
 from .copies import copied, named_modules
 from .unit_file import units_to_json
 
@@ -69,6 +70,7 @@ class Shrunk:
         fingerprint: The fingerprint of the spec of the large network.
         config_fits: Whether the model has a configuration that says its sizes, so that ``save_pretrained`` and
             ``from_pretrained`` work as always.
+        fields: The numbers of that configuration that are others than those of the large one.
     """
 
     model: nn.Module
@@ -81,6 +83,7 @@ class Shrunk:
     inputs: list[str]
     fingerprint: str
     config_fits: bool = False
+    fields: list[FieldChange] = field(default_factory=list)
 
     def save(self, folder: str | Path) -> None:
         """Write what was cut and the small network's tensors into a folder, in one step, without pickle.
@@ -97,6 +100,7 @@ class Shrunk:
                 "units": units_to_json(self.units, self.fingerprint),
                 "shapes": {name: list(map(list, pair)) for name, pair in self.shapes.items()},
                 "changes": [[change.module, list(change.path), change.value] for change in self.changes],
+                "fields": [[list(path), value] for path, value in self.fields],
                 "sha256": sha256_of(stage / WEIGHTS_NAME),
             }
             (stage / SHRUNK_NAME).write_bytes(seal_json(config, what=SHRUNK_NAME))
@@ -149,7 +153,7 @@ def load_shrunk(folder: str | Path, model: nn.Module) -> nn.Module:
         if not (folder / name).is_file():
             raise FileNotFoundError(f"a small network must have {name}; received {folder}. Check the path.")
     config = read_sealed(folder / SHRUNK_NAME, version=FORMAT_VERSION, error=MaskFileError)
-    shapes, changes = _shapes(folder, config), _changes(folder, config)
+    shapes, changes, fields = _shapes(folder, config), _changes(folder, config), _fields(folder, config)
     check_sha256(folder / WEIGHTS_NAME, str(config.get("sha256")), SHRUNK_NAME, MaskFileError)
     try:
         tensors = load_file(folder / WEIGHTS_NAME)
@@ -159,14 +163,16 @@ def load_shrunk(folder: str | Path, model: nn.Module) -> nn.Module:
     stated = {name: shapes.get(name, tuple(tensor.shape)) for name, tensor in tensors.items()}
     differ = [name for name in {**large, **stated} if large.get(name) != stated.get(name)]
     unknown = [change for change in changes if not _is_size(inner, change)]
-    if differ or unknown:
-        first = repr(differ[0]) if differ else f"the attribute {unknown[0].path} of {unknown[0].module!r}"
+    if differ or unknown or not has_fields(inner, fields):
+        attribute = f"the attribute {unknown[0].path} of {unknown[0].module!r}" if unknown else "its configuration"
+        first = repr(differ[0]) if differ else attribute
         raise SpecMismatchError(
             f"the model must be of the architecture that {folder} was cut from; received another one, which differs in "
             f"{first:.200}. Build the large model from its configuration."
         )
     small = copied(inner, tensors)
     Attributes(small).set(changes)
+    put_fields_(small, inner, fields)
     return small
 
 
@@ -189,6 +195,20 @@ def _changes(folder: Path, config: Mapping[str, Any]) -> list[Change]:
                     f"{folder / SHRUNK_NAME}: changes must be modules, attributes and sizes; received {entry!r:.80}."
                 )
     return changes
+
+
+def _fields(folder: Path, config: Mapping[str, Any]) -> list[FieldChange]:
+    found, fields = config.get("fields", []), []
+    for entry in found if isinstance(found, list) else [None]:
+        match entry:
+            case [[*path], int(value)] if path and all(isinstance(part, str | int) for part in path):
+                fields.append((tuple(path), value))
+            case _:
+                raise MaskFileError(
+                    f"{folder / SHRUNK_NAME}: fields must be places in a configuration, and numbers; received "
+                    f"{entry!r:.80}."
+                )
+    return fields
 
 
 def _are_sizes(value: Any) -> bool:

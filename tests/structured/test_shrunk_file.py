@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_shrink import Two, half, two
 
+from hf_lottery import discover
 from hf_lottery.storage.encoding import MaskFileError
 from hf_lottery.storage.json_files import seal_json
 from hf_lottery.structured import load_shrunk, shrunk
@@ -65,6 +66,9 @@ def test_a_file_that_is_missing_or_damaged_is_refused(saved, name):
         ("changes", [["a", ["training"], 3]], SpecMismatchError),
         ("changes", [["a", ["in_features"], "3"]], MaskFileError),
         ("changes", [["x", ["in_features"], 3]], SpecMismatchError),
+        ("fields", [[["width"], 3]], SpecMismatchError),  # it has no configuration
+        ("fields", [[["width"], "3"]], MaskFileError),
+        ("fields", {}, MaskFileError),
         ("shapes", [], MaskFileError),
         ("shapes", {}, SpecMismatchError),
     ],
@@ -82,3 +86,31 @@ def test_a_network_of_another_architecture_is_refused(saved):
     _, folder = saved
     with pytest.raises(SpecMismatchError, match="must be of the architecture"):
         load_shrunk(folder, torch.nn.Linear(6, 3))
+
+
+class Config:
+    def __init__(self):
+        self.width, self.outputs = 16, 3
+
+    def to_dict(self):
+        return vars(self)
+
+
+class Configured(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.up, self.head = torch.nn.Linear(6, config.width), torch.nn.Linear(config.width, config.outputs)
+
+    def forward(self, x):
+        return self.head(self.up(x).relu())
+
+
+def test_its_configuration_is_that_of_the_small_network(tmp_path):
+    model, large = Configured(Config()), Configured(Config())
+    spec = discover(model, (torch.randn(4, 6),))
+    found = shrunk(model, spec, half(spec))
+    found.save(tmp_path / "small")
+    small = load_shrunk(tmp_path / "small", large)
+    assert found.config_fits and found.model.config.width == small.config.width == 8
+    assert large.config.width == model.config.width == 16 and small.config.outputs == 3
