@@ -96,21 +96,18 @@ def _filled(kind: Callable[[Any], nn.Module], config: Any, small: nn.Module) -> 
 
 
 def _put(small: nn.Module, large: nn.Module, config: Any) -> list[tuple[Any, Any]]:
-    """Put a configuration, and its parts, into the modules that hold them; return the modules and what they held."""
-    new, modules, held = {id(old): one for old, one in _parts(large.config, config)}, named_modules(small), []
-    for name, module in named_modules(large).items():
-        if (one := new.get(id(vars(module).get("config")))) is not None:
-            held.append((modules[name], modules[name].config))
-            modules[name].config = one
+    """Put the configurations that a model made of one holds into a small model; return the modules and what they held.
+
+    Some classes make others of the one that they are given, as for an encoder.
+    """
+    with torch.device("meta"):
+        made = named_modules(type(large)(copy.deepcopy(config)))
+    held = []
+    for name, module in named_modules(small).items():
+        if (one := vars(made[name]).get("config") if name in made else None) is not None:
+            held.append((module, module.config))
+            module.config = one
     return held
-
-
-def _parts(old: Any, new: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield a configuration and those inside it, each with its counterpart in another."""
-    yield old, new
-    for name, value in vars(old).items():
-        if hasattr(value, "to_dict"):
-            yield from _parts(value, getattr(new, name))
 
 
 def expressed_config(

@@ -1,5 +1,6 @@
 """The file of a small network: loaded onto a skeleton of the large one, also in another process; damage is refused."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -100,10 +101,12 @@ class Configured(torch.nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.inner = torch.nn.ReLU()
+        self.inner.config = copy.copy(config)
         self.up, self.head = torch.nn.Linear(6, config.width), torch.nn.Linear(config.width, config.outputs)
 
     def forward(self, x):
-        return self.head(self.up(x).relu())
+        return self.head(self.inner(self.up(x)))
 
 
 def test_its_configuration_is_that_of_the_small_network(tmp_path):
@@ -113,4 +116,5 @@ def test_its_configuration_is_that_of_the_small_network(tmp_path):
     found.save(tmp_path / "small")
     small = load_shrunk(tmp_path / "small", large)
     assert found.config_fits and found.model.config.width == small.config.width == 8
+    assert found.model.inner.config.width == small.inner.config.width == 8
     assert large.config.width == model.config.width == 16 and small.config.outputs == 3
