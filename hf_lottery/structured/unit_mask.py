@@ -111,13 +111,27 @@ class UnitMask(Mask):
                 f"level must be None, as only the last one has units; received {level}. Use Mask.from_pretrained, and "
                 "shrink with that mask."
             )
-        folder = cls._folder(source, **where)
-        mask = cls.from_file(*read_mask(folder), path=folder / CONFIG_NAME)
+        mask = cls.load_any(source, **where)
         if not isinstance(mask, UnitMask):
             raise MaskFileError(
-                f"{folder} must hold units; received a mask without. Load it with Mask.from_pretrained."
+                f"{source} must hold units; received a mask without. Load it with Mask.from_pretrained."
             )
         return mask
+
+    @classmethod
+    def load_any(cls, source: str | Path, **where: Unpack[Where]) -> Mask:
+        """Load a mask as what it is: with its units if it has any, else as a plain one.
+
+        Args:
+            source: As for :meth:`from_pretrained`.
+            where: As for :meth:`from_pretrained`.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            MaskFileError: A file is malformed, damaged or of a newer format.
+        """
+        folder = cls._folder(source, **where)
+        return cls.from_file(*read_mask(folder), path=folder / CONFIG_NAME)
 
     def config_keys(self) -> dict[str, Any]:
         """Return the units for the config of the mask's file."""

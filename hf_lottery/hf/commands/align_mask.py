@@ -24,6 +24,7 @@ from ...alignment.match import Match
 from ...alignment.matching import activation_matching, weight_matching
 from ...masks.mask import Mask
 from ...report.bars import plot_match
+from ...structured import UnitMask
 from ...symmetry.discovery import discover
 from ...symmetry.spec import PermutationSpec
 from ..tasks.batches import example_batch, training_batches
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str]) -> Outcome | None:
     align, model_args, data_args, args = parser.parse(arguments, given_by="ticket", read=ticket_defaults)
     set_up(args, align, model_args, data_args, fresh=True)
     tell_defaults(parser)
-    mask = Mask.from_pretrained(align.ticket)
+    mask = UnitMask.load_any(align.ticket)
     source = load_network(align.source_model or str(Path(align.ticket).parent / "level-00/trained"), model_args.task)
     target = load_network(align.target_model, model_args.task)
     mask.check_fits(source)

@@ -37,11 +37,15 @@ from ...report import write_report
 from ...signs.norm_folding import fold_norms_
 from ...signs.norms import NormParameters, norm_parameters
 from ...signs.signed_mask import ZEROS, SignAgreement, SignedMask
+from ...structured import UnitMask, prune_units
+from ...structured.unit_choices import shuffle_units
+from ...symmetry.discovery import discover
 from ..hub.difference import Difference
 from ..hub.reference import Reference
 from ..hub.ticket import Ticket
 from ..hub.ticket_card import name_of
 from ..tasks.data import Data, DataArguments, trainer_arguments
+from ..tasks.example_inputs import example_inputs
 from ..tasks.fit import check_fit
 from ..tasks.loading import load_task_data
 from ..tasks.models import ModelArguments, build_model, load_checkpoint, load_pretrained
@@ -155,7 +159,7 @@ def main(arguments: Sequence[str]) -> Outcome | None:
     trainer = SparseTrainer(
         model=model,
         args=args,
-        mask=choose_mask(ticket_args, ticket.mask, args.seed),
+        mask=choose_mask(ticket_args, ticket.mask, model, args.seed),
         first_step=first_step if ticket_args.first_step is None else ticket_args.first_step,
         **trainer_arguments(model_args.task, data),
     )
@@ -278,18 +282,51 @@ def give_signs(
                 model.get_parameter(name).copy_(trained)
 
 
-def choose_mask(ticket_args: TicketArguments, mask: Mask, seed: int) -> Mask | None:
-    """Choose the ticket's mask, the aligned mask, or a control; None trains the dense network."""
+def choose_mask(ticket_args: TicketArguments, mask: Mask, model: PreTrainedModel, seed: int) -> Mask | None:
+    """Choose the ticket's mask, the aligned mask, or a control; None trains the dense network.
+
+    Args:
+        ticket_args: Which mask.
+        mask: The ticket's own.
+        model: The network that is trained, whose units the controls of a structured ticket draw.
+        seed: Draws the controls.
+    """
     name = ticket_args.mask
     if ticket_args.aligned:
-        return Mask.from_pretrained(ticket_args.aligned)
+        return UnitMask.load_any(ticket_args.aligned)
     if name == "none":
         return None
+    if name == "ticket":
+        return mask
+    if isinstance(mask, UnitMask):
+        return random_units(name, mask, model, seed)
     if name == "shuffled":
         return mask.shuffled(seed)
-    if name == "random":
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            zeros = {parameter: torch.zeros(entry.shape) for parameter, entry in mask.items()}
-            return prune(score_weights(zeros, random_score), mask.sparsity)
-    return mask
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        zeros = {parameter: torch.zeros(entry.shape) for parameter, entry in mask.items()}
+        return prune(score_weights(zeros, random_score), mask.sparsity)
+
+
+def random_units(name: str, mask: UnitMask, model: PreTrainedModel, seed: int) -> UnitMask:
+    """Draw other units for a structured ticket.
+
+    Args:
+        name: "shuffled" keeps as many units of each group, "random" as many of all groups together.
+        mask: The ticket's own units.
+        model: The network.
+        seed: Draws them.
+    """
+    spec = discover(model, example_inputs(model))
+    if name == "shuffled":
+        return shuffle_units(mask, spec, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    zeros = {parameter: torch.zeros(entry.shape) for parameter, entry in mask.items()}
+    return prune_units(
+        model,
+        spec,
+        zeros,
+        sparsity=mask.unit_sparsity,
+        reduce=lambda scores: torch.rand(scores.shape[:-1], generator=generator),
+        include=list(mask.units),
+    )

@@ -9,6 +9,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainerCallback
 
 from ...masks.mask import Mask
+from ...structured import UnitMask
 from ...training.snapshot import save_snapshot
 from ...training.sparsity import SparseHandle, keep_sparse
 
@@ -31,7 +32,7 @@ class SparsityCallback(TrainerCallback):
     """
 
     def __init__(self, mask: Mask | str | Path, *, packed: bool = False):
-        self.mask = Mask.from_pretrained(mask) if isinstance(mask, str | Path) else mask
+        self.mask = UnitMask.load_any(mask) if isinstance(mask, str | Path) else mask
         self.packed = packed
         self.handle: SparseHandle | None = None
 

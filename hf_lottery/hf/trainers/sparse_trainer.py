@@ -17,6 +17,7 @@ from transformers.trainer_utils import TrainOutput, has_length
 from ...masks.file import write_mask
 from ...masks.mask import Mask
 from ...networks.names import named_weights
+from ...structured import UnitMask
 from ..hub.errors import hub_errors
 from ..hub.transfer import base_model
 from .callbacks import SparsityCallback, refuse_flat_weights
@@ -48,7 +49,7 @@ class SparseTrainer(ExactResume):
         self._sparsity: SparsityCallback | None = None
         self._optimized: list[list[str]] | None = None  # names of the parameters of each group
         self._operations: dict[int | None, int] = {}  # size of an input -> floating-point operations
-        self.mask = Mask.from_pretrained(mask) if isinstance(mask, str | Path) else mask
+        self.mask = UnitMask.load_any(mask) if isinstance(mask, str | Path) else mask
 
     @property
     def mask(self) -> Mask | None:
