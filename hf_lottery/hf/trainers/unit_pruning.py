@@ -46,7 +46,7 @@ class UnitPruning:
         self._model, self._args = trainer.network, args
         self.spec = _discovered(trainer) if spec is None else spec
         self.settings = {"spec": self.spec.fingerprint}
-        self._dense = self._pruned({n: torch.zeros(w.shape) for n, w in matrices_of(self._model).items()}, 0.0)
+        self._dense = self._pruned(self._any_scores(), 0.0)
         kinds = prunable(self._model, include=".*").kinds
         named = matrices_of(self._model)
         self.weights = Prunable(
@@ -56,12 +56,17 @@ class UnitPruning:
 
     def check(self, sparsities: list[float]) -> None:
         """Raise ValueError unless every level removes units."""
-        total = self._dense.unit_count
+        total, last = self._dense.unit_count, len(sparsities) - 1
         for number, (before, after) in enumerate(pairwise(sparsities), start=1):
-            if round(before * total) == round(after * total):
+            none = round(before * total) == round(after * total)
+            if not none and number in (1, last):  # what must stay stops the first level, or the last one as well
+                none = len({self._pruned(self._any_scores(), s).kept_units for s in (before, after)}) == 1
+            if none:
+                bounds = {name: getattr(self._args, name) for name in ("min_density", "structured_multiple")}
                 raise ValueError(
                     f"level {number} must remove units; received sparsity {before:g} and then {after:g} of {total} "
-                    "units. Prune more at each level, or use fewer levels."
+                    f"units, with {' and '.join(f'{name}={value:g}' for name, value in bounds.items())}. Prune more at "
+                    "each level, use fewer levels, or lower what must stay."
                 )
 
     def dense(self) -> UnitMask:
@@ -79,6 +84,10 @@ class UnitPruning:
     def sparsity_of(self, mask: Mask) -> float:
         """Return the fraction of the units that a mask removes."""
         return cast(UnitMask, mask).unit_sparsity
+
+    def _any_scores(self) -> dict[str, Tensor]:
+        """Scores that make all units equal: how many go does not depend on them."""
+        return {name: torch.zeros(weight.shape) for name, weight in matrices_of(self._model).items()}
 
     def _pruned(self, scores: Mapping[str, Tensor], sparsity: float, *, within: UnitMask | None = None) -> UnitMask:
         args = self._args

@@ -8,7 +8,16 @@ from small_searches import Images, equal, quick, quick_aws, state, weights_of
 from small_task import KillAt, Killed, Points, arguments, net, vit
 from torch import nn
 
-from hf_lottery import LotteryArguments, LotteryTrainer, Mask, Ticket, WinningSignTrainer, discover
+from hf_lottery import (
+    LotteryArguments,
+    LotteryTrainer,
+    Mask,
+    SparseTrainer,
+    SparsityCallback,
+    Ticket,
+    WinningSignTrainer,
+    discover,
+)
 from hf_lottery.hf.commands.main import main
 from hf_lottery.structured import UnitMask
 
@@ -98,7 +107,22 @@ def test_groups_multiples_and_least_densities_are_kept_to(tmp_path, scope):
     assert list(search.mask.units) == ["first.weight[0]"] and search.mask.kept_units == 8
     search = structured(tmp_path / "b", scope=scope, min_density=0.45, sparsity=0.5, save_strategy="no")
     search.train()
-    assert [int(kept.sum()) >= least for kept, least in zip(search.mask.units.values(), (9, 6), strict=True)]
+    assert all(int(kept.sum()) >= least for kept, least in zip(search.mask.units.values(), (9, 6), strict=True))
+
+
+def test_a_level_that_least_densities_leave_nothing_to_is_refused_before_any_training(tmp_path):
+    with pytest.raises(ValueError, match=r"level 3 must remove units; .*min_density=0.8"):
+        structured(tmp_path, min_density=0.8, sparsity=0.6, pruning_fraction=0.3)
+    with pytest.raises(ValueError, match=r"level 1 must remove units; .*structured_multiple=4"):
+        structured(tmp_path, min_density=0.9, structured_multiple=4, sparsity=None, levels=1)
+
+
+def test_a_mask_in_a_folder_is_held_with_its_units(tmp_path):
+    search = structured(tmp_path / "search", sparsity=None, levels=1, save_strategy="no")
+    search.train()
+    again = SparseTrainer(model=classifier(), args=search.args, mask=tmp_path / "search/ticket", train_dataset=Points())
+    assert isinstance(again.mask, UnitMask) and again.mask == search.mask
+    assert isinstance(SparsityCallback(tmp_path / "search/ticket").mask, UnitMask)
 
 
 @pytest.mark.parametrize(("score", "kind"), [("saliency", LotteryTrainer), ("wanda", LotteryTrainer),
