@@ -20,12 +20,15 @@ from ...pruning.scores import magnitude, score_weights
 from ...report import markdown_table
 from ...structured import Shrunk, UnitMask, prune_units
 from ...structured.shrinking import shrunk
+from ...structured.small_network import SHRUNK_NAME
 from ...symmetry.discovery import discover
 from ...symmetry.spec import PermutationSpec
 from ..hub.checkpoint import load_model
+from ..hub.processing import saved_processing
 from ..hub.shrunk import check_no_model, save_shrunk
 from ..hub.sparse_model import SparseModel
 from ..hub.ticket import Ticket
+from ..hub.transfer import model_folder
 from ..prunable_weights import prunable
 from ..tasks import paper_networks  # noqa: F401  # registers the networks that find trains
 from ..tasks.example_inputs import example_inputs
@@ -82,7 +85,14 @@ def load_source(source: str, place: Any) -> tuple[PreTrainedModel, Mask | None, 
         sparse = SparseModel.from_pretrained(source, **place)
         return sparse.model.eval(), sparse.mask, sparse.processing
     except FileNotFoundError:
-        return load_model(source, **place).eval(), None, {}
+        pass
+    folder = model_folder(source, **place)
+    if (folder / SHRUNK_NAME).exists():
+        raise ValueError(
+            f"the source must be a network as its config.json describes it; received {source}, which was cut before. "
+            "Cut the large network again."
+        )
+    return load_model(source, **place).eval(), None, saved_processing(folder)
 
 
 def choose_units(args: argparse.Namespace, model: nn.Module, spec: PermutationSpec, mask: Mask | None) -> Mask:

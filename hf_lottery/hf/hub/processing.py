@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import transformers
+
 from ...storage.checksums import check_sha256
 from ...storage.encoding import MaskFileError
 from .local_paths import is_local_path
@@ -50,6 +52,25 @@ def processing_files(thing: Any) -> dict[str, bytes]:
             stacklevel=2,
         )
     return kept
+
+
+def saved_processing(folder: Path) -> dict[str, bytes]:
+    """Return the files of the tokenizer or image processor that lies in the folder of a model, by name.
+
+    One that transformers cannot load, or only with code of the repository, is left out with a warning.
+    """
+    files: dict[str, bytes] = {}
+    for kind in loaders({file.name: b"" for file in folder.iterdir()}):
+        try:
+            thing = getattr(transformers, kind).from_pretrained(str(folder), trust_remote_code=False)
+        except Exception as error:  # what such files can do wrong has no end
+            warnings.warn(
+                f"the files of {kind} in {folder} are left out, as it does not load: {' '.join(str(error).split())}",
+                stacklevel=2,
+            )
+        else:
+            files |= processing_files(thing)
+    return files
 
 
 def stage_processing(stage: Path, files: Mapping[str, bytes]) -> dict[str, str]:

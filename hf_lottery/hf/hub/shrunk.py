@@ -49,9 +49,12 @@ def save_shrunk(
 
     Raises:
         FileExistsError: The folder holds a model.
+        ValueError: The large model was itself cut, and its configuration does not say its sizes.
     """
     check_no_model(folder)
     small = cast(PreTrainedModel, found.model)
+    if not found.config_fits:
+        _check_described(large)
     with staged_folder(folder, last=MODEL_CONFIG_NAME) as stage:
         if found.config_fits:
             small.save_pretrained(stage)
@@ -108,6 +111,17 @@ def load_shrunk(folder: str | Path, **where: Unpack[Where]) -> PreTrainedModel:
         )
     model = load_into(place, _skeleton(kind, config))
     return cast(PreTrainedModel, model).eval()
+
+
+def _check_described(large: PreTrainedModel) -> None:
+    """Refuse a model that its configuration does not describe, as nothing could build it again."""
+    skeleton = dict(_skeleton(type(large), large.config).named_parameters())
+    for name, weight in large.named_parameters():
+        if name not in skeleton or skeleton[name].shape != weight.shape:
+            raise ValueError(
+                f"the large model must have the sizes of its configuration; received another {name!r}, as of a model "
+                "that was cut before. Cut the first one, once."
+            )
 
 
 def _skeleton(kind: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
-from small_models import logits, model
+from recipe_runs import write_tokenizer
+from small_models import cut, logits, model
+from transformers import AutoTokenizer
 
 from hf_lottery import Mask, Snapshot, Ticket, discover, prunable, score_weights, uniform
 from hf_lottery.hf.commands.main import main
-from hf_lottery.hf.hub.shrunk import load_shrunk
+from hf_lottery.hf.hub.shrunk import load_shrunk, save_shrunk
 from hf_lottery.hf.hub.sparse_model import SparseModel
 from hf_lottery.hf.tasks.example_inputs import example_inputs
 from hf_lottery.structured import prune_units
@@ -115,6 +117,31 @@ def test_a_structured_ticket_takes_no_sparsity(tmp_path, capsys):
     unit_ticket(model("LeNet")).save_pretrained(tmp_path / "ticket")
     assert main(["shrink", str(tmp_path / "ticket"), "--output", str(tmp_path / "small"), "--sparsity", "0.5"]) == 1
     assert "which says itself which units go" in capsys.readouterr().err
+
+
+def test_what_was_cut_before_is_not_cut_again(tmp_path, capsys):
+    first, small, second = (str(tmp_path / name) for name in ("first", "small", "second"))
+    unit_ticket(model("ViT")).save_pretrained(first)
+    assert shrink(capsys, first, small)["loaded_by"] == "load_shrunk"
+    assert main(["shrink", small, "--output", second, "--sparsity", "0.5"]) == 1
+    error = capsys.readouterr().err.splitlines()
+    assert len(error) == 1 and "which was cut before" in error[0]
+    found, rest = cut(load_shrunk(small), sparsity=0.25)
+    with pytest.raises(ValueError, match="must have the sizes of its configuration"):
+        save_shrunk(found, second, large=rest["large"])
+    assert not (tmp_path / "second").exists()
+
+
+def test_the_tokenizer_of_a_plain_model_goes_along(tmp_path, capsys):
+    model("BERT").save_pretrained(tmp_path / "model")
+    write_tokenizer(tmp_path / "model")
+    shrink(capsys, tmp_path / "model", tmp_path / "small", "--sparsity", "0.5")
+    tokenizers = [AutoTokenizer.from_pretrained(tmp_path / name) for name in ("model", "small")]
+    assert tokenizers[0]("a good film").input_ids == tokenizers[1]("a good film").input_ids == [6, 3, 5]
+    (tmp_path / "model/tokenizer.json").write_text("[]")
+    with pytest.warns(UserWarning, match="are left out"):
+        shrink(capsys, tmp_path / "model", tmp_path / "again", "--sparsity", "0.5")
+    assert not (tmp_path / "again/tokenizer.json").exists()
 
 
 def test_nothing_is_written_over(tmp_path, capsys):
