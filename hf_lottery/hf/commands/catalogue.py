@@ -100,7 +100,7 @@ CATALOGUE: dict[str, Entry] = {
         "commands.shrink",
         "cut units out of a network: those that its ticket removed, dead ones, or a share of the smallest",
         (
-            "outputs/digits-structured/ticket --output outputs/small",
+            "outputs/digits-structured/seed-0/ticket --output outputs/small",
             "outputs/again --output outputs/small --sparsity 0.5 --multiple 8",
         ),
         plain=True,

@@ -177,8 +177,8 @@ def measured(info: Mapping[str, Any]) -> tuple[Table, str]:
     ]
     header = ["trained network", "sparsity", *(name.removeprefix("eval_") for name in names)]
     text = (
-        f"Measured in the search alone: {one}, one training of each. A random mask and a new initialization were not "
-        "trained beside it; `--compare 5` of the search does that."
+        f"Measured in the search alone: {one}, one training of each. This table has no random mask and no new "
+        "initialization; `--compare 5` of the search adds them."
     )
     return Table(header, rows if len(history) > 1 else rows[1:]), text
 

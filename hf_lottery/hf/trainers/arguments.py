@@ -82,7 +82,9 @@ class LotteryArguments(TrainingArguments):
         default="global",
         metadata={"help": f"Which weights compete: {', '.join(SCOPES)}, or N:M (keep N of every M inputs)."},
     )
-    min_density: float = field(default=0.0, metadata={"help": "Smallest fraction of every parameter to keep."})
+    min_density: float = field(
+        default=0.0, metadata={"help": "Smallest fraction of every parameter to keep; with structured, of every group."}
+    )
     include: list[str] | None = field(
         default=None, metadata={"help": "Prune only parameters that match one of these regular expressions."}
     )
@@ -92,8 +94,8 @@ class LotteryArguments(TrainingArguments):
     structured: bool = field(
         default=False,
         metadata={
-            "help": "Prune whole units (channels, heads, units of feed-forward layers, experts), which hf-lottery "
-            "shrink can cut out. sparsity is then the fraction of units that go."
+            "help": "Prune whole units (channels, heads, units of feed-forward layers), which hf-lottery shrink can "
+            "cut out. sparsity is then the fraction of units that go."
         },
     )
     structured_groups: list[str] | None = field(

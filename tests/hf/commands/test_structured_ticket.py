@@ -4,6 +4,7 @@ import pytest
 from recipe_runs import ROOT, SMALL, run_recipe
 
 from hf_lottery.hf.commands import align_mask, find_ticket, train_ticket
+from hf_lottery.hf.commands.catalogue import CATALOGUE
 from hf_lottery.structured import UnitMask
 
 LENET = [*SMALL, "--config_name", ROOT / "recipes/digits/lenet.json"]
@@ -36,3 +37,9 @@ def test_an_aligned_mask_keeps_its_units(run, ticket, tmp_path):
     options = ["--init", "seed:7", "--mask", "aligned", "--aligned", aligned]
     run(train_ticket, *LENET, "--ticket", ticket, *options, "--output_dir", permuted)
     assert UnitMask.from_pretrained(permuted) == moved
+
+
+def test_the_example_of_shrink_is_the_ticket_of_the_recipe():
+    recipe = (ROOT / "recipes/digits/structured.yaml").read_text()
+    (folder,) = [line.split()[1] for line in recipe.splitlines() if line.startswith("output_dir:")]
+    assert any(f"{folder}/ticket " in example for example in CATALOGUE["shrink"].examples)
