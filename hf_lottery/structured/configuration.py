@@ -137,6 +137,8 @@ def expressed_config(
     active, inert = [], []
     if (given := _shapes(kind, config)) is None:
         return None
+    if given == dict(wanted):
+        return copy.deepcopy(config)
     for change in _changes(config, {pair for pair in sizes if pair[0] != pair[1]}):
         shapes = _shapes(kind, _changed(config, [change]))
         # A field that breaks the model on its own may be right beside another one, such as heads with their dimension.

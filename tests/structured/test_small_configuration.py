@@ -109,3 +109,9 @@ def test_fields_that_check_themselves_and_classes_that_take_more_are_left():
     config = hf.ResNetConfig(**STAGES, hidden_sizes=[8, 16], out_indices=[1, 2])
     assert expressed_config(config, hf.ResNetModel, {}, sizes=[(1, 2)], proves=lambda _: True) is None
     assert expressed_config(config, lambda _: 1 / 0, {}, sizes=[(8, 4)], proves=lambda _: True) is None
+
+
+def test_a_model_of_which_nothing_was_cut_is_saved_as_any_model():
+    model, found = small_llama({"embed_tokens": 16})  # a stream under norms
+    assert found.refused and found.config_fits
+    assert found.model.config.to_dict() == model.config.to_dict()
