@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,12 +62,12 @@ def shrunk(
             is only shown that the network still runs. Train it afterwards.
 
     Raises:
+        TypeError: The model is no module, or the spec no spec.
         SpecMismatchError: The spec is for another model, or the units for another spec.
         UnitError: The units do not fit the spec, or a group would keep nothing.
         SymmetryError: There are no inputs, or the model does not take them, or what was cut could not be proven.
     """
-    inner = unwrap(model)
-    spec.check_fits(inner)
+    inner = _checked(model, spec)
     check_numbers(inner)
     outputs = spec.outputs if inputs is None and outputs is None else outputs
     inputs = checked_inputs(inner, _inputs_of(inputs, spec))
@@ -92,6 +93,17 @@ def shrunk(
         for name, kept in slices.units.items()
     ]
     return _result(inner, small, cutting, rows, (error, own), workshop.inputs, fits)
+
+
+def _checked(model: Any, spec: Any) -> nn.Module:
+    if not isinstance(model, nn.Module) or not isinstance(spec, Structure):
+        raise TypeError(
+            f"shrinking needs a torch module and its spec; received {type(model).__name__} and {type(spec).__name__}. "
+            "Of a ticket, build the model; discover(model, batch) makes the spec."
+        )
+    inner = unwrap(model)
+    spec.check_fits(inner)
+    return inner
 
 
 @dataclass
@@ -124,6 +136,10 @@ def _task(model: nn.Module, spec: Structure, units: Any, inputs: Inputs) -> _Tas
 def _masked(model: nn.Module, spec: Structure, mask: Mask, inputs: Inputs) -> _Task:
     """Return the units that a mask leaves alive, and the masked model before and after constants were folded."""
     units, folds = live_units(model, spec, mask, inputs)
+    if all(kept.all() for kept in units.values()):
+        warnings.warn(
+            "the mask leaves no unit dead, so nothing is cut. prune_units chooses units to remove.", stacklevel=4
+        )
     tensors, first = named_tensors(model), first_names(model)
     masked = {first[name]: tensors[name].detach().masked_fill(~kept.to(tensors[name].device), 0)
               for name, kept in mask.items()}  # fmt: skip

@@ -308,3 +308,17 @@ def test_what_runs_in_the_proof_alone_is_not_returned():
     with pytest.raises(SymmetryError, match="kernels that the model uses; received RuntimeError: strides"):
         shrink(model, spec, {"a.weight[0]": torch.arange(8) < 5})
     assert shrink(model, spec, {"a.weight[0]": torch.arange(8) < 4})(torch.randn(2, 6)).shape == (2, 3)
+
+
+def test_arguments_of_the_wrong_kind_are_said():
+    model, spec = two()
+    for wrong in ((model, None), (model.state_dict(), spec)):
+        with pytest.raises(TypeError, match="shrinking needs a torch module and its spec; received"):
+            shrink(*wrong, half(spec))
+
+
+def test_a_mask_without_dead_units_is_said_to_cut_nothing():
+    model, spec = two()
+    with pytest.warns(UserWarning, match="leaves no unit dead"):
+        small = shrink(model, spec, Mask.dense(model))
+    assert small.state_dict().keys() == model.state_dict().keys()

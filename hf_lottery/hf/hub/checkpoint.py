@@ -122,7 +122,10 @@ def load_model(source: str | Path, **where: Unpack[Where]) -> PreTrainedModel:
     """
     folder = model_folder(source, **where)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"a model must be a folder with a config.json; received {folder} without one.")
+        raise FileNotFoundError(
+            f"a model must be a folder with a config.json; received {folder} without one. A search keeps its ticket in "
+            "ticket/."
+        )
     config = read_json(folder / "config.json", error=ValueError)
     found = _transformers_class(config)
     if found is None:
