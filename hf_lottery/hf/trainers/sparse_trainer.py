@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -242,8 +243,7 @@ class SparseTrainer(ExactResume):
                 self.network.load_state_dict(load_file(Path(resume_from_checkpoint) / "model.safetensors"))
                 return
             return super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load = cast(Any, type(self.model).from_pretrained)
-        loaded, report = load(resume_from_checkpoint, output_loading_info=True)
+        loaded, report = _made_as(self.model).from_pretrained(resume_from_checkpoint, output_loading_info=True)
         if lost := sorted(name for kind in ("missing_keys", "mismatched_keys") for name in report[kind]):
             raise ValueError(
                 f"the checkpoint {resume_from_checkpoint} must hold every weight; received none for {lost[:3]}. "
@@ -255,6 +255,22 @@ class SparseTrainer(ExactResume):
         if self.is_fsdp_enabled:
             return super()._load_best_model()
         self._load_from_checkpoint(cast(str, self.state.best_model_checkpoint))
+
+
+def _made_as(model: PreTrainedModel) -> Any:
+    """Return a class whose models are copies of this one, which need not be as its configuration says.
+
+    A head may have been put in, or units cut.
+    """
+
+    def new(cls: type, *args: Any, **options: Any) -> PreTrainedModel:
+        empty: dict[int, Any] = {id(w): torch.nn.Parameter(w.to("meta"), w.requires_grad) for w in model.parameters()}
+        empty |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+        with warnings.catch_warnings():  # it is not trained, so no mask need hold it
+            warnings.simplefilter("ignore")
+            return copy.deepcopy(model, empty)  # no instance of the new class, so nothing initializes it
+
+    return type(type(model).__name__, (type(model),), {"__new__": new})
 
 
 @contextmanager
