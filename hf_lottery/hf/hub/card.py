@@ -54,7 +54,7 @@ def merged_card(path: Path, new: str) -> str | None:
     """Return the text to write where a card may lie already; None if it is one that a person wrote."""
     if not path.exists():
         return new
-    old = path.read_text(encoding="utf-8")
+    old = path.read_text(encoding="utf-8", errors="replace")  # no damaged letter may end a search
     return merge_cards(old, new) if _OWN.search(old) else None
 
 

@@ -132,6 +132,15 @@ def test_a_person_keeps_the_text_around_the_library_part(tmp_path):
     assert "Only for birds." in card.read_text() and "| note  | `new` |" in card.read_text()
 
 
+def test_a_damaged_letter_in_a_card_ends_nothing(tmp_path):
+    ticket().save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_bytes()
+    (tmp_path / "README.md").write_bytes(card.replace(b"---\n\n", b"---\n\nMy own w\xf0rds.\n\n", 1))
+    ticket().save_pretrained(tmp_path)
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert text.replace("My own w\N{REPLACEMENT CHARACTER}rds.\n\n", "") == card.decode()
+
+
 def test_what_is_known_of_a_run():
     settings = {
         "seed": 3,
