@@ -260,7 +260,7 @@ def _read_card(api: HfApi, repo_id: str, commit: str, subfolder: str) -> str | N
     path = f"{subfolder.strip('/')}/README.md" if subfolder else "README.md"
     if not api.get_paths_info(repo_id, path, revision=commit):
         return None
-    return Path(api.hf_hub_download(repo_id, path, revision=commit)).read_bytes().decode()
+    return Path(api.hf_hub_download(repo_id, path, revision=commit)).read_bytes().decode(errors="replace")
 
 
 def _find_tag(api: HfApi, repo_id: str, tag: str | None) -> str | None:
