@@ -124,6 +124,12 @@ def named_tensors(model: nn.Module | Mapping[str, Tensor], *, numbers: bool = Tr
     return _checked(_owned(model, "_parameters", "_buffers", adapters=True), numbers)
 
 
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """Return the first name of each parameter and buffer for every name of it."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model, numbers=False).items()}
+
+
 def _walk(module: nn.Module, name: str = "", copied: bool = False) -> Iterator[tuple[str, nn.Module, bool]]:
     """Yield the modules of the base model, and whether PEFT replaced them by a copy."""
     while (inner := _inside(module)) is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from .copies import named_modules
 from .slicing import Slices
 
 Path = tuple[str, ...]  # names of attributes, one inside the other
@@ -175,7 +176,7 @@ class Attributes:
     """
 
     def __init__(self, model: nn.Module):
-        self._by_name = dict(model.named_modules(remove_duplicate=False))
+        self._by_name = named_modules(model)
 
     def set(self, changes: Iterable[Change]) -> list[Callable[[], None]]:
         """Set attributes, and return functions that put them back, to be called in reverse order."""

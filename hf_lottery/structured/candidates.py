@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from ..symmetry.errors import SymmetryError
 from ..symmetry.structure import Structure
+from .slicing import known_reads
 
 
 def unit_candidates(spec: Structure) -> list[str]:
@@ -23,17 +23,13 @@ def unit_candidates(spec: Structure) -> list[str]:
         spec: The symmetries.
 
     Raises:
-        SymmetryError: The spec does not know which axes are read.
+        UnitError: The spec does not know which axes are read.
     """
-    if spec.reads is None:
-        raise SymmetryError(
-            "the spec must know which axes its weights read, to choose groups by default; received one that was "
-            "written by hand or by an older version. Name the groups with include, or discover the spec again."
-        )
-    out = _streams(spec) | (spec.mixed or {}).keys()
+    reads = known_reads(spec, remedy="Name the groups with include, or discover the spec again.")
+    out = _streams(spec, reads) | (spec.mixed or {}).keys()
     sending = {
         leaf
-        for name, axes in spec.reads.items()
+        for name, axes in reads.items()
         for block in spec.tensors[name]
         for k in axes
         for leaf in block.axes[k].leaves
@@ -42,10 +38,10 @@ def unit_candidates(spec: Structure) -> list[str]:
     return [name for name in spec.groups if name in found and not found & set(spec.groups[name].parents)]
 
 
-def _streams(spec: Structure) -> set[str]:
+def _streams(spec: Structure, reads: Mapping[str, tuple[int, ...]]) -> set[str]:
     """The free groups without which no weights lead from a group back to it; of a circle, the one with most arrows."""
     arrows: dict[str, set[str]] = {name: set() for name in spec.groups}
-    for name, axes in (spec.reads or {}).items():
+    for name, axes in reads.items():
         for block in spec.tensors[name]:
             written = {leaf for k, axis in enumerate(block.axes) if k not in axes for leaf in axis.leaves}
             for leaf in (leaf for k in axes for leaf in block.axes[k].leaves):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch.utils._pytree import tree_map
 from ..networks.modes import evaluating
 from ..networks.names import named_parameters
 from ..symmetry.errors import SymmetryError
-from ..symmetry.inputs import Inputs, other_inputs
+from ..symmetry.inputs import Inputs, first_taken
 from ..symmetry.kept import unchanged
 from ..symmetry.outputs import chosen_outputs
 from ..symmetry.trace import call, plain_kernels
@@ -44,10 +43,13 @@ def own_error(
     device = next((parameter.device for parameter in reference.parameters()), torch.device("cpu"))
     inputs = tree_map(lambda value: value.to(device) if isinstance(value, Tensor) else value, inputs)
     worst, bound = 0.0, _bound(reference)
-    for given in _taken(reference, inputs, outputs):
-        error = _error(reference, small, given, outputs)
+    runs = [(inputs, _outputs(reference, inputs, outputs))]
+    if other := first_taken(inputs, lambda given: _outputs(reference, given, outputs)):
+        runs.append(other)
+    for given, before in runs:
+        error = _change(before, _outputs(small, given, outputs))
         worst = max(worst, error)
-        if alike and not error <= bound and not error <= _NOISES * _noise(reference, given, outputs):
+        if alike and not error <= bound and not error <= _NOISES * _noise(reference, given, before, outputs):
             raise SymmetryError(
                 f"the smaller network must give the same outputs within {bound:g} of the largest; received a change of "
                 f"{error:.2g}, more than another rounding makes, although it is the same in float64. Shrink the model "
@@ -55,20 +57,6 @@ def own_error(
             )
     _check_kernels(reference, small, inputs)
     return worst if alike else float("nan")
-
-
-def _taken(model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None) -> Iterator[Inputs]:
-    """Yield the inputs, and the first others that the model takes."""
-    yield inputs
-    for other in other_inputs(inputs):
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                _outputs(model, other, outputs)
-        except Exception:  # it does not
-            continue
-        yield other
-        return
 
 
 def _check_kernels(reference: nn.Module, small: nn.Module, inputs: Inputs) -> None:
@@ -92,7 +80,7 @@ def _run(model: nn.Module, inputs: Inputs) -> None:
         call(model, inputs)
 
 
-def _noise(model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None) -> float:
+def _noise(model: nn.Module, inputs: Inputs, before: Mapping[str, Tensor], outputs: Sequence[str] | None) -> float:
     """Return the change of the outputs if every parameter is rounded in another way.
 
     Outputs that nearly cancel, such as those of a network before its training, change by more than their bound.
@@ -102,11 +90,7 @@ def _noise(model: nn.Module, inputs: Inputs, outputs: Sequence[str] | None) -> f
         if weight.is_floating_point():
             signs = torch.randint(0, 2, weight.shape, generator=generator).mul_(2).sub_(1).to(weight)
             noisy[name] = weight.detach() * (1 + torch.finfo(weight.dtype).eps * signs)
-    return _error(model, copied(model, noisy, share=True), inputs, outputs)
-
-
-def _error(reference: nn.Module, small: nn.Module, inputs: Inputs, outputs: Sequence[str] | None) -> float:
-    return _change(_outputs(reference, inputs, outputs), _outputs(small, inputs, outputs))
+    return _change(before, _outputs(copied(model, noisy, share=True), inputs, outputs))
 
 
 def _bound(model: nn.Module) -> float:

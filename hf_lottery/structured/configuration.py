@@ -49,14 +49,17 @@ def configure_(
     if not hasattr(config, "to_dict"):
         return False
 
+    made: list[nn.Module] = []
+
     def proves(found: Any) -> bool:
-        return _alike(small, _filled(kind, found, small), inputs, outputs)
+        made[:] = [_filled(kind, found, small)]
+        return _alike(small, made[0], inputs, outputs)
 
     found = expressed_config(config, kind, _shapes_of(small), sizes=sizes, proves=proves)
     if found is None:
         return False
     held = _put(small, large, found)
-    if _alike(_filled(kind, found, small), small, inputs, outputs):
+    if _alike(made[0], small, inputs, outputs):
         return True
     for module, old in held:
         module.config = old
@@ -137,8 +140,6 @@ def expressed_config(
     active, inert = [], []
     if (given := _shapes(kind, config)) is None:
         return None
-    if given == dict(wanted):
-        return copy.deepcopy(config)
     for change in _changes(config, {pair for pair in sizes if pair[0] != pair[1]}):
         shapes = _shapes(kind, _changed(config, [change]))
         # A field that breaks the model on its own may be right beside another one, such as heads with their dimension.
@@ -175,9 +176,9 @@ def _numbers(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[st
 
 
 def _subsets(changes: list[FieldChange]) -> Iterator[tuple[FieldChange, ...]]:
-    """Yield the choices that change every field once at most, the smallest first."""
+    """Yield the choices that change every field once at most, the smallest first: none at all."""
     tried = 0
-    for count in range(1, len(changes) + 1):
+    for count in range(len(changes) + 1):
         for chosen in combinations(changes, count):
             if len({path for path, _ in chosen}) == count:
                 if (tried := tried + 1) > _MOST:

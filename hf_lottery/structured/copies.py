@@ -11,12 +11,6 @@ from torch import Tensor, nn
 from ..networks.names import named_tensors, plain_name
 
 
-def first_names(model: nn.Module) -> dict[str, str]:
-    """Return the first name of each parameter and buffer for every name of it."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(model, numbers=False).items()}
-
-
 def named_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules by plain name, a shared one under each of its names."""
     modules = model.named_modules(remove_duplicate=False)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -18,7 +16,7 @@ from ..masks.mask import Mask
 from ..networks.channels import read_channels, written_channels
 from ..networks.generators import kept_generators
 from ..networks.names import named_tensors, plain_name, unwrap
-from ..symmetry.inputs import Inputs, checked_inputs, other_inputs
+from ..symmetry.inputs import Inputs, checked_inputs, first_taken
 from ..symmetry.kept import kept_buffers
 from ..symmetry.randomised import Randomised
 from ..symmetry.structure import Structure
@@ -149,12 +147,8 @@ class _Bench:
         self._runs = [self._stage.inputs(inputs)]
         self._run(self._runs[0])
         self._stage.settle()  # a first pass may have extended buffers
-        for other in other_inputs(self._runs[0]):
-            with suppress(Exception), warnings.catch_warnings():  # a model need not take them
-                warnings.simplefilter("ignore")  # such as of a length that the model was not trained for
-                self._run(other)
-                self._runs.append(other)
-                break
+        if other := first_taken(self._runs[0], self._run):
+            self._runs.append(other[0])
 
     def _run(self, inputs: Inputs) -> None:
         model = self._stage.model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..masks.mask import Mask
 from ..networks.generators import kept_generators
-from ..networks.names import named_tensors, unwrap
+from ..networks.names import named_tensors, tied_names, unwrap
 from ..networks.numbers import check_numbers
 from ..networks.selection import Patterns
 from ..symmetry.errors import SpecMismatchError, SymmetryError
@@ -21,7 +21,7 @@ from ..symmetry.structure import Structure
 from .attributes import Attributes, size_changes
 from .comparing import own_error
 from .configuration import configure_, field_changes
-from .copies import copied, first_names
+from .copies import copied
 from .cutting import Cutting
 from .folding import fold_, live_units
 from .outgoing import outgoing_axes, zeroed
@@ -81,16 +81,15 @@ def shrunk(
         error = _proven(workshop, cutting, slices)
         proven = Slices(spec, dict(cutting.kept))
         cutting.cut([name for name in slices.units if name in later], prove=False)
-        small = _small(inner, task.weights, cutting, spec)
-        fits = configure_(small, inner, _sizes(cutting, spec), inputs, outputs=outputs)
+        kept = Slices(spec, cutting.kept)
+        small = _small(inner, task.weights, cutting, kept)
+        fits = configure_(small, inner, _sizes(kept), inputs, outputs=outputs)
         reference = task.reference or _without_what_is_sent(inner, proven)
         alike = proven.units.keys() == cutting.kept.keys()
         own = own_error(reference, small, inputs, outputs=outputs, alike=alike)
     rows = [
-        GroupCut(
-            name, kept.shape[-1], Slices(spec, cutting.kept).size(name), cutting.reasons.get(name), name not in later
-        )
-        for name, kept in slices.units.items()
+        GroupCut(name, units.shape[-1], kept.size(name), cutting.reasons.get(name), name not in later)
+        for name, units in slices.units.items()
     ]
     return _result(inner, small, cutting, rows, (error, own), workshop.inputs, fits)
 
@@ -140,7 +139,7 @@ def _masked(model: nn.Module, spec: Structure, mask: Mask, inputs: Inputs) -> _T
         warnings.warn(
             "the mask leaves no unit dead, so nothing is cut. prune_units chooses units to remove.", stacklevel=4
         )
-    tensors, first = named_tensors(model), first_names(model)
+    tensors, first = named_tensors(model), tied_names(model)
     masked = {first[name]: tensors[name].detach().masked_fill(~kept.to(tensors[name].device), 0)
               for name, kept in mask.items()}  # fmt: skip
     folded = {first[name]: tensors[name].detach().clone() for name in (*folds.added, *folds.removed)}
@@ -175,13 +174,13 @@ def _proven(workshop: Workshop, cutting: Cutting, slices: Slices) -> float:
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
-    first = first_names(model)
+    first = tied_names(model)
     return {name: tensor.detach() for name, tensor in named_tensors(model).items() if first[name] == name}
 
 
-def _small(model: nn.Module, weights: nn.Module, cutting: Cutting, spec: Structure) -> nn.Module:
+def _small(model: nn.Module, weights: nn.Module, cutting: Cutting, kept: Slices) -> nn.Module:
     """Return a copy of a model with those weights, without what was cut."""
-    kept, given = Slices(spec, cutting.kept), _own_tensors(model)
+    given = _own_tensors(model)
     tensors = {
         name: kept.cut(name, tensor) if kept.touches(name) else tensor.clone()
         for name, tensor in _own_tensors(weights).items()
@@ -194,7 +193,7 @@ def _small(model: nn.Module, weights: nn.Module, cutting: Cutting, spec: Structu
 
 def _without_what_is_sent(model: nn.Module, slices: Slices) -> nn.Module:
     """Return the model with zeros in all weights through which units that are cut send."""
-    sends = outgoing_axes(slices.spec, first_names(model))
+    sends = outgoing_axes(slices.spec, tied_names(model))
     new = {name: zeroed(name, tensor, slices, sends) for name, tensor in _own_tensors(model).items()}
     return copied(model, new, share=True)
 
@@ -219,11 +218,11 @@ def _result(
     )
 
 
-def _sizes(cutting: Cutting, spec: Structure) -> Iterator[tuple[int, int]]:
+def _sizes(kept: Slices) -> Iterator[tuple[int, int]]:
     """Yield sizes before the cut and behind it: of groups, of those that lie together on an axis, and of axes."""
-    after = Slices(spec, cutting.kept)
-    axes = [(name, axis) for name, shape in spec.shapes.items() if after.touches(name) for axis in range(len(shape))]
-    for old, news in size_changes(Slices(spec, {}), after, axes).items():
+    shapes = kept.spec.shapes
+    axes = [(name, axis) for name, shape in shapes.items() if kept.touches(name) for axis in range(len(shape))]
+    for old, news in size_changes(Slices(kept.spec, {}), kept, axes).items():
         yield from ((old, new) for new in news)
 
 

@@ -20,6 +20,20 @@ class UnitError(SymmetryError):
     """Units do not fit a spec, or cannot be cut."""
 
 
+def known_reads(spec: Structure, *, remedy: str = "Discover the spec again.") -> Mapping[str, tuple[int, ...]]:
+    """Return ``spec.reads``.
+
+    Raises:
+        UnitError: The spec does not know which axes are read.
+    """
+    if spec.reads is None:
+        raise UnitError(
+            "the spec must know which axes its weights read; received one that was written by hand or by an older "
+            f"version. {remedy}"
+        )
+    return spec.reads
+
+
 def checked_units(spec: Structure, units: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return units as arrays of bools, without the groups that keep everything.
 

@@ -13,7 +13,7 @@ from ..networks.display import TableDict
 from ..networks.names import named_tensors
 from ..symmetry.groups import PRODUCT, Slot
 from ..symmetry.structure import Structure
-from .slicing import UnitError, Units
+from .slicing import Units, known_reads
 
 
 class DeadTable(TableDict[Tensor]):
@@ -74,13 +74,10 @@ class Wiring:
     """
 
     def __init__(self, spec: Structure, nonzero: Mapping[str, Tensor]):
-        if spec.reads is None:
-            raise UnitError(
-                "the spec must know which axes its weights read; received one that was written by hand or by an older "
-                "version. Discover the spec again."
-            )
-        self.spec = spec
-        self._parts = [part for name in spec.tensors for part in _parts(spec, name, nonzero.get(name))]
+        self.spec, reads = spec, known_reads(spec)
+        self._parts = [
+            part for name in spec.tensors for part in _parts(spec, name, reads.get(name, ()), nonzero.get(name))
+        ]
         mixed = spec.mixed or {}
         self._apart = {group for group in spec.free if group not in mixed}  # weights alone connect their units
         self._meeting = {group for group, by in mixed.items() if by == PRODUCT}
@@ -205,7 +202,7 @@ class _Part:
         return places[self.name][self.positions[slot.axis]].reshape(here)
 
 
-def _parts(spec: Structure, name: str, nonzero: Tensor | None) -> Iterator[_Part]:
+def _parts(spec: Structure, name: str, reads: Sequence[int], nonzero: Tensor | None) -> Iterator[_Part]:
     whole = None if nonzero is None else nonzero.cpu().numpy()
     for block in spec.tensors[name]:
         slots = block.slots(spec.groups)
@@ -213,7 +210,6 @@ def _parts(spec: Structure, name: str, nonzero: Tensor | None) -> Iterator[_Part
         flat = [axis.positions.reshape(-1) for axis in block.axes]
         index = np.ix_(*flat)
         cells = np.ones(sizes, dtype=np.bool_) if whole is None else whole[index].reshape(sizes)
-        reads = (spec.reads or {}).get(name, ())
         yield _Part(name, cells, slots, reads, index, tuple(map(len, flat)), [axis.positions for axis in block.axes])
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..symmetry.changes import Baseline
-from ..symmetry.inputs import Inputs, describe, other_inputs
+from ..symmetry.inputs import Inputs, describe, first_taken
 from ..symmetry.kept import unchanged
 from ..symmetry.prover import Prover
 from ..symmetry.randomised import Randomised
@@ -71,14 +71,10 @@ class Workshop:
         if slices.units:
             before.measure(self._scales.values)
         self._runs = [(self._given, before)]
-        for other in other_inputs(self._given):
-            try:
-                baseline = Baseline(self._outputs(other))
-            except Exception:  # the model does not take these, or they prove nothing
-                continue
+        if other := first_taken(self._given, lambda inputs: Baseline(self._outputs(inputs))):
+            _, baseline = other
             baseline.scales = {name: scale for name, scale in before.scales.items() if name in baseline.values}
-            self._runs.append((other, baseline))
-            break
+            self._runs.append(other)
 
     def _outputs(self, inputs: Inputs) -> dict[str, Tensor]:
         self._prover.inputs = inputs

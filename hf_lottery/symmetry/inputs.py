@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .errors import SymmetryError
 
 Inputs = Mapping[str, Any] | tuple[Any, ...]
+T = TypeVar("T")
 _Axes = Callable[[Tensor], Sequence[int]]
 _Size = Callable[[int], int]
 
@@ -75,6 +78,20 @@ def other_inputs(inputs: Inputs) -> Iterator[Inputs]:
             yield _resized(inputs, axes, size, rows=1 if batch else None)
     if batch:
         yield _resized(inputs, lambda tensor: (), _longer, rows=1 if rows != {1} else 2)
+
+
+def first_taken(inputs: Inputs, run: Callable[[Inputs], T]) -> tuple[Inputs, T] | None:
+    """Return the first inputs of another length or size that a model takes, and what it makes of them.
+
+    Args:
+        inputs: One call's arguments.
+        run: Runs the model. Whatever it raises says that the model does not take the inputs.
+    """
+    for other in other_inputs(inputs):
+        with suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as of a length that the model was not trained for
+            return other, run(other)
+    return None
 
 
 def describe(inputs: Inputs, others: Inputs | None = None) -> list[str]:

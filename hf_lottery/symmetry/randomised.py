@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from ..networks.names import named_tensors, unwrap
+from ..networks.names import named_tensors, tied_names, unwrap
 from ..networks.numbers import check_numbers
 from .inputs import Inputs
 from .permutation import Permutation, movable_tensors
@@ -79,8 +79,7 @@ class Randomised:
 
     def first_names(self) -> dict[str, str]:
         """Return the first name of each tensor for every name."""
-        first: dict[int, str] = {}
-        return {name: first.setdefault(id(tensor), name) for name, tensor in named_tensors(self.model).items()}
+        return tied_names(self.model)
 
     def settle(self) -> None:
         """Take the buffers as they are for the state that is restored: a first pass may have extended them."""
