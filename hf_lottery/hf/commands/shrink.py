@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> Outcome:
     model, mask, processing = load_source(args.source, where(args))
     inputs = example_inputs(model)
     spec = discover(model, inputs)
-    found = shrunk(model, spec, choose_units(args, model, spec, mask), inputs=inputs)
+    found = shrunk(model, spec, units_to_cut(args, model, spec, mask), inputs=inputs)
     save_shrunk(found, args.output, large=model, processing=processing)
     return show_shrunk(found, model, Path(args.output), plain=found.config_fits)
 
@@ -95,7 +95,7 @@ def load_source(source: str, place: Any) -> tuple[PreTrainedModel, Mask | None, 
     return load_model(source, **place).eval(), None, saved_processing(folder)
 
 
-def choose_units(args: argparse.Namespace, model: nn.Module, spec: PermutationSpec, mask: Mask | None) -> Mask:
+def units_to_cut(args: argparse.Namespace, model: nn.Module, spec: PermutationSpec, mask: Mask | None) -> Mask:
     """Choose the units to cut: those of small weights, those of the mask, or those that the zeros leave dead.
 
     Args:

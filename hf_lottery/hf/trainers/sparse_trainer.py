@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,9 @@ from transformers.trainer_utils import TrainOutput, has_length
 
 from ...masks.file import write_mask
 from ...masks.mask import Mask
-from ...networks.names import named_weights
+from ...networks.names import named_tensors, named_weights
 from ...structured import UnitMask
+from ...structured.copies import copied
 from ..hub.errors import hub_errors
 from ..hub.transfer import base_model
 from .callbacks import SparsityCallback, refuse_flat_weights
@@ -264,11 +264,11 @@ def _made_as(model: PreTrainedModel) -> Any:
     """
 
     def new(cls: type, *args: Any, **options: Any) -> PreTrainedModel:
-        empty: dict[int, Any] = {id(w): torch.nn.Parameter(w.to("meta"), w.requires_grad) for w in model.parameters()}
-        empty |= {id(buffer): buffer.to("meta") for buffer in model.buffers()}
+        empty = {name: tensor.detach().to("meta") for name, tensor in named_tensors(model, numbers=False).items()}
         with warnings.catch_warnings():  # it is not trained, so no mask need hold it
             warnings.simplefilter("ignore")
-            return copy.deepcopy(model, empty)  # no instance of the new class, so nothing initializes it
+            # It is no instance of the new class, so nothing initializes it.
+            return cast(PreTrainedModel, copied(model, empty))
 
     return type(type(model).__name__, (type(model),), {"__new__": new})
 
