@@ -130,7 +130,19 @@ class UnitMask(Mask):
             FileNotFoundError: A file is missing.
             MaskFileError: A file is malformed, damaged or of a newer format.
         """
-        folder = cls._folder(source, **where)
+        return cls.from_folder(cls._folder(source, **where))
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Mask:
+        """Read the mask in a folder as :meth:`load_any` does, but never look for it on the Hub.
+
+        Args:
+            folder: The folder.
+
+        Raises:
+            FileNotFoundError: A file is missing.
+            MaskFileError: A file is malformed, damaged or of a newer format.
+        """
         return cls.from_file(*read_mask(folder), path=folder / CONFIG_NAME)
 
     def config_keys(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
 from ...masks.config import CONFIG_NAME, read_config
-from ...masks.file import read_mask, stage_mask
+from ...masks.file import stage_mask
 from ...masks.mask import Mask
 from ...networks.names import named_weights
 from ...networks.shards import class_name
@@ -120,7 +120,7 @@ class SparseModel(HubMixin):
             ValueError: A pruned weight is not zero, or the class is not one of the transformers library.
         """
         folder = model_folder(source, **where)
-        mask = UnitMask.from_file(*read_mask(folder), path=folder / CONFIG_NAME)
+        mask = UnitMask.from_folder(folder)
         model = load_model(folder)
         model.config.name_or_path = str(source)
         return cls(model, mask, read_processing(folder, read_config(folder / CONFIG_NAME)))

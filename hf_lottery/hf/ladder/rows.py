@@ -20,8 +20,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...alignment.match import Match
-from ...masks.config import CONFIG_NAME
-from ...masks.file import read_mask
 from ...masks.mask import Mask
 from ...pruning.mask_from_scores import prune
 from ...pruning.scopes import PruneRequest, global_ranking
@@ -68,8 +66,7 @@ class Target:
 
     def mask(self, search: str, seed: int) -> Mask:
         """Load the mask that a search found, of units if it pruned units."""
-        folder = self.searched(search, seed) / f"level-{self.level:02d}"
-        return UnitMask.from_file(*read_mask(folder), path=folder / CONFIG_NAME)
+        return UnitMask.from_folder(self.searched(search, seed) / f"level-{self.level:02d}")
 
     def trained(self, search: str, seed: int, *, level: int | None = None) -> PreTrainedModel:
         """Load the network that a search trained under its mask."""

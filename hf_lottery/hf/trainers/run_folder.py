@@ -25,7 +25,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ...masks.file import CONFIG_NAME, MASK_NAME, read_mask, stage_mask
+from ...masks.file import CONFIG_NAME, MASK_NAME, stage_mask
 from ...masks.mask import Mask
 from ...storage.atomic import staged_folder, sweep, write_atomically
 from ...storage.checksums import check_files, hash_files, read_record, sealed_record
@@ -180,8 +180,7 @@ class RunFolder:
 
     def read_mask(self, number: int) -> Mask:
         """Read the mask that a level trains under, with its units if it has any."""
-        folder = self.level(number)
-        return UnitMask.from_file(*read_mask(folder), path=folder / CONFIG_NAME)
+        return UnitMask.from_folder(self.level(number))
 
     def clean(self, *, models: bool, checkpoints: bool) -> None:
         """Delete what no resume reads any more, now that one more level is finished.
